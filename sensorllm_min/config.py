@@ -1,0 +1,158 @@
+"""The shapes of the two networks, read from a Hugging Face `config.json`, and the one error a person meets.
+
+Everything downstream uses the names on the left; Hugging Face's names end here (and in `weights.py`).
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class InputError(Exception):
+    """Something a person gave is wrong: one line that says what, where, and the mend. The scripts exit with code 2."""
+
+
+def read_json(path):
+    """The object in a JSON file. InputError where the file is missing or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path} not found or not readable")
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error})")
+
+
+def required(raw, key, where):
+    """raw[key], or an InputError that names the key and the file."""
+    if key not in raw:
+        raise InputError(f"{where}: the key '{key}' is missing")
+    return raw[key]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the low rotary frequencies (rope_type "llama3")."""
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int                     # fewer than n_heads: grouped-query attention
+    head_dim: int                       # read, not derived: n_heads * head_dim need not equal d_model
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False        # the output head is the embedding matrix
+    max_positions: int = 4096
+    bos_id: int | None = None
+    eos_ids: tuple = ()
+
+    @classmethod
+    def from_hf(cls, raw, where="config.json"):
+        """The config of a LLaMA-family checkpoint. InputError for another family or an unknown rope type."""
+        if raw.get("model_type") != "llama":
+            raise InputError(f"{where}: model_type '{raw.get('model_type')}' is not a LLaMA; "
+                             "give a directory of the LLaMA family (Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM2)")
+        if raw.get("hidden_act", "silu") != "silu" or raw.get("attention_bias") or raw.get("mlp_bias"):
+            raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented "
+                             "(hidden_act silu, attention_bias and mlp_bias false)")
+        n_heads = required(raw, "num_attention_heads", where)
+        eos = raw.get("eos_token_id")
+        theta, scaling = read_rope(raw, where)
+        return cls(
+            vocab_size=required(raw, "vocab_size", where),
+            d_model=required(raw, "hidden_size", where),
+            d_ff=required(raw, "intermediate_size", where),
+            n_layers=required(raw, "num_hidden_layers", where),
+            n_heads=n_heads,
+            n_kv_heads=raw.get("num_key_value_heads") or n_heads,
+            head_dim=raw.get("head_dim") or raw["hidden_size"] // n_heads,    # older files leave it out
+            norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            tie_embeddings=raw.get("tie_word_embeddings", False),
+            max_positions=raw.get("max_position_embeddings", 2048),
+            bos_id=raw.get("bos_token_id"),
+            eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        )
+
+
+def read_rope(raw, where):
+    """(theta, RopeScaling or None) from either spelling: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
+    rope = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
+    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise InputError(f"{where}: rope type '{kind}' is unknown; 'default' and 'llama3' are implemented")
+    return theta, RopeScaling(*(required(rope, key, where) for key in (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")))
+
+
+@dataclass(frozen=True)
+class ChronosConfig:
+    """How samples become ids: `chronos_config` of the checkpoint (arXiv 2403.07815)."""
+    low_limit: float = -15.0
+    high_limit: float = 15.0
+    n_tokens: int = 4096
+    n_special_tokens: int = 2
+    pad_id: int = 0
+    eos_id: int = 1
+    context_length: int = 512           # samples; the EOS comes on top
+
+    @classmethod
+    def from_hf(cls, raw, where="config.json"):
+        chronos = required(raw, "chronos_config", where)
+        limits = required(chronos, "tokenizer_kwargs", where)
+        if not chronos.get("use_eos_token", True) or chronos.get("model_type", "seq2seq") != "seq2seq":
+            raise InputError(f"{where}: only Chronos T5 (model_type seq2seq, use_eos_token true) is implemented")
+        return cls(limits["low_limit"], limits["high_limit"], chronos["n_tokens"], chronos["n_special_tokens"],
+                   chronos["pad_token_id"], chronos["eos_token_id"], chronos["context_length"])
+
+
+@dataclass(frozen=True)
+class T5Config:
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    head_dim: int                       # n_heads * head_dim need not equal d_model
+    n_buckets: int = 32                 # of relative distances, half for each direction
+    max_distance: int = 128             # samples; everything farther shares a bucket
+    norm_eps: float = 1e-6
+
+    @classmethod
+    def from_hf(cls, raw, where="config.json"):
+        """The encoder of a T5 checkpoint. InputError for another family or feed-forward."""
+        if raw.get("model_type") != "t5":
+            raise InputError(f"{where}: model_type '{raw.get('model_type')}' is not a T5; give a chronos-t5 directory")
+        if raw.get("feed_forward_proj", "relu") != "relu":
+            raise InputError(f"{where}: feed_forward_proj '{raw['feed_forward_proj']}' is not implemented; "
+                             "Chronos T5 uses 'relu'")
+        return cls(
+            vocab_size=required(raw, "vocab_size", where),
+            d_model=required(raw, "d_model", where),
+            d_ff=required(raw, "d_ff", where),
+            n_layers=required(raw, "num_layers", where),
+            n_heads=required(raw, "num_heads", where),
+            head_dim=required(raw, "d_kv", where),
+            n_buckets=raw.get("relative_attention_num_buckets", 32),
+            max_distance=raw.get("relative_attention_max_distance", 128),
+            norm_eps=raw.get("layer_norm_epsilon", 1e-6),
+        )
+
+
+# The built-in sizes: what is trained from scratch where no --encoder or --llm is given. Small enough for two cores.
+TINY_ENCODER = T5Config(vocab_size=4096, d_model=64, d_ff=256, n_layers=2, n_heads=4, head_dim=16)
+TINY_CHRONOS = ChronosConfig()
+TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=32,
+                         tie_embeddings=True)

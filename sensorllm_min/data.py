@@ -1,0 +1,209 @@
+"""A prepared dataset -> batches: prompts with their placeholders, label masks, padding, and the order of training."""
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .chronos_tokenizer import pad_left
+from .config import InputError, read_json
+from .prepare import VERSION
+from .sensors import DATASETS
+from .text_tokenizer import SENSOR
+from .trend_text import har_text, system_prompt
+
+IGNORED = -100                                                                # a label that no loss looks at
+
+
+class JsonLines:
+    """A JSON-lines file behind a memory map: line i is parsed when asked for. `sizes` are the lines' bytes."""
+
+    def __init__(self, path):
+        if not path.exists():
+            raise InputError(f"{path} not found; prepare the dataset again with data_prep.py")
+        empty = path.stat().st_size == 0
+        self.bytes = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
+        chunk = 1 << 24                                                       # 16 MiB at a time: the file may be large
+        breaks = [np.flatnonzero(self.bytes[i:i + chunk] == ord("\n")) + i for i in range(0, len(self.bytes), chunk)]
+        self.ends = np.concatenate([[-1], *breaks]).astype(np.int64)
+        self.sizes = np.diff(self.ends)
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        return json.loads(self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes())
+
+
+class PreparedData:
+    """A directory written by `prepare`. InputError where it is missing, of another version or of no known dataset."""
+
+    def __init__(self, directory):
+        self.directory = Path(directory)
+        meta_path = self.directory / "meta.json"
+        if not meta_path.exists():
+            raise InputError(f"{meta_path} not found. Run: python data_prep.py --dataset "
+                             f"{self.directory.name} --raw DIR --out {self.directory}")
+        self.meta = read_json(meta_path)
+        if self.meta.get("version") != VERSION:
+            raise InputError(f"{meta_path}: version {self.meta.get('version')}, this code reads version {VERSION}; "
+                             "prepare the dataset again with data_prep.py")
+        self.name = self.meta.get("dataset")
+        if self.name not in DATASETS:
+            raise InputError(f"{meta_path}: unknown dataset '{self.name}'; known are {', '.join(DATASETS)}")
+        self.dataset = DATASETS[self.name]
+        self.samples = {}                                                     # subject -> memory-mapped (N, C)
+
+    def rows(self, kind, split):
+        """The lines of har_SPLIT.jsonl or align_SPLIT.jsonl."""
+        return JsonLines(self.directory / f"{kind}_{split}.jsonl")
+
+    def window(self, row):
+        """The samples (S, C) float32 that a row points at. InputError where they are not there or not finite."""
+        subject, start, end = row["subject"], row["start"], row["start"] + row["length"]
+        path = self.directory / "samples" / f"{subject}.npy"
+        if subject not in self.samples:
+            try:
+                self.samples[subject] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path} is missing or truncated ({error}); prepare the dataset again")
+        window = self.samples[subject][start:end]
+        if len(window) != row["length"] or not np.isfinite(window).all():
+            raise InputError(f"{path}: samples {start} to {end} are missing or not finite; prepare the dataset again")
+        return window
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the two networks can take."""
+    context_length: int                 # samples, of the encoder
+    max_positions: int                  # tokens, of the LLM
+
+
+@dataclass
+class Example:
+    """One prompt, with its answer (stage 1) or its label (stage 2)."""
+    prompt: list                        # token ids
+    answer: list                        # token ids; none in stage 2
+    series: list                        # of (T,) arrays, one for each run of placeholders
+    label: int
+    row: dict                           # the line it comes from
+
+
+class Examples:
+    """The examples of one split, made when asked for. limit: a seeded sample of so many of them, in their order."""
+    kind: str
+
+    def __init__(self, data, split, tokenizer, limits, limit=None, seed=0):
+        self.data, self.tokenizer, self.limits = data, tokenizer, limits
+        self.rows = data.rows(self.kind, split)
+        if not len(self.rows):
+            raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; "
+                             "is the raw archive complete?")
+        longest = data.dataset.align_lengths[1] if self.kind == "align" else data.dataset.window
+        if longest > limits.context_length:
+            raise InputError(f"{data.directory}: windows of {longest} samples, the encoder's context holds "
+                             f"{limits.context_length}; choose another encoder")
+        self.index = np.arange(len(self.rows))
+        if limit is not None and limit < len(self.rows):
+            self.index = np.sort(np.random.default_rng(seed).permutation(len(self.rows))[:limit])
+        self.sizes = self.rows.sizes[self.index]                              # bytes: near enough to tokens to sort by
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, i):
+        row = self.rows[self.index[i]]
+        example = self.make(row, self.data.window(row))
+        length = len(example.prompt) + len(example.answer)
+        if length > self.limits.max_positions:
+            raise InputError(f"{self.data.directory}: {self.kind} window {self.index[i]} makes a prompt of {length} "
+                             f"tokens, the LLM takes {self.limits.max_positions}; use shorter windows or less text")
+        return example
+
+    def marked(self, channel, n_samples):
+        """A channel in the prompt: start marker, a placeholder for each sample and one for the end of series, end."""
+        return channel.start + SENSOR * (n_samples + 1) + channel.end
+
+
+class AlignExamples(Examples):
+    """Stage 1: one channel and a question; the answer describes its trends."""
+    kind = "align"
+
+    def __init__(self, data, split, tokenizer, limits, limit=None, seed=0):
+        super().__init__(data, split, tokenizer, limits, limit, seed)
+        self.channels = {channel.token: (index, channel) for index, channel in enumerate(data.dataset.channels)}
+
+    def make(self, row, window):
+        column, channel = self.channels[row["channel"]]
+        prompt = self.tokenizer.chat(system_prompt(len(window), self.data.dataset.rate),
+                                     self.marked(channel, len(window)) + row["question"])
+        return Example(prompt, self.tokenizer.answer(row["answer"]), [window[:, column]], IGNORED, row)
+
+
+class HarExamples(Examples):
+    """Stage 2: all channels of a window and a text about them; the label is the activity. text: parts of HAR_TEXTS."""
+    kind = "har"
+
+    def __init__(self, data, split, tokenizer, limits, limit=None, seed=0, text=("smry", "Q"), channel_names=False):
+        super().__init__(data, split, tokenizer, limits, limit, seed)
+        self.text, self.channel_names = text, channel_names
+
+    def make(self, row, window):
+        dataset = self.data.dataset
+        prompt = "".join((f"{channel.spoken}: " if self.channel_names else "")
+                         + self.marked(channel, len(window)) + "\n" for channel in dataset.channels)
+        if self.text:
+            prompt += "\n" + har_text(window, dataset, self.text)
+        return Example([self.tokenizer.bos_id] + self.tokenizer.encode(prompt), [], list(window.T), row["label"], row)
+
+
+@dataclass
+class Batch:
+    ids: torch.Tensor                   # (B, T) token ids, padded on the right (on the left for generation)
+    mask: torch.Tensor                  # (B, T) bool, False at padding
+    targets: torch.Tensor               # (B, T): the answer's ids where they stand, IGNORED elsewhere
+    series: torch.Tensor                # (N, S) float64, NaN on the left: all channels of all rows, in order
+    series_lengths: torch.Tensor        # (N,) samples of each
+    labels: torch.Tensor                # (B,)
+
+    def to(self, device):
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+
+def collate(examples, pad_id, for_generation=False):
+    """Examples -> Batch. for_generation: prompts alone, padded on the left."""
+    sequences = [example.prompt if for_generation else example.prompt + example.answer for example in examples]
+    longest = max(map(len, sequences))
+    ids = torch.full((len(examples), longest), pad_id)
+    mask = torch.zeros(len(examples), longest, dtype=torch.bool)
+    targets = torch.full((len(examples), longest), IGNORED)
+    for row, (sequence, example) in enumerate(zip(sequences, examples)):
+        place = slice(longest - len(sequence), None) if for_generation else slice(0, len(sequence))
+        ids[row, place] = torch.tensor(sequence)
+        mask[row, place] = True
+        if not for_generation and example.answer:
+            targets[row, len(example.prompt):len(sequence)] = torch.tensor(example.answer)
+    series = [torch.tensor(one, dtype=torch.float64) for example in examples for one in example.series]
+    return Batch(ids, mask, targets, pad_left(series), torch.tensor([len(one) for one in series]),
+                 torch.tensor([example.label for example in examples]))
+
+
+def epoch_order(sizes, step_size, seed, epoch):
+    """The examples of each step of an epoch: a list of index arrays, step_size each, the last one shorter.
+
+    Shuffled; then within pools of 32 steps sorted by size, so that a step's rows are of like length and little is
+    padding; then the steps are shuffled. The same for the same (seed, epoch), on any number of processes.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(sizes))
+    pools = [order[i:i + 32 * step_size] for i in range(0, len(order), 32 * step_size)]
+    order = np.concatenate([pool[np.argsort(sizes[pool], kind="stable")] for pool in pools])
+    steps = [order[i:i + step_size] for i in range(0, len(order), step_size)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def share(indices, n_parts):
+    """Deals indices out into n_parts, as evenly as can be; a part may be empty."""
+    return [indices[part::n_parts] for part in range(n_parts)]

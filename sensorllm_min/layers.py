@@ -1,0 +1,95 @@
+"""What both networks share: the norm, attention, and the start of weights that are trained from scratch.
+
+Shape letters, the same in every file: B batch, T tokens, S sensor steps, D model width, H/Hkv heads, Dh head width.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def rms_norm(x, weight, eps):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, normalised in float32 (arXiv 1910.07467).
+
+    x (..., D), weight (D,) -> (..., D). T5 calls it "layer norm", but takes no mean and has no bias either.
+    """
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)                                        # rounded first, then scaled: as the references
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        return rms_norm(x, self.weight, self.eps)
+
+
+def allowed_keys(n_queries, n_keys, causal, key_mask, device):
+    """Which keys a query may look at: bool, broadcastable to (B, H, Tq, Tk), or None for all of them.
+
+    With fewer queries than keys (a cache holds the earlier ones) the queries are the last ones.
+    """
+    allowed = None if key_mask is None else key_mask[:, None, None, :]        # (B, 1, 1, Tk)
+    if causal and n_queries > 1:                                              # a single query is the last: it sees all
+        past = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)  # (Tq, Tk)
+        allowed = past if allowed is None else allowed & past
+    return allowed
+
+
+def reference_attention(q, k, v, *, scale, causal=False, key_mask=None, bias=None):
+    """Attention as the equation says, one line a step. `attend` must give the same; read this one, run that one."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)       # (B, H, Tk, Dh): a group shares a head
+    scores = (q @ k.transpose(-2, -1)).float() * scale                        # (B, H, Tq, Tk)
+    if bias is not None:
+        scores = scores + bias
+    allowed = allowed_keys(q.shape[2], k.shape[2], causal, key_mask, q.device)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    probs = torch.nan_to_num(scores.softmax(-1)).to(q.dtype)                  # a query without a key gets zeros
+    return probs @ v                                                          # (B, H, Tq, Dh)
+
+
+def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None):
+    """softmax(scale * q k^T + bias, over the allowed keys) v: the one door to attention for both networks.
+
+    q (B, H, Tq, Dh); k, v (B, Hkv, Tk, Dh), Hkv dividing H; key_mask (B, Tk) bool, True where a key may be seen;
+    bias (1 or B, H, Tq, Tk) is added to the scores. causal: query i stands at position Tk - Tq + i.
+    -> (B, H, Tq, Dh); a query that may see no key gets zeros.
+    """
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    plain_causal = causal and n_queries == n_keys and key_mask is None and bias is None
+    mask = None
+    if not plain_causal:
+        mask = allowed_keys(n_queries, n_keys, causal, key_mask, q.device)
+        if bias is not None:
+            mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, float("-inf"))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain_causal, scale=scale,
+                                          enable_gqa=q.shape[1] != k.shape[1])
+
+
+def split_heads(x, n_heads):
+    """(B, T, H*Dh) -> (B, H, T, Dh)."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def join_heads(x):
+    """(B, H, T, Dh) -> (B, T, H*Dh)."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+def init_from_scratch(network, n_layers):
+    """The start of a network without weights: every matrix keeps the size of what flows through it.
+
+    Linear weights N(0, 1/fan_in); those that write into the residual stream smaller by sqrt(2 n_layers),
+    so that the stream does not grow with depth (GPT-2's rule). Embedding rows have length 1.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            shrink = (2 * n_layers) ** -0.5 if name.endswith(("o_proj", "down_proj")) else 1.0
+            nn.init.normal_(module.weight, std=shrink * module.in_features ** -0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim ** -0.5)

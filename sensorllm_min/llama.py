@@ -1,0 +1,146 @@
+"""The LLaMA decoder (arXiv 2302.13971, 2307.09288, 2407.21783): Llama 2 and 3.x, TinyLlama, SmolLM2 are all this.
+
+It maps embeddings to hidden states, so that sensor features can take the place of words; `logits` maps those to the
+vocabulary. Reference: transformers' `LlamaForCausalLM`.
+"""
+import math
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .layers import RMSNorm, attend, init_from_scratch, join_heads, split_heads
+
+
+def rotary_frequencies(config):
+    """Radians a token, one for each pair of dimensions: theta^(-2i/Dh), i < Dh/2 -> (Dh/2,) float32.
+
+    Llama 3.1 (rope_scaling) slows down the waves longer than its first training context by `factor`, keeps the
+    short ones, and blends between: wavelengths original/high .. original/low (reference: transformers' "llama3").
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta ** exponents
+    if config.rope_scaling is None:
+        return frequencies
+    scaling = config.rope_scaling
+    turns = scaling.original_max_positions * frequencies / (2 * math.pi)      # full waves within the first context
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0, 1)                                                   # 1: as it was, 0: slowed down wholly
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+def rotary_angles(config, positions):
+    """positions (B, T) int -> cos and sin, each (B, 1, T, Dh), in float32: bf16 angles are off after a few hundred."""
+    angles = positions[:, None, :, None].float() * rotary_frequencies(config).to(positions.device)  # (B, 1, T, Dh/2)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn each pair (x[i], x[i + Dh/2]) by its angle: the half-split layout, so that no weight has to be permuted."""
+    first, second = x.chunk(2, -1)
+    return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the tokens so far, allocated once: (n_layers, B, Hkv, max_length, Dh)."""
+
+    def __init__(self, config, batch_size, max_length, dtype, device):
+        shape = (config.n_layers, batch_size, config.n_kv_heads, max_length, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0                                                       # tokens that every layer holds
+
+    def extend(self, layer, k, v):
+        """Writes k, v (B, Hkv, T, Dh) behind what layer holds -> all of its keys and values."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length:end] = k
+        self.values[layer, :, :, self.length:end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class LlamaAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+
+    def forward(self, x, cos, sin, mask, cache, layer):
+        q = rotate(split_heads(self.q_proj(x), self.config.n_heads), cos, sin)        # (B, H, T, Dh)
+        k = rotate(split_heads(self.k_proj(x), self.config.n_kv_heads), cos, sin)     # (B, Hkv, T, Dh)
+        v = split_heads(self.v_proj(x), self.config.n_kv_heads)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)                                          # (B, Hkv, Tk, Dh)
+        out = attend(q, k, v, scale=self.config.head_dim ** -0.5, causal=True, key_mask=mask)
+        return self.o_proj(join_heads(out))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaBlock(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attn_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attn = LlamaAttention(config)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x, cos, sin, mask, cache, layer):
+        x = x + self.attn(self.attn_norm(x), cos, sin, mask, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False                                   # recompute each block in the backward pass
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def forward(self, x, mask=None, cache=None):
+        """Embeddings x (B, T, D) -> hidden states (B, T, D), ready for `logits`.
+
+        mask (B, Tk) bool, False at padding, over the cached tokens and these. None where nothing is padded, or
+        only on the right: a causal model never looks there. A token's position counts the real tokens before it.
+        cache: a KVCache, which this call extends by T tokens.
+        """
+        past = 0 if cache is None else cache.length
+        if mask is None:
+            positions = torch.arange(past, past + x.shape[1], device=x.device)[None]          # (1, T)
+        else:
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -x.shape[1]:]            # (B, T)
+        cos, sin = rotary_angles(self.config, positions)
+        for index, layer in enumerate(self.layers):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, mask, None, index, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask, cache, index)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.norm(x)
+
+    def logits(self, hidden):
+        """Hidden states (..., D) -> next-token scores (..., V)."""
+        head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
+        return nn.functional.linear(hidden, head.weight)
+
+    def init_from_scratch(self):
+        init_from_scratch(self, self.config.n_layers)

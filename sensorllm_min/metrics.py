@@ -1,0 +1,58 @@
+"""Scores: whether generated trends are true, and how good classes are. Numbers in, numbers out; no model here."""
+import re
+
+import numpy as np
+
+from .trend_text import DIRECTION_OF_WORD
+
+TIME = re.compile(r"\d+(?:\.\d+)?")
+WORD = re.compile("|".join(DIRECTION_OF_WORD))
+
+
+def parse_segments(text):
+    """The (start, end, direction) that a trend text claims, times in seconds.
+
+    Reads the first paragraph: a segment is a line or a sentence with two times and one direction word. The count
+    lines and the summary hold no such thing. Whatever else a model writes is passed over.
+    """
+    segments = []
+    for claim in re.split(r"\n|(?<=\.) ", text.strip().split("\n\n")[0]):
+        times, words = TIME.findall(claim), WORD.findall(claim.lower())
+        if len(times) == 2 and len(words) == 1:
+            segments.append((float(times[0]), float(times[1]), DIRECTION_OF_WORD[words[0]]))
+    return segments
+
+
+def claimed_directions(text, n_intervals, rate):
+    """The direction a text claims for each interval between two samples -> (n_intervals,), NaN where it is silent."""
+    claimed = np.full(n_intervals, np.nan)
+    for start, end, direction in parse_segments(text):
+        first, last = (int(min(round(seconds * rate), n_intervals)) for seconds in (start, end))
+        claimed[first:last] = direction
+    return claimed
+
+
+def direction_counts(text, series, rate):
+    """(intervals whose direction the text gets right, all intervals) of one window; silence counts as wrong."""
+    truth = np.sign(np.diff(series))
+    return int((claimed_directions(text, len(truth), rate) == truth).sum()), len(truth)
+
+
+def class_scores(confusion):
+    """confusion (n, n): rows true, columns predicted -> accuracy, macro and micro F1, precision, recall, per class.
+
+    A class that is neither true nor predicted anywhere scores 0, as in scikit-learn with zero_division=0 and all
+    labels named.
+    """
+    confusion = np.asarray(confusion, dtype=float)
+    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    precision = np.divide(right, predicted, out=np.zeros_like(right), where=predicted > 0)
+    recall = np.divide(right, true, out=np.zeros_like(right), where=true > 0)
+    f1 = np.divide(2 * right, true + predicted, out=np.zeros_like(right), where=true + predicted > 0)
+    accuracy = float(right.sum() / max(confusion.sum(), 1))
+    return {
+        "accuracy": accuracy, "macro_f1": float(f1.mean()), "micro_f1": accuracy,   # one label a window: the same number
+        "macro_precision": float(precision.mean()), "macro_recall": float(recall.mean()),
+        "per_class": {"precision": precision.tolist(), "recall": recall.tolist(), "f1": f1.tolist(),
+                      "windows": true.astype(int).tolist()},
+    }

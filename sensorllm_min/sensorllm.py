@@ -1,0 +1,123 @@
+"""The whole model: Chronos tokenizer -> T5 encoder -> projector -> LLaMA, spliced over the <ts> of a prompt.
+
+    x_acc  (S,) --tokenizer--> ids (S+1,) --encoder--> (S+1, D_enc) --projector--> (S+1, D)
+                                                                                      |  one masked write
+    ids    <x_acc_start> <ts> <ts> ... <ts> <x_acc_end> question ... --embedding--> (T, D) --LLaMA--> hidden (T, D)
+
+Reference: SensorLLM, arXiv 2410.10624.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .data import IGNORED
+
+PARTS = ("encoder", "llm", "projector", "tokens", "head")                     # what can be trained, or frozen
+
+
+class Projector(nn.Sequential):
+    """MLP from the encoder's width to the LLM's, GELU between: hidden (2048,) in the paper, (2048, 3072) its ablation."""
+
+    def __init__(self, d_in, hidden, d_out):
+        widths = [d_in, *hidden, d_out]
+        layers = [nn.Linear(widths[0], widths[1])]
+        for width, next_width in zip(widths[1:], widths[2:]):
+            layers += [nn.GELU(), nn.Linear(width, next_width)]
+        super().__init__(*layers)
+
+
+class SensorLLM(nn.Module):
+    """forward(batch) -> (loss summed over what counts, how much counts): sums, so that processes can be added up.
+
+    With a class head (n_classes) the loss is stage 2's, otherwise stage 1's. new_rows are the embeddings of the new
+    special tokens, a parameter of their own: the vocabulary gets neither gradient nor optimizer state.
+    """
+
+    def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
+        super().__init__()
+        self.encoder, self.chronos, self.llm = encoder, chronos, llm
+        self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
+        d_model = llm.config.d_model
+        self.projector = Projector(encoder.config.d_model, projector_hidden, d_model)
+        self.new_rows = nn.Parameter(llm.embed_tokens.weight.detach().float().mean(0).repeat(len(tokenizer.added), 1))
+        self.head = nn.Linear(d_model, n_classes, bias=False) if n_classes else None
+        self.register_buffer("class_weights", torch.ones(n_classes or 0), persistent=False)
+
+    @staticmethod
+    def part_of(name):
+        """Which of PARTS a parameter belongs to."""
+        return {"new_rows": "tokens"}.get(name, name.split(".")[0])
+
+    def train_only(self, parts):
+        """Freezes all but `parts`. Trained parameters are float32, whatever the frozen ones are."""
+        for name, parameter in self.named_parameters():
+            trained = self.part_of(name) in parts and not (self.head is not None and name == "llm.lm_head.weight")
+            parameter.requires_grad_(trained)                                 # the class head takes the LM head's place
+            if trained:
+                parameter.data = parameter.data.float()
+
+    def check_prompt(self, ids, series_lengths):
+        """ValueError unless each series has its run of <ts>, one longer than itself, between its channel's markers."""
+        is_sensor = F.pad(ids == self.sensor_id, (1, 1))                      # (B, T+2)
+        starts = (is_sensor[:, 1:-1] & ~is_sensor[:, :-2]).nonzero()          # (runs, 2): row, first placeholder
+        ends = (is_sensor[:, 1:-1] & ~is_sensor[:, 2:]).nonzero()
+        runs = ends[:, 1] - starts[:, 1] + 1
+        if runs.tolist() != (series_lengths + 1).tolist():
+            raise ValueError(f"the prompts hold runs of {runs.tolist()} <ts>, "
+                             f"the encoder gives {(series_lengths + 1).tolist()} vectors")
+        around = F.pad(ids, (1, 1), value=-1)
+        opener = around[starts[:, 0], starts[:, 1]] - self.sensor_id          # markers follow <ts>: start 1, end 2, ...
+        closer = around[ends[:, 0], ends[:, 1] + 2] - self.sensor_id
+        is_start = (opener > 0) & (opener % 2 == 1)
+        if not (is_start & (closer == opener + 1)).all():
+            raise ValueError("a run of <ts> does not stand between the start and the end marker of one channel")
+
+    def sensor_features(self, series, series_lengths):
+        """series (N, S) float, NaN on the left -> encoder features (sum of lengths + 1, D_enc), one after another."""
+        ids, mask, _, _ = self.chronos.encode(series)                         # (N, S+1)
+        features = self.encoder(ids, mask)                                    # all channels of all rows at once
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        return features[steps >= ids.shape[1] - 1 - series_lengths[:, None]]  # without the padding
+
+    def embed(self, batch):
+        """A batch -> embeddings (B, T, D): words, new special tokens, and the sensors spliced over <ts>."""
+        self.check_prompt(batch.ids, batch.series_lengths)
+        is_new = batch.ids >= self.vocab_size
+        x = self.llm.embed_tokens(batch.ids.masked_fill(is_new, 0))           # (B, T, D)
+        x[is_new] = self.new_rows[batch.ids[is_new] - self.vocab_size].to(x.dtype)
+        sensors = self.projector(self.sensor_features(batch.series, batch.series_lengths).to(self.new_rows.dtype))
+        x[batch.ids == self.sensor_id] = sensors.to(x.dtype)                  # the splice
+        return x
+
+    def hidden(self, batch):
+        """Hidden states (B, T, D). Padding on the right needs no mask: no real token looks there."""
+        return self.llm(self.embed(batch))
+
+    def class_logits(self, batch):
+        """(B, n_classes) from the hidden state of each row's last real token."""
+        last = batch.mask.sum(1) - 1
+        return self.head(self.hidden(batch)[torch.arange(len(last), device=last.device), last].to(self.head.weight.dtype))
+
+    def class_loss(self, logits, labels):
+        """(weighted cross entropy summed, weights summed) of logits (B, n_classes) and labels (B,)."""
+        weights = self.class_weights[labels]
+        return (weights * F.cross_entropy(logits.float(), labels, reduction="none")).sum(), weights.sum()
+
+    def answer_loss(self, hidden, targets):
+        """(cross entropy summed, tokens counted) over the answers. Logits are made for no other position."""
+        targets = targets[:, 1:]                                              # position t predicts token t + 1
+        counts = targets != IGNORED
+        logits = self.llm.logits(hidden[:, :-1][counts])                      # (answer tokens, V)
+        return F.cross_entropy(logits.float(), targets[counts], reduction="sum"), counts.sum()
+
+    def forward(self, batch):
+        if self.head is not None:
+            return self.class_loss(self.class_logits(batch), batch.labels)
+        return self.answer_loss(self.hidden(batch), batch.targets)
+
+
+def class_weights(labels, n_classes):
+    """Weights proportional to 1 / frequency that sum to 1 -> (n_classes,); a class without a window gets 0."""
+    counts = torch.bincount(torch.as_tensor(labels), minlength=n_classes).float()
+    weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
+    return weights / weights.sum()

@@ -1,0 +1,156 @@
+"""Text <-> token ids: the tokenizer of an LLM's directory, our special tokens on top, and the chat format.
+
+Special tokens (<ts>, channel markers) never reach the underlying tokenizer: text is cut at them, and they get the
+ids behind the LLM's embedding matrix, however many entries the tokenizer itself has. So nothing depends on how a
+tokenizer adds tokens, and the new rows can live in a small matrix of their own.
+"""
+import re
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+
+from .config import InputError, read_json
+
+SENSOR = "<ts>"                                                               # stands where a sensor embedding goes
+PAD = "[PAD]"
+HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")  # Llama 3's chat format
+
+
+def new_tokens(channels):
+    """The special tokens of a dataset, in the order of their ids: padding, placeholder, each channel's two markers."""
+    return [PAD, SENSOR] + [marker for channel in channels for marker in (channel.start, channel.end)]
+
+
+class TextTokenizer:
+    """`backend` is a tokenizers.Tokenizer or a SentencePieceProcessor; new token i gets the id vocab_size + i.
+
+    bos and eos are ids; chat_format is "llama3" where the tokenizer knows its headers, else "plain".
+    """
+
+    def __init__(self, backend, vocab_size, bos_id, eos_ids, added):
+        self.backend = backend
+        self.vocab_size = vocab_size                                          # rows of the LLM's embedding matrix
+        self.bos_id, self.added = bos_id, list(added)
+        self.new_ids = {token: vocab_size + index for index, token in enumerate(self.added)}
+        self.pad_id, self.sensor_id = self.new_ids[PAD], self.new_ids[SENSOR]
+        self.cut = re.compile("(" + "|".join(map(re.escape, self.added)) + ")")
+        self.chat_format = "llama3" if all(self.piece_id(header) is not None for header in HEADERS) else "plain"
+        self.end_of_turn = self.piece_id("<|eot_id|>") if self.chat_format == "llama3" else eos_ids[0]
+        self.stop_ids = set(eos_ids) | {self.end_of_turn}
+
+    def piece_id(self, piece):
+        """The id of a token of the underlying tokenizer, or None."""
+        if isinstance(self.backend, tokenizers.Tokenizer):
+            return self.backend.token_to_id(piece)
+        index = self.backend.piece_to_id(piece)
+        return None if index == self.backend.unk_id() else index
+
+    def encode_plain(self, text):
+        if isinstance(self.backend, tokenizers.Tokenizer):
+            ids = self.backend.encode(text, add_special_tokens=False).ids
+        else:
+            ids = self.backend.encode(text)
+        if max(ids, default=0) >= self.vocab_size:
+            raise InputError(f"the tokenizer gives the id {max(ids)}, the LLM has {self.vocab_size} embedding rows; "
+                             "are both from the same model?")
+        return ids
+
+    def encode(self, text):
+        """Text with special tokens in it -> ids. Begin-of-text is not added: the formats below do it, once."""
+        ids = []
+        for part in self.cut.split(text):
+            if part in self.new_ids:
+                ids.append(self.new_ids[part])
+            elif part:
+                ids += self.encode_plain(part)
+        return ids
+
+    def decode(self, ids):
+        """Ids -> text. New tokens come out as they are written; the underlying special tokens are left out."""
+        text, run = "", []
+        for index in [*map(int, ids), None]:
+            if index is not None and index < self.vocab_size:
+                run.append(index)
+                continue
+            text += self.backend.decode(run)
+            text += "" if index is None else self.added[index - self.vocab_size]
+            run = []
+        return text
+
+    def chat(self, system, user):
+        """The ids of a dialogue up to where the assistant's answer begins: one begin-of-text, then two turns."""
+        if self.chat_format == "llama3":
+            text = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
+                           for role, content in (("system", system), ("user", user)))
+            text += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        else:
+            text = f"{system}\n\nResearcher: {user}\n\nAssistant: "
+        return [self.bos_id] + self.encode(text)
+
+    def answer(self, text):
+        """The ids of the assistant's answer with the token that ends it."""
+        return self.encode(text) + [self.end_of_turn]
+
+
+def load_backend(directory):
+    directory = Path(directory)
+    for name, load in (("tokenizer.json", tokenizers.Tokenizer.from_file),
+                       ("tokenizer.model", lambda path: sentencepiece.SentencePieceProcessor(model_file=path))):
+        if (directory / name).exists():
+            try:
+                return load(str(directory / name))
+            except Exception as error:                                        # both libraries raise bare Exceptions
+                raise InputError(f"{directory / name} is not a tokenizer that can be read ({error})")
+    raise InputError(f"{directory} holds neither tokenizer.json nor tokenizer.model")
+
+
+def declared_token(directory, key):
+    """The text of bos_token or eos_token in tokenizer_config.json, or None."""
+    path = Path(directory) / "tokenizer_config.json"
+    token = read_json(path).get(key) if path.exists() else None
+    return token["content"] if isinstance(token, dict) else token
+
+
+def load_text_tokenizer(directory, llama_config, channels):
+    """The tokenizer of an LLM directory with the special tokens of a dataset's channels.
+
+    Begin and end of text are what tokenizer_config.json names, else what config.json names. InputError without them.
+    """
+    backend = load_backend(directory)
+    special = {}
+    for key, fallback in (("bos_token", llama_config.bos_id), ("eos_token", next(iter(llama_config.eos_ids), None))):
+        token = declared_token(directory, key)
+        if isinstance(backend, tokenizers.Tokenizer):
+            special[key] = backend.token_to_id(token) if token else fallback
+        else:
+            special[key] = backend.bos_id() if key == "bos_token" else backend.eos_id()
+        if special[key] is None or special[key] < 0:
+            raise InputError(f"{directory}: the tokenizer has no {key}"
+                             + (f" '{token}'" if token else "") + "; stage 1 needs one to begin and to end an answer")
+    eos_ids = dict.fromkeys([special["eos_token"], *llama_config.eos_ids])
+    return TextTokenizer(backend, llama_config.vocab_size, special["bos_token"], list(eos_ids), new_tokens(channels))
+
+
+# What one piece of text may be at most, before byte pairs are merged within it: a time, a word, a digit, a sign.
+PIECES = r" ?\d+\.\d+(?=s| s)s?|[ \n]?\p{L}+|\d| ?[^\s\p{L}\d]+|\s+"
+
+
+def train_backend(texts, vocab_size):
+    """A byte-level BPE tokenizer with Llama 3's headers, learned from `texts`: for a model trained from scratch."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated"),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(HEADERS), show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def built_tokenizer(backend, channels, vocab_size):
+    """TextTokenizer around a backend of `train_backend`."""
+    eot = backend.token_to_id("<|eot_id|>")
+    return TextTokenizer(backend, vocab_size, backend.token_to_id("<|begin_of_text|>"), [eot], new_tokens(channels))
