@@ -17,11 +17,11 @@ def main():
     parser.add_argument("--raw", help="the unpacked archive of the dataset; demo needs none")
     parser.add_argument("--out", help="where the prepared dataset goes (default data/DATASET)")
     parser.add_argument("--seed", type=int, default=0, help="of the random windows and of the wording (default 0)")
-    parser.add_argument("--answer", default="simple_trend+summary",
-                        help="kinds of text in a stage-1 answer, joined by '+': " + ", ".join(ANSWER_KINDS))
+    parser.add_argument("--answer", help="kinds of text in a stage-1 answer, joined by '+', of "
+                                         f"{', '.join(ANSWER_KINDS)} (default: the dataset's own)")
     args = parser.parse_args()
 
-    kinds = tuple(args.answer.split("+"))
+    kinds = tuple(args.answer.split("+")) if args.answer else DATASETS[args.dataset].answer
     if not set(kinds) <= set(ANSWER_KINDS):
         raise InputError(f"--answer {args.answer}: the kinds are {', '.join(ANSWER_KINDS)}, joined by '+'")
     if args.dataset != "demo" and not args.raw:

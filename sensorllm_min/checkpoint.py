@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from .chronos_tokenizer import ChronosTokenizer
 from .config import ChronosConfig, InputError, LlamaConfig, RopeScaling, T5Config
+from .data import Limits
 from .llama import Llama
 from .sensorllm import SensorLLM
 from .sensors import DATASETS
@@ -54,6 +55,10 @@ class Recipe:
     @property
     def stage(self):
         return "har" if self.classes else "align"
+
+    @property
+    def limits(self):
+        return Limits(self.chronos.context_length, self.llm_config.max_positions)
 
     @property
     def saved_parts(self):

@@ -1,6 +1,6 @@
 """Samples -> ids: scale a series, then cut the number line into uniform bins (Chronos, arXiv 2403.07815, section 3.1).
 
-    id = bin(scaled sample) + n_special_tokens        0 is padding, 1 is the end of the series
+    id = bin(scaled sample) + n_special_tokens        0 is padding, 1 the end of the series; bins count from 1
 
 Two scalings share everything else:
     mean scaling         scaled = x / mean|x|                      Chronos' own
@@ -68,5 +68,5 @@ class ChronosTokenizer:
 
     def decode(self, ids, offset, scale):
         """Bin ids (B, S), offset (B,), scale (B,) -> samples (B, S): exact up to half a bin within the limits."""
-        bins = (ids - self.config.n_special_tokens).clamp(0, len(self.centers) - 1)
+        bins = (ids - self.config.n_special_tokens - 1).clamp(0, len(self.centers) - 1)
         return self.centers.to(ids.device)[bins] * scale[:, None] + offset[:, None]

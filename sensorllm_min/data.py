@@ -150,6 +150,9 @@ class HarExamples(Examples):
         super().__init__(data, split, tokenizer, limits, limit, seed)
         self.text, self.channel_names = text, channel_names
 
+    def labels(self):
+        return [self.rows[i]["label"] for i in self.index]
+
     def make(self, row, window):
         dataset = self.data.dataset
         prompt = "".join((f"{channel.spoken}: " if self.channel_names else "")

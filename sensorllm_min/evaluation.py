@@ -1,4 +1,6 @@
 """A model over a split: loss, generated descriptions, confusion matrix. Each process takes its share; sums are added."""
+import time
+
 import numpy as np
 import torch
 
@@ -60,17 +62,26 @@ def direction_chance(examples, train_examples, n_windows=2000):
 
 
 @torch.no_grad()
-def confusion_matrix(model, examples, processes, batch_size, pad_id, bf16=False):
-    """(n, n) counts over all examples: rows true, columns predicted; and the mean loss, in the same pass."""
+def confusion_matrix(model, examples, processes, batch_size, pad_id, bf16=False, say=None):
+    """(n, n) counts over all examples: rows true, columns predicted; and the mean loss, in the same pass.
+
+    say: takes a line about the progress every ten seconds or so.
+    """
     n = model.head.out_features
     confusion = torch.zeros(n * n, dtype=torch.float64)
-    loss_sum = weight_sum = 0
-    for _, batch in batches_of(examples, processes, batch_size, pad_id):
+    loss_sum = weight_sum = done = 0
+    began = said = time.time()
+    for positions, batch in batches_of(examples, processes, batch_size, pad_id):
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
             logits = model.class_logits(batch)
         loss, weight = model.class_loss(logits, batch.labels)
         loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
         cells = batch.labels * n + logits.argmax(-1)
         confusion += torch.bincount(cells.cpu(), minlength=n * n)
+        done += len(positions)
+        if say and time.time() - said > 10:
+            said = time.time()
+            rate = done / (said - began)
+            say(f"{done}/{len(examples)} windows, {rate:.1f} windows/s, {(len(examples) - done) / rate / 60:.1f} min left")
     *cells, loss_sum, weight_sum = processes.sum(*confusion.tolist(), loss_sum, weight_sum)
     return np.array(cells, dtype=int).reshape(n, n), loss_sum / weight_sum

@@ -52,7 +52,25 @@ def class_scores(confusion):
     accuracy = float(right.sum() / max(confusion.sum(), 1))
     return {
         "accuracy": accuracy, "macro_f1": float(f1.mean()), "micro_f1": accuracy,   # one label a window: the same number
+        "chance": float(true.max() / max(true.sum(), 1)),                     # the accuracy of always guessing one class
         "macro_precision": float(precision.mean()), "macro_recall": float(recall.mean()),
         "per_class": {"precision": precision.tolist(), "recall": recall.tolist(), "f1": f1.tolist(),
                       "windows": true.astype(int).tolist()},
     }
+
+
+def class_report(confusion, classes):
+    """The scores, a line a class, and the confusion matrix, as text."""
+    scores = class_scores(confusion)
+    lines = [f"{name.replace('_', ' '):16} {scores[name]:.4f}" for name in
+             ("accuracy", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "chance")]
+    width = max(map(len, classes))
+    lines += ["", f"{'':{width + 4}}  precision  recall      f1  windows"]
+    per_class = scores["per_class"]
+    for i, name in enumerate(classes):
+        lines.append(f"{i:2}  {name:{width}}  {per_class['precision'][i]:9.4f} {per_class['recall'][i]:7.4f} "
+                     f"{per_class['f1'][i]:7.4f} {per_class['windows'][i]:8}")
+    lines += ["", f"{'true, as predicted:':{width + 4}}" + "".join(f"{i:6}" for i in range(len(classes)))]
+    lines += [f"{i:2}  {name:{width}}" + "".join(f"{count:6}" for count in row)
+              for i, (name, row) in enumerate(zip(classes, np.asarray(confusion)))]
+    return "\n".join(lines)

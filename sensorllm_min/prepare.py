@@ -116,9 +116,10 @@ class Writer:
         return meta
 
 
-def prepare(name, raw, out, seed=0, answer_kinds=("simple_trend", "summary"), say=print):
+def prepare(name, raw, out, seed=0, answer_kinds=None, say=print):
     """Reads the raw recordings of a dataset and writes it prepared into the directory `out` -> its meta.
 
+    answer_kinds: of trend_text.ANSWER_KINDS; None, the dataset's own.
     Everything is written beside `out` and moved there when whole. InputError for raw files that are missing or
     broken, and for an `out` that holds something else.
     """
@@ -128,7 +129,8 @@ def prepare(name, raw, out, seed=0, answer_kinds=("simple_trend", "summary"), sa
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "samples").mkdir(parents=True)
-    writer, began, n_samples = Writer(unfinished, name, seed, answer_kinds), time.time(), 0
+    began, n_samples = time.time(), 0
+    writer = Writer(unfinished, name, seed, answer_kinds or DATASETS[name].answer)
     try:
         for subject, recordings in groupby(READERS[name](raw, seed), key=lambda recording: recording.subject):
             recordings = list(recordings)

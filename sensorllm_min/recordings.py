@@ -71,13 +71,13 @@ def simulate(subject, activity, n_samples, rate, rng):
 
 
 def read_demo(raw, seed):
-    """Ten simulated people, each doing every activity three times for 30 seconds. raw is not used."""
+    """Ten simulated people, each doing every activity twice for 17 seconds. raw is not used."""
     dataset = DATASETS["demo"]
     for subject in range(1, 11):
         for activity, name in enumerate(dataset.classes):
-            for trial in range(3):
+            for trial in range(2):
                 rng = np.random.default_rng([seed, subject, activity, trial])
-                yield Recording(subject, activity, simulate(subject, name, 30 * dataset.rate, dataset.rate, rng),
+                yield Recording(subject, activity, simulate(subject, name, 17 * dataset.rate, dataset.rate, rng),
                                 f"simulated {name} {trial + 1}")
 
 

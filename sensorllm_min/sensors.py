@@ -39,6 +39,7 @@ class Dataset:
     window: int                         # samples of a stage-2 window
     stride: int
     source: str                         # where the recordings come from, and how to cite them
+    answer: tuple = ("simple_trend", "summary")     # kinds of text in a stage-1 answer, of trend_text.ANSWER_KINDS
     paraphrase: bool = True             # False: texts always take the first wording of each pool
     splits: tuple = field(default=("train", "val", "test"), init=False)
 
@@ -53,9 +54,9 @@ DATASETS = {
         rate=20, channels=WRIST,
         classes=("Walking", "Running", "Turning", "Sitting", "Lying"),
         test_subjects=(9, 10), val_subjects=(8,),
-        align_lengths=(8, 24), window=24, stride=12,
+        align_lengths=(4, 16), window=24, stride=12,
         source="simulated by recordings.py: no real person",
-        paraphrase=False),              # one wording: three minutes on two cores suffice to learn the rest
+        answer=("simple_trend",), paraphrase=False),   # short answers in one wording: to learn in three minutes
     "usc-had": Dataset(
         rate=100, channels=WRIST,
         classes=("Walking Forward", "Walking Left", "Walking Right", "Walking Upstairs", "Walking Downstairs",

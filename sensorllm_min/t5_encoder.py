@@ -99,15 +99,24 @@ class T5Encoder(nn.Module):
         return self.norm(x)
 
     def init_from_scratch(self, centers, n_special_tokens):
-        """Random weights, except that the bins start as smooth functions of their centers (n_bins,).
+        """Random weights, but for two things that random numbers take long to find.
 
-        Neighbouring bins begin alike: waves of lengths from 0.1 to 100 standard deviations, the short ones to tell
-        neighbours apart, the long ones nearly linear. Independent random rows never learn that 2.31 is close to 2.32.
+        Bins start as smooth functions of their centers (n_bins,): waves 2 to 20 standard deviations long, so that
+        neighbouring bins begin alike. Independent random rows never learn that 2.31 is close to 2.32.
+        Heads start local, half of them with their eye on the sample before, half on the one after; half of each
+        sharply, half widely. A slope is a difference of neighbours.
         """
         init_from_scratch(self, self.config.n_layers)
         for layer in self.layers:
             layer.attn.q_proj.weight.data *= self.config.head_dim ** -0.5     # T5 scales here, once, not in the scores
-        waves = torch.logspace(-1, 2, self.config.d_model // 2)
+
+        waves = torch.logspace(math.log10(2), math.log10(20), self.config.d_model // 2)
         angles = 2 * math.pi * centers[:, None] / waves                       # (n_bins, D/2)
-        bins = slice(n_special_tokens, n_special_tokens + len(centers))
-        self.embed_tokens.weight.data[bins] = torch.cat([angles.sin(), angles.cos()], -1)
+        first = n_special_tokens + 1                                          # the id of the first bin
+        self.embed_tokens.weight.data[first:first + len(centers)] = torch.cat([angles.sin(), angles.cos()], -1)
+
+        half = self.config.n_buckets // 2
+        distance = torch.cat([-torch.arange(half), torch.arange(half)])       # of each bucket, if all were one wide
+        for head in range(self.config.n_heads):
+            neighbour, slope = (-1, 1)[head % 2], (4.0, 0.5)[head % 4 // 2]
+            self.relative_bias.bias.weight.data[:, head] = -slope * (distance - neighbour).abs()

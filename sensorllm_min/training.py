@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from .checkpoint import fill_model, fill_optimizer, read_checkpoint, save_checkpoint
+from .checkpoint import Recipe, fill_model, fill_optimizer, fingerprint, read_checkpoint, save_checkpoint
 from .chronos_tokenizer import SCALINGS
-from .config import InputError
+from .config import (TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, ChronosConfig, InputError, LlamaConfig, T5Config,
+                     read_json)
 from .data import PreparedData, collate, epoch_order, share
 from .prepare import prepare
 from .sensorllm import PARTS
+from .text_tokenizer import new_tokens, train_backend
+from .trend_text import HAR_TEXTS, har_text, system_prompt
 
 
 def run_script(main):
@@ -26,6 +29,7 @@ def run_script(main):
         main()
     except InputError as error:
         print(f"{script}: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
         os._exit(2)             # at once: a process group whose other ranks still wait must not hold this one back
     except KeyboardInterrupt:
         sys.exit(130)
@@ -34,9 +38,11 @@ def run_script(main):
             dist.destroy_process_group()
 
 
-def add_shared_arguments(parser):
+def add_shared_arguments(parser, test_limit):
     """The options that mean the same in both training scripts. None: the default depends on the model (`fill_in`)."""
     parser.add_argument("--data", default="data/demo", help="prepared dataset (default data/demo, made when missing)")
+    parser.add_argument("--llm", help="LLaMA-family directory (default: a tiny one, trained from scratch)")
+    parser.add_argument("--encoder", help="Chronos T5 directory (default: a tiny one, trained from scratch)")
     parser.add_argument("--projector", help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
     parser.add_argument("--scaling", choices=SCALINGS, default="StanNormalizeUniformBins",
                         help="how a series is scaled before it is cut into bins")
@@ -52,7 +58,8 @@ def add_shared_arguments(parser):
                         help="recompute each LLM block in the backward pass: less memory, a third more time")
     parser.add_argument("--train-limit", type=int, help="train on a seeded sample of so many windows")
     parser.add_argument("--eval-limit", type=int, default=512, help="validate on so many windows (default 512)")
-    parser.add_argument("--test-limit", type=int, help="test on so many windows (default all)")
+    parser.add_argument("--test-limit", type=int, default=test_limit,
+                        help=f"test on so many windows at the end (default {test_limit or 'all'})")
     parser.add_argument("--eval-every", type=int, help="steps between validations and checkpoints (default 8 a run)")
     parser.add_argument("--log-every", type=int, default=10, help="steps between printed lines (default 10)")
     parser.add_argument("--resume", action="store_true", help="go on from last.safetensors in --out")
@@ -82,6 +89,42 @@ def open_data(directory, processes):
         prepare("demo", None, directory, say=lambda text: None)
     processes.wait()
     return PreparedData(directory)
+
+
+def new_recipe(args, data, processes):
+    """What a new model is made of: the directories given, or the built-in sizes with a tokenizer learned from the text.
+
+    The first process learns the tokenizer and leaves it in --out, where the others, and a resumed run, find it.
+    """
+    llm, encoder, chronos, tokenizer_json = TINY_LLAMA, TINY_ENCODER, TINY_CHRONOS, None
+    if args.llm:
+        where = f"{args.llm}/config.json"
+        llm = LlamaConfig.from_hf(read_json(where), where)
+    else:
+        path = Path(args.out, "tokenizer.json")
+        if processes.first and not args.resume:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            train_backend(sample_texts(data), llm.vocab_size).save(str(path))
+        processes.wait()
+        tokenizer_json = json.dumps(read_json(path))
+    if args.encoder:
+        where = f"{args.encoder}/config.json"
+        encoder, chronos = T5Config.from_hf(read_json(where), where), ChronosConfig.from_hf(read_json(where), where)
+    return Recipe(
+        dataset=data.name, added_tokens=tuple(new_tokens(data.dataset.channels)), scaling=args.scaling,
+        projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json,
+        llm=args.llm, llm_fingerprint=args.llm and fingerprint(args.llm), llm_config=llm,
+        encoder=args.encoder, encoder_fingerprint=args.encoder and fingerprint(args.encoder), encoder_config=encoder,
+        chronos=chronos)
+
+
+def sample_texts(data):
+    """About 2000 prompts and answers of stage 1 and 100 texts of stage 2: what a small tokenizer is learned from."""
+    pairs, windows = data.rows("align", "train"), data.rows("har", "train")
+    for row in (pairs[i] for i in range(0, len(pairs), len(pairs) // 2000 + 1)):
+        yield system_prompt(row["length"], data.dataset.rate) + row["question"] + row["answer"]
+    for row in (windows[i] for i in range(0, len(windows), len(windows) // 100 + 1)):
+        yield "\n" + har_text(data.window(row), data.dataset, tuple(HAR_TEXTS))
 
 
 # ---- processes ----
@@ -129,6 +172,12 @@ def learning_rate(step, n_steps, peak, warmup):
     if step < n_warmup:
         return peak * (step + 1) / n_warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+
+def new_optimizer(model, args):
+    """AdamW over what is trained. A short memory of squared gradients (0.95, not 0.999): runs here are short, too."""
+    return torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad],
+                             lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
 
 
 class Steps:
@@ -266,6 +315,9 @@ class Run:
         self.measured({"step": step + 1, **scores})
         self.say(f"step {step + 1:5}  validation: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         score, best = scores[key], self.progress["best"]
+        if not math.isfinite(score):
+            raise InputError(f"step {step + 1}: {key} is {score}; stopped, and last.safetensors and best.safetensors in "
+                             f"{self.out}, where written, are from before. Lower --lr, or look at the data")
         improved = best is None or (score > best if higher_is_better else score < best)
         self.progress |= {"step": step + 1, "seconds": time.time() - self.began}
         if improved:

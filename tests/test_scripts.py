@@ -1,0 +1,49 @@
+"""The scripts as a person runs them: the built-in demo end to end, and one clear line for each mistake."""
+import json
+
+import pytest
+from conftest import run
+
+SMALL = ("--train-limit", 64, "--eval-limit", 16, "--test-limit", 8, "--max-new-tokens", 16, "--log-every", 1)
+
+
+def test_the_demo_end_to_end(tmp_path):
+    """No arguments but sizes: the data is made, both stages train, evaluate reports, as the README says."""
+    out = run("train_align.py", *SMALL, cwd=tmp_path, processes=1)
+    assert "making the demo dataset" in out and "min left" in out and "after training" in out
+    results = json.loads((tmp_path / "out/align/results.json").read_text())
+    assert {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"} <= results.keys()
+    out = run("train_har.py", *SMALL, cwd=tmp_path, processes=1)
+    assert "macro f1" in out
+    results = json.loads((tmp_path / "out/har/results.json").read_text())
+    assert {"macro_f1", "accuracy", "chance", "seconds", "trained_parameters"} <= results.keys()
+    out = run("evaluate.py", "--limit", 8, "--max-new-tokens", 16, cwd=tmp_path)
+    assert "stage align" in out and "stage har" in out
+    assert {path.name for path in (tmp_path / "out/har").iterdir()} >= {
+        "best.safetensors", "last.safetensors", "log.txt", "metrics.jsonl", "results.json"}
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.pkl"))
+
+
+def test_data_prep(tmp_path):
+    out = run("data_prep.py", "--out", "demo", "--answer", "trend+summary", cwd=tmp_path)
+    assert "har_windows: train" in out and "Walking" in out and "wrote demo" in out
+    assert json.loads((tmp_path / "demo/meta.json").read_text())["answer"] == "trend+summary"
+
+
+@pytest.mark.parametrize("command,words", [
+    (("data_prep.py", "--dataset", "usc-had", "--raw", "nowhere"), ["nowhere is not a directory"]),
+    (("data_prep.py", "--dataset", "usc-had"), ["needs --raw DIR", "USC-HAD.zip"]),
+    (("data_prep.py", "--answer", "poem"), ["poem", "simple_trend"]),
+    (("train_align.py", "--data", "nowhere"), ["nowhere/meta.json not found. Run: python data_prep.py"]),
+    (("train_align.py", "--train", "everything"), ["everything", "projector"]),
+    (("train_align.py", "--projector", "wide"), ["wide", "2048,3072"]),
+    (("train_har.py",), ["out/align", "not found", "train_align.py"]),
+    (("train_har.py", "--text", "smry+poem"), ["smry+poem", "corr"]),
+    (("evaluate.py",), ["no checkpoint", "train_align.py"]),
+    (("evaluate.py", "--checkpoint", "nowhere"), ["nowhere not found"]),
+], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_mistakes_end_in_one_line(tmp_path, command, words):
+    out = run(*command, cwd=tmp_path, expect=2)
+    assert all(word in out for word in words), out
+    lines = [line for line in out.strip().splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith(command[0] + ": "), out

@@ -1,0 +1,268 @@
+"""The splice with its checks, the losses against a plain computation, and who gets a gradient."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_chronos, make_llama
+
+from sensorllm_min.chronos_tokenizer import ChronosTokenizer
+from sensorllm_min.config import InputError
+from sensorllm_min.data import (IGNORED, AlignExamples, HarExamples, Limits, PreparedData, collate, epoch_order, share)
+from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
+from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, train_backend
+from sensorllm_min.training import sample_texts
+from sensorllm_min.weights import load_llama, load_t5_encoder
+
+LIMITS = Limits(512, 4096)
+
+
+@pytest.fixture(scope="module")
+def data(demo):
+    return PreparedData(demo)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def sources(request, data, tmp_path_factory):
+    """A random LLaMA with a tokenizer, and a random Chronos, both in Hugging Face layout; transformers' models of them."""
+    folder = tmp_path_factory.mktemp("sources")
+    backend = train_backend(sample_texts(data), 500)
+    llm = make_llama(folder / "llm", backend, vocab_size=512, tie_word_embeddings=request.param)   # padded vocabulary
+    return folder, llm, make_chronos(folder / "encoder")
+
+
+@pytest.fixture
+def parts(sources, data):
+    """(model without head, tokenizer): a fresh one for each test."""
+    folder, _, _ = sources
+    torch.manual_seed(0)
+    llm, (encoder, chronos) = load_llama(folder / "llm"), load_t5_encoder(folder / "encoder")
+    tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
+    return SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,)), tokenizer
+
+
+def with_head(model, tokenizer, n_classes=5):
+    return SensorLLM(model.encoder, model.chronos, model.llm, tokenizer, (40,), n_classes)
+
+
+def align_batch(data, tokenizer, indices=(0, 100, 333), **options):
+    examples = AlignExamples(data, "train", tokenizer, LIMITS)
+    return collate([examples[i] for i in indices], tokenizer.pad_id, **options)
+
+
+def har_batch(data, tokenizer, indices=(0, 900), text=("smry", "Q")):
+    examples = HarExamples(data, "train", tokenizer, LIMITS, text=text)
+    return collate([examples[i] for i in indices], tokenizer.pad_id)
+
+
+def test_align_prompt_reads_as_it_should(data, parts):
+    _, tokenizer = parts
+    example = AlignExamples(data, "train", tokenizer, LIMITS)[0]
+    channel, n = data.dataset.channels[0], example.row["length"]
+    text = tokenizer.backend.decode([i for i in example.prompt if i < 512], skip_special_tokens=False)
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nA dialogue between a researcher and an assistant. "
+        f"The assistant analyses a sensor time series of {n} points sampled at 20 Hz.<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{example.row['question']}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert tokenizer.decode(example.prompt).count("<ts>") == n + 1
+    assert f"{channel.start}<ts>" in tokenizer.decode(example.prompt)
+    assert f"<ts>{channel.end}{example.row['question']}" in tokenizer.decode(example.prompt)
+    assert tokenizer.decode(example.answer) == example.row["answer"] and example.answer[-1] == tokenizer.end_of_turn
+
+
+def test_har_prompt_reads_as_it_should(data, parts):
+    _, tokenizer = parts
+    for text in ((), ("smry",), ("smry", "trend", "corr", "Q"), ("smry", "meta", "Q")):
+        example = HarExamples(data, "train", tokenizer, LIMITS, text=text, channel_names=bool(text))[3]
+        prompt = tokenizer.decode(example.prompt[1:])
+        lines = prompt.split("\n")
+        for line, channel in zip(lines, data.dataset.channels):
+            name = f"{channel.spoken}: " if text else ""
+            assert line == name + channel.start + "<ts>" * 25 + channel.end
+        assert example.prompt.count(tokenizer.bos_id) == 1
+        window = data.window(example.row)
+        assert ("z-axis gyroscope: Mean=" in prompt) == ("smry" in text)
+        if "smry" in text:
+            spoken = float(prompt.split("z-axis gyroscope: Mean=")[1].split(",")[0])
+            assert spoken == pytest.approx(window[:, 5].astype(float).mean(), abs=1e-8)
+        assert ("Which activity" in prompt) == ("Q" in text) and (" correlated." in prompt) == ("corr" in text)
+
+
+def test_labels_mask_all_but_the_answer(data, parts):
+    _, tokenizer = parts
+    examples = AlignExamples(data, "train", tokenizer, LIMITS)
+    chosen = [examples[i] for i in (0, 100, 333)]
+    batch = collate(chosen, tokenizer.pad_id)
+    for row, example in enumerate(chosen):
+        supervised = batch.targets[row] != IGNORED
+        assert batch.targets[row][supervised].tolist() == example.answer
+        assert supervised.nonzero()[0].item() == len(example.prompt)
+        assert (batch.ids[row][~batch.mask[row]] == tokenizer.pad_id).all()
+
+
+def test_splice_puts_each_vector_at_its_placeholder(data, parts):
+    """Row by row, channel by channel, against the encoder and projector called on one series alone."""
+    model, tokenizer = parts
+    for batch in (align_batch(data, tokenizer), har_batch(data, tokenizer), align_batch(data, tokenizer, for_generation=True)):
+        with torch.no_grad():
+            x = model.embed(batch)
+            expected = []
+            for series, length in zip(batch.series, batch.series_lengths):
+                ids, mask, _, _ = model.chronos.encode(series[None, -int(length):])
+                expected.append(model.projector(model.encoder(ids, mask)[0]))
+            torch.testing.assert_close(x[batch.ids == tokenizer.sensor_id], torch.cat(expected), rtol=0, atol=1e-5)
+            markers = (batch.ids >= 512) & (batch.ids != tokenizer.sensor_id)
+            torch.testing.assert_close(x[markers], model.new_rows[batch.ids[markers] - 512])
+            words = batch.ids < 512
+            torch.testing.assert_close(x[words], model.llm.embed_tokens(batch.ids[words]))
+            assert not torch.equal(model.new_rows[0], x[words][0])
+
+
+def test_new_rows_start_as_the_mean_of_the_old(parts):
+    model, tokenizer = parts
+    assert model.new_rows.shape == (len(tokenizer.added), 48)
+    for row in model.new_rows:
+        torch.testing.assert_close(row, model.llm.embed_tokens.weight.mean(0))
+
+
+def test_prompts_that_do_not_fit_are_errors(data, parts):
+    model, tokenizer = parts
+    good = align_batch(data, tokenizer)
+    model.embed(good)
+    sensor = (good.ids[1] == tokenizer.sensor_id).nonzero().ravel()
+
+    def refused(match, change):
+        bad = copy.deepcopy(good)
+        change(bad)
+        with pytest.raises(ValueError, match=match):
+            model.embed(bad)
+
+    refused("runs of", lambda b: b.ids[1].__setitem__(sensor[2], 5))          # a placeholder too few
+    refused("runs of", lambda b: b.ids[1].__setitem__(sensor[-1] + 1, tokenizer.sensor_id))     # one too many
+    refused("runs of", lambda b: b.series_lengths.__setitem__(0, 3))
+    refused("marker", lambda b: b.ids[1].__setitem__(sensor[0] - 1, 5))       # no start
+    refused("marker", lambda b: b.ids[1].__setitem__(sensor[-1] + 1, 5))      # no end
+    refused("marker", lambda b: b.ids[1].__setitem__(sensor[-1] + 1, b.ids[1][sensor[-1] + 1] + 2))   # another's end
+    refused("marker", lambda b: b.ids[1].__setitem__(sensor[0] - 1, b.ids[1][sensor[0] - 1] + 1))     # an end as start
+    wrong = copy.deepcopy(good)
+    wrong.ids[1, sensor[0] - 1], wrong.ids[1, sensor[-1] + 1] = tokenizer.pad_id, tokenizer.sensor_id + 1
+    with pytest.raises(ValueError, match="marker"):
+        model.embed(wrong)
+
+
+def test_a_generated_placeholder_cannot_happen(data, parts):
+    """The head covers the vocabulary alone, so no new token can come out of it."""
+    model, _ = parts
+    assert model.llm.logits(torch.randn(1, 48)).shape[-1] == 512
+
+
+def test_losses_equal_transformers(data, sources, parts):
+    """Our loss, on answer positions alone, against transformers' LLaMA on the same embeddings with full logits."""
+    _, theirs, _ = sources
+    model, tokenizer = parts
+    batch = align_batch(data, tokenizer)
+    model.train_only(())
+    loss, count = model(batch)
+    with torch.no_grad():
+        full = theirs(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long()).logits
+    expected = F.cross_entropy(full[:, :-1].flatten(0, 1), batch.targets[:, 1:].flatten(), ignore_index=IGNORED)
+    torch.testing.assert_close(loss / count, expected, rtol=1e-5, atol=0)
+    assert count == (batch.targets != IGNORED).sum()
+
+    classifier = with_head(model, tokenizer)
+    classifier.class_weights = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
+    batch = har_batch(data, tokenizer, indices=(0, 900, 2000, 3000))
+    with torch.no_grad():
+        loss, weight = classifier(batch)
+        hidden = theirs.model(inputs_embeds=classifier.embed(batch), attention_mask=batch.mask.long()).last_hidden_state
+    last = torch.stack([hidden[row, batch.mask[row].nonzero().max()] for row in range(4)])
+    logits = last @ classifier.head.weight.T
+    torch.testing.assert_close(classifier.class_logits(batch), logits, rtol=0, atol=1e-5 * logits.abs().max().item())
+    torch.testing.assert_close(loss / weight, F.cross_entropy(logits, batch.labels, weight=classifier.class_weights),
+                               rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("trained", [("projector", "tokens"), ("projector", "head"), ("head",), ("encoder", "projector"),
+                                     ("llm", "tokens"), PARTS], ids="+".join)
+def test_who_gets_a_gradient(data, parts, trained):
+    """Each trained parameter gets one, each frozen one none and stays as it was."""
+    model, tokenizer = parts
+    har = "head" in trained
+    if har:
+        model = with_head(model, tokenizer)
+    model.train_only(trained)
+    loss, weight = model(har_batch(data, tokenizer) if har else align_batch(data, tokenizer))
+    (loss / weight).backward()
+    for name, parameter in model.named_parameters():
+        wanted = model.part_of(name) in trained and not (har and name == "llm.lm_head.weight")
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == wanted, name
+
+
+def test_every_channel_and_marker_learns_without_stage_1(data, parts):
+    """All six channels pass a gradient to the projector; all twelve markers get one, <ts> and [PAD] none."""
+    model, tokenizer = parts
+    model = with_head(model, tokenizer)
+    model.train_only(("projector", "tokens", "head"))
+    batch = har_batch(data, tokenizer)
+    caught = []
+    model.projector.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), caught.append(output)))
+    loss, _ = model(batch)
+    loss.backward()
+    per_channel = caught[0].grad.abs().sum(1).split((batch.series_lengths + 1).tolist())
+    assert len(per_channel) == 12 and all((channel > 0).all() for channel in per_channel)
+    touched = model.new_rows.grad.abs().sum(1) > 0
+    assert touched.tolist() == [token not in (PAD, "<ts>") for token in tokenizer.added]
+
+
+def test_trained_parts_are_float32_and_frozen_ones_as_loaded(sources, data):
+    folder, _, _ = sources
+    llm, (encoder, chronos) = load_llama(folder / "llm", torch.bfloat16), load_t5_encoder(folder / "encoder", torch.bfloat16)
+    tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
+    model = SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,))
+    model.train_only(("projector", "tokens"))
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if model.part_of(name) in ("projector", "tokens") else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, count = model(align_batch(data, tokenizer))
+    loss.backward()
+    assert model.new_rows.grad.dtype == torch.float32 and loss.isfinite()
+
+
+def test_projector_shapes():
+    """The paper's 10.5 M parameters for 1024 -> 2048 -> 4096, and its ablation with two hidden layers."""
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    with torch.device("meta"):
+        assert count(Projector(1024, (2048,), 4096)) == 1024 * 2048 + 2048 + 2048 * 4096 + 4096 == 10_491_904
+        assert [layer.out_features for layer in Projector(1024, (2048, 3072), 4096) if hasattr(layer, "out_features")] == \
+            [2048, 3072, 4096]
+
+
+def test_class_weights():
+    weights = class_weights([0, 0, 0, 1, 3, 3], 5)
+    torch.testing.assert_close(weights, torch.tensor([1 / 3, 1, 0, 1 / 2, 0]) / (1 / 3 + 1 + 1 / 2))
+
+
+def test_windows_longer_than_the_encoder_s_context(data, parts):
+    _, tokenizer = parts
+    for examples in (AlignExamples, HarExamples):
+        with pytest.raises(InputError, match="24 samples.*context holds 20"):
+            examples(data, "train", tokenizer, Limits(20, 4096))
+
+
+def test_prompts_longer_than_the_llm_takes(data, parts):
+    _, tokenizer = parts
+    with pytest.raises(InputError, match="har window 0 makes a prompt of .* the LLM takes 100"):
+        HarExamples(data, "train", tokenizer, Limits(512, 100))[0]
+
+
+def test_order_of_an_epoch():
+    sizes = np.random.default_rng(0).integers(10, 500, 1003)
+    steps = epoch_order(sizes, 8, seed=0, epoch=0)
+    assert sorted(np.concatenate(steps)) == list(range(1003)) and sorted(map(len, steps)) == [3] + [8] * 125
+    again, other = epoch_order(sizes, 8, 0, 0), epoch_order(sizes, 8, 0, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(steps, again)) and not np.array_equal(steps[0], other[0])
+    spread = np.mean([np.ptp(sizes[step]) for step in steps])
+    assert spread < np.ptp(sizes) / 5                                         # rows of a step are of like length
+    assert [part.tolist() for part in share(np.arange(5), 3)] == [[0, 3], [1, 4], [2]]

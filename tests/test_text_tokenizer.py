@@ -1,0 +1,108 @@
+"""Our tokenizer front against transformers' on real tokenizers; special tokens, chat format, broken directories."""
+import json
+
+import pytest
+
+from sensorllm_min.config import InputError, LlamaConfig
+from sensorllm_min.sensors import DATASETS
+from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, load_text_tokenizer, new_tokens, train_backend
+
+CHANNELS = DATASETS["usc-had"].channels
+TEXTS = ["Once upon a time", "0.0s to 0.06s: rising\n0.06s to 1.2s: steady\n\nOverall, it rises.", " leading space",
+         "x-axis accelerometer: Mean=-0.01234567, StdDev=1.5\n", "naïve café, 東京, emoji 🙂 and\ttabs  two spaces", ""]
+REAL = {"llama3-tiktoken": (128256, 128000, 128001), "smollm-bpe": (49153, 0, 0), "llama2-sentencepiece": (32000, 1, 2)}
+
+
+def load_real(shared, name):
+    vocab_size, bos, eos = REAL[name]
+    config = LlamaConfig(vocab_size, 8, 8, 1, 1, 1, 8, bos_id=bos, eos_ids=(eos,))
+    return load_text_tokenizer(shared / "tokenizers" / name, config, CHANNELS)
+
+
+@pytest.mark.shared("tokenizers")
+@pytest.mark.parametrize("name", REAL)
+def test_ids_equal_transformers(shared, name):
+    import transformers
+    folder = shared / "tokenizers" / name
+    if name == "llama2-sentencepiece":
+        theirs = transformers.LlamaTokenizer.from_pretrained(folder)
+    else:
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    ours = load_real(shared, name)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+        assert ours.decode(ours.encode(text)) == text.removeprefix(" " if "llama2" in name else "")
+    assert ours.bos_id == REAL[name][1] and REAL[name][2] in ours.stop_ids
+
+
+@pytest.mark.shared("tokenizers")
+@pytest.mark.parametrize("name", REAL)
+def test_new_tokens_stand_behind_the_embedding_matrix(shared, name):
+    ours = load_real(shared, name)
+    text = CHANNELS[0].start + SENSOR * 3 + CHANNELS[0].end + "What is it?"
+    ids = ours.encode(text)
+    V = REAL[name][0]
+    assert ids[:5] == [V + 2, V + 1, V + 1, V + 1, V + 3] and max(ids[5:]) < V
+    assert ours.decode(ids) == text
+    assert len(ours.added) == 2 + 2 * len(CHANNELS) == len(set(ours.added))
+
+
+@pytest.mark.shared("tokenizers")
+def test_llama3_chat_format(shared):
+    """One begin-of-text, the headers and turns of Llama 3, as transformers tokenizes the same string."""
+    import transformers
+    ours = load_real(shared, "llama3-tiktoken")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(shared / "tokenizers" / "llama3-tiktoken")
+    text = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe true.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nWhat rises?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nIt rises.<|eot_id|>")
+    ids = ours.chat("Be true.", "What rises?") + ours.answer("It rises.")
+    assert ids == theirs.encode(text, add_special_tokens=False)
+    assert ids.count(ours.bos_id) == 1 and ours.chat_format == "llama3" and ids[-1] in ours.stop_ids
+
+
+@pytest.mark.shared("tokenizers")
+def test_plain_chat_format(shared):
+    ours = load_real(shared, "llama2-sentencepiece")
+    ids = ours.chat("Be true.", "What rises?")
+    assert ours.chat_format == "plain" and ids[0] == 1 and ids.count(1) == 1
+    assert ours.decode(ids[1:]) == "Be true.\n\nResearcher: What rises?\n\nAssistant: "
+    assert ours.answer("Yes.")[-1] == 2
+
+
+def test_tokenizer_learned_from_text():
+    texts = ["0.0s to 0.35s: rising\n0.35s to 0.5s: steady"] * 20
+    first, second = (train_backend(texts, 400) for _ in range(2))
+    assert first.to_str() == second.to_str()
+    tokenizer = built_tokenizer(first, CHANNELS, 400)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("0.35s to 0.5s: steady")) == 5                # a time is one token
+
+
+@pytest.mark.parametrize("declared,eos,words", [
+    ({"bos_token": "<nope>", "eos_token": "<|eot_id|>"}, (2,), ["bos_token", "<nope>"]),
+    ({"bos_token": "<|begin_of_text|>"}, (), ["eos_token"]),
+])
+def test_a_tokenizer_without_the_needed_tokens(tmp_path, declared, eos, words):
+    train_backend(["a b c"], 300).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
+    with pytest.raises(InputError) as error:
+        load_text_tokenizer(tmp_path, LlamaConfig(300, 8, 8, 1, 1, 1, 8, eos_ids=eos), CHANNELS)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_broken_directories(tmp_path):
+    config = LlamaConfig(300, 8, 8, 1, 1, 1, 8, bos_id=1, eos_ids=(2,))
+    with pytest.raises(InputError, match="neither tokenizer.json nor tokenizer.model"):
+        load_text_tokenizer(tmp_path, config, CHANNELS)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(InputError, match=name):
+            load_text_tokenizer(tmp_path, config, CHANNELS)
+
+
+def test_a_tokenizer_larger_than_the_llm(tmp_path):
+    tokenizer = built_tokenizer(train_backend(["rising and falling " * 9], 300), CHANNELS, 280)
+    with pytest.raises(InputError, match="280 embedding rows"):
+        tokenizer.encode("rising and falling")

@@ -1,0 +1,242 @@
+"""Training end to end: two processes equal one, a killed run resumes to the same bytes, guards, schedule, checkpoints."""
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, make_chronos, make_llama, run
+from safetensors.torch import load_file
+
+from sensorllm_min.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from sensorllm_min.config import InputError
+from sensorllm_min.data import PreparedData
+from sensorllm_min.text_tokenizer import train_backend
+from sensorllm_min.training import Processes, learning_rate, sample_texts, train_step
+
+SMALL = ("--train-limit", 52, "--eval-limit", 16, "--test-limit", 4, "--max-new-tokens", 8, "--log-every", 1)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+
+
+def losses(folder):
+    return [line["loss"] for line in metrics(folder) if "loss" in line]
+
+
+def same_tensors(one, other, tolerance):
+    one, other = load_file(one), load_file(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=lambda m: f"{name}: {m}")
+
+
+def test_two_processes_equal_one_and_accumulation(demo, tmp_path):
+    """Batch 8 in one process, 4 in two, 2 x 4 accumulated: answers of unequal length, an uneven last step of 52 = 6*8+4.
+
+    Only the order of float32 sums differs. Adam turns rounding noise on a gradient near 0 into whole updates, so weights
+    are compared after few steps, losses at every step.
+    """
+    options = ("--data", demo, "--lr", 1e-3, "--eval-every", 7, *SMALL)
+    run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
+    run("train_align.py", *options, "--batch-size", 4, "--out", "two", cwd=tmp_path, processes=2)
+    run("train_align.py", *options, "--batch-size", 2, "--accumulate", 4, "--out", "accumulated", cwd=tmp_path)
+    assert len(losses(tmp_path / "one")) == 7
+    for other in ("two", "accumulated"):
+        assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+        for key in ("val_loss", "direction_accuracy", "trained_parameters"):
+            assert json.loads((tmp_path / other / "results.json").read_text())[key] == pytest.approx(
+                json.loads((tmp_path / "one" / "results.json").read_text())[key], rel=1e-5)
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(demo, tmp_path):
+    """SIGKILL in the middle; --resume ends with the weights and metrics of the run that was not killed, to the bit."""
+    options = ["--data", str(demo), "--batch-size", "4", "--eval-every", "4", *map(str, SMALL)]
+    run("train_align.py", *options, "--out", "whole", cwd=tmp_path)
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_align.py"), *options, "--out", "killed"], cwd=tmp_path,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    log, deadline = tmp_path / "killed" / "log.txt", time.time() + 120
+    while not (log.exists() and "step     6/" in log.read_text()) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = len(losses(tmp_path / "killed"))
+    assert 6 <= killed_at < 13
+    run("train_align.py", *options, "--out", "killed", "--resume", cwd=tmp_path)
+    same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "killed" / "last.safetensors", 0)
+    same_tensors(tmp_path / "whole" / "best.safetensors", tmp_path / "killed" / "best.safetensors", 0)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+
+    assert "--resume needs the same settings" in run(
+        "train_align.py", *options, "--out", "killed", "--resume", "--lr", "0.5", cwd=tmp_path, expect=2)
+    assert "another model" in run(
+        "train_align.py", *options, "--out", "killed", "--resume", "--train", "projector", cwd=tmp_path, expect=2)
+
+
+def test_schedule_equals_transformers():
+    from transformers import get_cosine_schedule_with_warmup
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
+    theirs = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=math.ceil(0.03 * 200), num_training_steps=200)
+    for step in range(200):
+        # theirs spends its first step at rate 0; ours starts one notch up, so that no step is wasted
+        theirs_next = theirs.lr_lambdas[0](step + 1) if step < 6 else theirs.lr_lambdas[0](step)
+        assert learning_rate(step, 200, 2e-3, 0.03) == pytest.approx(2e-3 * theirs_next)
+
+
+class Poisoned(torch.nn.Module):
+    """A model whose loss is what it is told."""
+    def __init__(self, value):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.value = value
+
+    def forward(self, batch):
+        return (self.weight * self.value).sum(), torch.tensor(1.0)
+
+
+class OneBatch:
+    mask = torch.ones(1, 1)
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(value):
+    model = Poisoned(value)
+    optimizer = torch.optim.AdamW(model.parameters())
+    args = argparse.Namespace(bf16=False, out="out/x")
+    with pytest.raises(InputError, match="step 8: the loss is (nan|inf).*out/x/last.safetensors"):
+        train_step(model, [OneBatch()], 1.0, optimizer, 0.1, Processes(0, 1, torch.device("cpu")), args, 7)
+    assert (model.weight == 1).all()
+
+
+def test_a_run_whose_loss_turns_nan_keeps_its_checkpoint(demo, tmp_path):
+    """The rate is absurd: the script names the step, exits with 2, and what it saved before loads."""
+    out = run("train_align.py", "--data", demo, "--out", "nan", "--batch-size", 4, "--lr", "1e25", "--warmup", 0,
+              "--eval-every", 100, *SMALL, cwd=tmp_path, expect=2)
+    assert "the loss is nan" in out and "step 2" in out and "Traceback" not in out
+    assert not list((tmp_path / "nan").glob("*.unfinished"))
+
+
+@pytest.fixture(scope="module")
+def trained(demo, tmp_path_factory):
+    """Both stages on random public-layout weights, a step or two each -> the folder of it all."""
+    folder = tmp_path_factory.mktemp("trained")
+    backend = train_backend(sample_texts(PreparedData(demo)), 500)
+    make_llama(folder / "llm", backend, vocab_size=512)
+    make_llama(folder / "other", backend, vocab_size=512, num_hidden_layers=3)
+    make_chronos(folder / "encoder")
+    common = ("--data", demo, "--batch-size", 4, "--accumulate", 2, "--epochs", 1, *SMALL)
+    run("train_align.py", *common, "--llm", "llm", "--encoder", "encoder", "--out", "align", "--gradient-checkpointing",
+        cwd=folder)
+    run("train_har.py", *common, "--align", "align", "--out", "har", "--bf16", cwd=folder, processes=1)
+    return folder
+
+
+def test_checkpoints_hold_what_was_trained_alone(trained):
+    recipe, progress, tensors = read_checkpoint(trained / "align" / "best.safetensors")
+    assert {name.split(".")[0] for name in tensors} == {"projector", "new_rows"}
+    assert recipe.llm == "llm" and recipe.stage == "align" and recipe.dataset == "demo" and progress["step"] > 0
+    recipe, _, tensors = read_checkpoint(trained / "har" / "best.safetensors")
+    assert {name.split(".")[0] for name in tensors} == {"projector", "new_rows", "head"}
+    assert recipe.stage == "har" and recipe.text == ("smry", "Q") and recipe.projector == (2048,)
+    results = json.loads((trained / "har" / "results.json").read_text())
+    assert results["trained_parameters"] == 32 * 2048 + 2048 + 2048 * 48 + 48 + 5 * 48
+    assert {"macro_f1", "accuracy", "chance", "seconds"} <= results.keys()
+
+
+def test_stage_2_goes_on_where_stage_1_stopped(trained):
+    """The marker rows of stage 1 are in stage 2's checkpoint, untouched; the projector moved on from stage 1's."""
+    align, har = (load_file(trained / stage / "best.safetensors") for stage in ("align", "har"))
+    assert torch.equal(align["new_rows"], har["new_rows"])
+    assert 0 < (align["projector.0.weight"] - har["projector.0.weight"]).abs().max() < 0.1
+
+
+def test_a_checkpoint_makes_the_same_model_again(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    model, tokenizer, recipe, _ = load_checkpoint("align")
+    again, _, _, _ = load_checkpoint("align/last.safetensors")
+    file = load_file("align/best.safetensors")
+    assert all(torch.equal(dict(model.named_parameters())[name], tensor) for name, tensor in file.items())
+    assert tuple(tokenizer.added) == recipe.added_tokens and again.head is None
+
+
+def test_a_checkpoint_of_another_llm_is_refused(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    for moved in ("other", "encoder"):
+        with pytest.raises(InputError, match=f"{moved} does not hold the weights"):
+            load_checkpoint("align", llm=moved)
+    weights = (trained / "llm" / "model.safetensors")
+    good = weights.read_bytes()
+    try:
+        weights.write_bytes(good[:-4] + b"\0\0\0\0")                          # same shapes, other numbers
+        with pytest.raises(InputError, match="does not hold the weights"):
+            load_checkpoint("align")
+    finally:
+        weights.write_bytes(good)
+
+
+def test_checkpoint_files_that_are_not_ours(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    good = (trained / "align" / "best.safetensors").read_bytes()
+    for name, content in (("cut", good[:-50]), ("empty", b""), ("text", b"hello")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="truncated|not a safetensors"):
+            load_checkpoint(tmp_path / name)
+    with pytest.raises(InputError, match="not a checkpoint of this project"):
+        load_checkpoint("llm/model.safetensors")
+    with pytest.raises(InputError, match="not found"):
+        load_checkpoint("nowhere")
+    (tmp_path / "format").write_bytes(good.replace(b'format\\": 1', b'format\\": 7', 1))
+    with pytest.raises(InputError, match="format 7"):
+        load_checkpoint(tmp_path / "format")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    model, _, recipe, progress = load_checkpoint("align")
+    before = (trained / "align" / "best.safetensors").read_bytes()
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        save_checkpoint("align/best.safetensors", model, recipe, progress)
+    assert (trained / "align" / "best.safetensors").read_bytes() == before
+    assert not list((trained / "align").glob("*.unfinished"))
+
+
+def test_evaluate_reports_on_both(trained, demo):
+    out = run("evaluate.py", "--checkpoint", "align", "har", "--data", demo, "--limit", 12, "--max-new-tokens", 20, cwd=trained)
+    assert "direction right for" in out and "guessing gets" in out and "macro f1" in out and "Walking" in out
+    scores = json.loads((trained / "har" / "evaluation_test.json").read_text())
+    assert sum(map(sum, scores["confusion"])) == scores["windows"] == 12
+    rows = [json.loads(line) for line in open(trained / "align" / "descriptions_test.jsonl")]
+    assert len(rows) == 12 and all({"answer", "generated", "channel"} <= row.keys() for row in rows)
+
+
+def test_stage_2_without_stage_1(trained, demo):
+    run("train_har.py", "--data", demo, "--align", "none", "--llm", "llm", "--encoder", "encoder", "--out", "only",
+        "--text", "none", "--batch-size", 8, *SMALL, cwd=trained)
+    _, _, tensors = read_checkpoint(trained / "only" / "best.safetensors")
+    start = load_file(trained / "llm" / "model.safetensors")["model.embed_tokens.weight"].mean(0)
+    assert (tensors["new_rows"][2:] - start).abs().max() > 1e-4               # the markers learned
+    assert torch.allclose(tensors["new_rows"][1], start, atol=1e-6)           # <ts> has no gradient
+
+
+def test_a_checkpoint_of_another_dataset(trained, demo, tmp_path):
+    import shutil
+    other = tmp_path / "other"
+    shutil.copytree(demo, other)
+    meta = json.loads((other / "meta.json").read_text())
+    (other / "meta.json").write_text(json.dumps(meta | {"dataset": "uci-har"}))
+    for script in (("train_har.py", "--align", "align", "--out", "x"), ("evaluate.py", "--checkpoint", "align")):
+        out = run(*script, "--data", other, cwd=trained, expect=2)
+        assert "was trained on demo" in out and "holds uci-har" in out and "Traceback" not in out
