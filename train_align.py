@@ -4,6 +4,7 @@
     torchrun --nproc_per_node 8 train_align.py --data data/usc-had --llm DIR --encoder DIR --bf16 --out out/align
 """
 import argparse
+import math
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -48,7 +49,7 @@ def main():
     optimizer = new_optimizer(model, args)
     run = Run(args, processes, model, recipe, optimizer)
     steps = Steps(train, args, processes, tokenizer.pad_id)
-    eval_every = args.eval_every or max(1, steps.count // 8)
+    eval_every = args.eval_every or math.ceil(steps.count / 8)
     wrapped = DistributedDataParallel(model) if processes.world > 1 else model
     run.say(f"{data.name}: {len(train)} training pairs, {steps.count} steps of {steps.size}; trained: "
             f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")

@@ -4,6 +4,7 @@
     torchrun --nproc_per_node 8 train_har.py --data data/usc-had --align out/align --bf16 --out out/har
 """
 import argparse
+import math
 from dataclasses import replace
 
 import torch
@@ -47,6 +48,9 @@ def main():
         if align.stage != "align":
             raise InputError(f"{args.align} is a checkpoint of stage 2; --align takes one of train_align.py, or none")
         align = moved(align, args.llm, args.encoder)
+        for option in ("projector", "scaling"):
+            if getattr(args, option) is not None:
+                raise InputError(f"--{option} comes from {args.align}; leave it out, or start with --align none")
     built_in = (align or args).llm is None
     # what learns: after stage 1 the projector and the head; without it the marker rows, and random networks, too
     train_parts = "projector,head" if align else "encoder,llm,projector,tokens,head" if built_in else \
@@ -77,7 +81,7 @@ def main():
     optimizer = new_optimizer(model, args)
     run = Run(args, processes, model, recipe, optimizer)
     steps = Steps(train, args, processes, tokenizer.pad_id)
-    eval_every = args.eval_every or max(1, steps.count // 8)
+    eval_every = args.eval_every or math.ceil(steps.count / 8)
     wrapped = DistributedDataParallel(model) if processes.world > 1 else model
     run.say(f"{data.name}: {len(train)} training windows, {steps.count} steps of {steps.size}; trained: "
             f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")

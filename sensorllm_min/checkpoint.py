@@ -82,8 +82,8 @@ def fingerprint(directory):
         with open(path, "rb") as file:
             size = os.path.getsize(path)
             digest.update(f"{path.name} {size}".encode())
-            for block in range(16):                                           # the first one holds the header
-                file.seek(size * block // 16)
+            for block in range(16):                                           # from the header to the very end
+                file.seek(max(0, size - 4096) * block // 15)
                 digest.update(file.read(4096))
     return digest.hexdigest()[:16]
 

@@ -27,7 +27,7 @@ def claimed_directions(text, n_intervals, rate):
     """The direction a text claims for each interval between two samples -> (n_intervals,), NaN where it is silent."""
     claimed = np.full(n_intervals, np.nan)
     for start, end, direction in parse_segments(text):
-        first, last = (int(min(round(seconds * rate), n_intervals)) for seconds in (start, end))
+        first, last = (round(min(seconds * rate, n_intervals)) for seconds in (start, end))
         claimed[first:last] = direction
     return claimed
 

@@ -93,9 +93,17 @@ class TextTokenizer:
         return self.encode(text) + [self.end_of_turn]
 
 
+def read_tokenizer_json(path):
+    """A tokenizer.json without the padding and the truncation that some carry from their training."""
+    backend = tokenizers.Tokenizer.from_file(path)
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
 def load_backend(directory):
     directory = Path(directory)
-    for name, load in (("tokenizer.json", tokenizers.Tokenizer.from_file),
+    for name, load in (("tokenizer.json", read_tokenizer_json),
                        ("tokenizer.model", lambda path: sentencepiece.SentencePieceProcessor(model_file=path))):
         if (directory / name).exists():
             try:

@@ -44,8 +44,8 @@ def add_shared_arguments(parser, test_limit):
     parser.add_argument("--llm", help="LLaMA-family directory (default: a tiny one, trained from scratch)")
     parser.add_argument("--encoder", help="Chronos T5 directory (default: a tiny one, trained from scratch)")
     parser.add_argument("--projector", help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
-    parser.add_argument("--scaling", choices=SCALINGS, default="StanNormalizeUniformBins",
-                        help="how a series is scaled before it is cut into bins")
+    parser.add_argument("--scaling", choices=SCALINGS,
+                        help="how a series is scaled before it is cut into bins (default StanNormalizeUniformBins)")
     parser.add_argument("--train", help="parts to train, joined by ',': " + ", ".join(PARTS))
     parser.add_argument("--epochs", type=float, help="passes over the training windows; may be a fraction")
     parser.add_argument("--batch-size", type=int, help="examples a forward pass, on each process")
@@ -68,7 +68,7 @@ def add_shared_arguments(parser, test_limit):
 
 def fill_in(args, defaults):
     """Puts defaults where an option was not given, and splits the lists."""
-    for key, value in defaults.items():
+    for key, value in (defaults | {"scaling": "StanNormalizeUniformBins"}).items():
         if getattr(args, key) is None:
             setattr(args, key, value)
     try:
@@ -326,7 +326,7 @@ class Run:
             if improved:
                 save_checkpoint(self.out / "best.safetensors", self.model, self.recipe, self.progress)
             save_checkpoint(self.out / "last.safetensors", self.model, self.recipe, self.progress, self.optimizer)
-        self.logged = time.time()
+        self.logged, self.tokens = time.time(), 0                             # validation is not training time
 
     def load_best(self):
         """Puts the best checkpoint's tensors into the model."""

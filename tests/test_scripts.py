@@ -4,12 +4,12 @@ import json
 import pytest
 from conftest import run
 
-SMALL = ("--train-limit", 64, "--eval-limit", 16, "--test-limit", 8, "--max-new-tokens", 16, "--log-every", 1)
+SMALL = ("--train-limit", 64, "--eval-limit", 16, "--test-limit", 8, "--log-every", 1)
 
 
 def test_the_demo_end_to_end(tmp_path):
     """No arguments but sizes: the data is made, both stages train, evaluate reports, as the README says."""
-    out = run("train_align.py", *SMALL, cwd=tmp_path, processes=1)
+    out = run("train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path, processes=1)
     assert "making the demo dataset" in out and "min left" in out and "after training" in out
     results = json.loads((tmp_path / "out/align/results.json").read_text())
     assert {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"} <= results.keys()

@@ -30,8 +30,9 @@ def test_ids_equal_transformers(shared, name):
         theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     ours = load_real(shared, name)
     for text in TEXTS:
-        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
-        assert ours.decode(ours.encode(text)) == text.removeprefix(" " if "llama2" in name else "")
+        assert ours.decode(ours.encode(text)) == text
+        if not (text.startswith(" ") and name == "llama2-sentencepiece"):     # there transformers departs from the library
+            assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
     assert ours.bos_id == REAL[name][1] and REAL[name][2] in ours.stop_ids
 
 
@@ -103,6 +104,6 @@ def test_broken_directories(tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_llm(tmp_path):
-    tokenizer = built_tokenizer(train_backend(["rising and falling " * 9], 300), CHANNELS, 280)
-    with pytest.raises(InputError, match="280 embedding rows"):
+    tokenizer = built_tokenizer(train_backend(["rising and falling " * 9], 300), CHANNELS, 262)
+    with pytest.raises(InputError, match="262 embedding rows"):
         tokenizer.encode("rising and falling")

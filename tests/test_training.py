@@ -19,7 +19,8 @@ from sensorllm_min.data import PreparedData
 from sensorllm_min.text_tokenizer import train_backend
 from sensorllm_min.training import Processes, learning_rate, sample_texts, train_step
 
-SMALL = ("--train-limit", 52, "--eval-limit", 16, "--test-limit", 4, "--max-new-tokens", 8, "--log-every", 1)
+SMALL = ("--train-limit", 52, "--eval-limit", 16, "--test-limit", 4, "--log-every", 1)
+BRIEF = ("--max-new-tokens", 8)             # of stage 1: what a model that learned nothing writes
 
 
 def metrics(folder):
@@ -43,7 +44,7 @@ def test_two_processes_equal_one_and_accumulation(demo, tmp_path):
     Only the order of float32 sums differs. Adam turns rounding noise on a gradient near 0 into whole updates, so weights
     are compared after few steps, losses at every step.
     """
-    options = ("--data", demo, "--lr", 1e-3, "--eval-every", 7, *SMALL)
+    options = ("--data", demo, "--eval-every", 7, *SMALL, *BRIEF)
     run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
     run("train_align.py", *options, "--batch-size", 4, "--out", "two", cwd=tmp_path, processes=2)
     run("train_align.py", *options, "--batch-size", 2, "--accumulate", 4, "--out", "accumulated", cwd=tmp_path)
@@ -57,7 +58,7 @@ def test_two_processes_equal_one_and_accumulation(demo, tmp_path):
 
 def test_a_killed_run_resumes_to_the_same_bytes(demo, tmp_path):
     """SIGKILL in the middle; --resume ends with the weights and metrics of the run that was not killed, to the bit."""
-    options = ["--data", str(demo), "--batch-size", "4", "--eval-every", "4", *map(str, SMALL)]
+    options = ["--data", str(demo), "--batch-size", "4", "--eval-every", "4", *map(str, SMALL + BRIEF)]
     run("train_align.py", *options, "--out", "whole", cwd=tmp_path)
     process = subprocess.Popen([sys.executable, str(ROOT / "train_align.py"), *options, "--out", "killed"], cwd=tmp_path,
                                env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
@@ -120,7 +121,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value):
 def test_a_run_whose_loss_turns_nan_keeps_its_checkpoint(demo, tmp_path):
     """The rate is absurd: the script names the step, exits with 2, and what it saved before loads."""
     out = run("train_align.py", "--data", demo, "--out", "nan", "--batch-size", 4, "--lr", "1e25", "--warmup", 0,
-              "--eval-every", 100, *SMALL, cwd=tmp_path, expect=2)
+              "--eval-every", 100, *SMALL, *BRIEF, cwd=tmp_path, expect=2)
     assert "the loss is nan" in out and "step 2" in out and "Traceback" not in out
     assert not list((tmp_path / "nan").glob("*.unfinished"))
 
@@ -134,7 +135,7 @@ def trained(demo, tmp_path_factory):
     make_llama(folder / "other", backend, vocab_size=512, num_hidden_layers=3)
     make_chronos(folder / "encoder")
     common = ("--data", demo, "--batch-size", 4, "--accumulate", 2, "--epochs", 1, *SMALL)
-    run("train_align.py", *common, "--llm", "llm", "--encoder", "encoder", "--out", "align", "--gradient-checkpointing",
+    run("train_align.py", *common, *BRIEF, "--llm", "llm", "--encoder", "encoder", "--out", "align", "--gradient-checkpointing",
         cwd=folder)
     run("train_har.py", *common, "--align", "align", "--out", "har", "--bf16", cwd=folder, processes=1)
     return folder
@@ -229,6 +230,11 @@ def test_stage_2_without_stage_1(trained, demo):
     start = load_file(trained / "llm" / "model.safetensors")["model.embed_tokens.weight"].mean(0)
     assert (tensors["new_rows"][2:] - start).abs().max() > 1e-4               # the markers learned
     assert torch.allclose(tensors["new_rows"][1], start, atol=1e-6)           # <ts> has no gradient
+
+
+def test_what_stage_1_decides_cannot_be_given_again(trained, demo):
+    out = run("train_har.py", "--data", demo, "--align", "align", "--projector", "64", "--out", "x", cwd=trained, expect=2)
+    assert "--projector comes from align" in out
 
 
 def test_a_checkpoint_of_another_dataset(trained, demo, tmp_path):
