@@ -93,10 +93,13 @@ def build_model(recipe, dtype=torch.float32):
 
     dtype: of what is read from the directories. InputError where a directory holds other weights than it did.
     """
-    for directory, known in ((recipe.llm, recipe.llm_fingerprint), (recipe.encoder, recipe.encoder_fingerprint)):
+    for option, directory, known in (("--llm", recipe.llm, recipe.llm_fingerprint),
+                                     ("--encoder", recipe.encoder, recipe.encoder_fingerprint)):
+        if directory is not None and not Path(directory).is_dir():
+            raise InputError(f"{directory} is not there any more; say with {option} where it is now")
         if directory is not None and fingerprint(directory) != known:
             raise InputError(f"{directory} does not hold the weights that the checkpoint was trained with; "
-                             "give the right directory with --llm or --encoder")
+                             f"give the right directory with {option}")
     if recipe.encoder is None:
         encoder = T5Encoder(recipe.encoder_config)
         encoder.init_from_scratch(ChronosTokenizer(recipe.chronos).centers, recipe.chronos.n_special_tokens)

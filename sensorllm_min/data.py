@@ -109,6 +109,7 @@ class Examples:
         if limit is not None and limit < len(self.rows):
             self.index = np.sort(np.random.default_rng(seed).permutation(len(self.rows))[:limit])
         self.sizes = self.rows.sizes[self.index]                              # bytes: near enough to tokens to sort by
+        self[int(self.sizes.argmax())]                                        # the longest must fit: better known now
 
     def __len__(self):
         return len(self.index)
@@ -132,8 +133,8 @@ class AlignExamples(Examples):
     kind = "align"
 
     def __init__(self, data, split, tokenizer, limits, limit=None, seed=0):
-        super().__init__(data, split, tokenizer, limits, limit, seed)
         self.channels = {channel.token: (index, channel) for index, channel in enumerate(data.dataset.channels)}
+        super().__init__(data, split, tokenizer, limits, limit, seed)
 
     def make(self, row, window):
         column, channel = self.channels[row["channel"]]
@@ -147,8 +148,8 @@ class HarExamples(Examples):
     kind = "har"
 
     def __init__(self, data, split, tokenizer, limits, limit=None, seed=0, text=("smry", "Q"), channel_names=False):
-        super().__init__(data, split, tokenizer, limits, limit, seed)
         self.text, self.channel_names = text, channel_names
+        super().__init__(data, split, tokenizer, limits, limit, seed)
 
     def labels(self):
         return [self.rows[i]["label"] for i in self.index]

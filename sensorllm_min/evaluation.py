@@ -1,4 +1,5 @@
 """A model over a split: loss, generated descriptions, confusion matrix. Each process takes its share; sums are added."""
+import math
 import time
 
 import numpy as np
@@ -28,7 +29,7 @@ def mean_loss(model, examples, processes, batch_size, pad_id, bf16=False):
             loss, weight = model(batch)
         loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
     loss_sum, weight_sum = processes.sum(loss_sum, weight_sum)
-    return loss_sum / weight_sum
+    return loss_sum / weight_sum if weight_sum else math.nan
 
 
 @torch.no_grad()
@@ -84,4 +85,4 @@ def confusion_matrix(model, examples, processes, batch_size, pad_id, bf16=False,
             rate = done / (said - began)
             say(f"{done}/{len(examples)} windows, {rate:.1f} windows/s, {(len(examples) - done) / rate / 60:.1f} min left")
     *cells, loss_sum, weight_sum = processes.sum(*confusion.tolist(), loss_sum, weight_sum)
-    return np.array(cells, dtype=int).reshape(n, n), loss_sum / weight_sum
+    return np.array(cells, dtype=int).reshape(n, n), loss_sum / weight_sum if weight_sum else math.nan

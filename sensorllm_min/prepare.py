@@ -132,13 +132,14 @@ def prepare(name, raw, out, seed=0, answer_kinds=None, say=print):
     began, n_samples = time.time(), 0
     writer = Writer(unfinished, name, seed, answer_kinds or DATASETS[name].answer)
     try:
-        for subject, recordings in groupby(READERS[name](raw, seed), key=lambda recording: recording.subject):
+        by_subject = groupby(READERS[name](raw, seed), key=lambda recording: recording.subject)
+        for done, (subject, recordings) in enumerate(by_subject, start=1):
             recordings = list(recordings)
             writer.add_subject(subject, recordings)
             n_samples += sum(len(recording.samples) for recording in recordings)
-            pairs = sum(count for file, count in writer.lines.items() if file.startswith("align"))
+            pairs, seconds = sum(writer.lines[f"align_{split}"] for split in writer.dataset.splits), time.time() - began
             say(f"subject {subject}: {len(recordings)} recordings; so far {n_samples} samples, {pairs} pairs, "
-                f"{pairs / (time.time() - began):.0f} pairs/s")
+                f"{pairs / seconds:.0f} pairs/s, {seconds / done * max(0, writer.dataset.subjects - done):.0f} s left")
         meta = writer.finish()
         shutil.rmtree(out, ignore_errors=True)
         unfinished.rename(out)

@@ -33,6 +33,7 @@ class Dataset:
     rate: int                           # Hz
     channels: tuple
     classes: tuple                      # activity names; a label is an index into them
+    subjects: int                       # how many there are
     test_subjects: tuple
     val_subjects: tuple                 # held out of the training subjects: every choice is made on them
     align_lengths: tuple                # samples of a stage-1 window: shortest, longest
@@ -53,7 +54,7 @@ DATASETS = {
     "demo": Dataset(
         rate=20, channels=WRIST,
         classes=("Walking", "Running", "Turning", "Sitting", "Lying"),
-        test_subjects=(9, 10), val_subjects=(8,),
+        subjects=10, test_subjects=(9, 10), val_subjects=(8,),
         align_lengths=(4, 16), window=24, stride=12,
         source="simulated by recordings.py: no real person",
         answer=("simple_trend",), paraphrase=False),   # short answers in one wording: to learn in three minutes
@@ -61,13 +62,13 @@ DATASETS = {
         rate=100, channels=WRIST,
         classes=("Walking Forward", "Walking Left", "Walking Right", "Walking Upstairs", "Walking Downstairs",
                  "Running Forward", "Jumping", "Sitting", "Standing", "Sleeping", "Elevator Up", "Elevator Down"),
-        test_subjects=(13, 14), val_subjects=(3, 7),
+        subjects=14, test_subjects=(13, 14), val_subjects=(3, 7),
         align_lengths=(5, 200), window=200, stride=100,
         source="https://sipi.usc.edu/had/USC-HAD.zip; Zhang and Sawchuk 2012, free for research with citation"),
     "uci-har": Dataset(
         rate=50, channels=triaxial("acc", "g") + triaxial("gyro", "rad/s"),
         classes=("Walking", "Walking Upstairs", "Walking Downstairs", "Sitting", "Standing", "Laying"),
-        test_subjects=(2, 4, 9, 10, 12, 13, 18, 20, 24), val_subjects=(5, 8, 22, 28),
+        subjects=30, test_subjects=(2, 4, 9, 10, 12, 13, 18, 20, 24), val_subjects=(5, 8, 22, 28),
         align_lengths=(5, 200), window=128, stride=64,
         source="https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip; "
                "Anguita et al. 2013, cite, no commercial use"),

@@ -110,6 +110,7 @@ def new_recipe(args, data, processes):
     if args.encoder:
         where = f"{args.encoder}/config.json"
         encoder, chronos = T5Config.from_hf(read_json(where), where), ChronosConfig.from_hf(read_json(where), where)
+    args.llm, args.encoder = (directory and str(Path(directory).resolve()) for directory in (args.llm, args.encoder))
     return Recipe(
         dataset=data.name, added_tokens=tuple(new_tokens(data.dataset.channels)), scaling=args.scaling,
         projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json,
@@ -176,8 +177,10 @@ def learning_rate(step, n_steps, peak, warmup):
 
 def new_optimizer(model, args):
     """AdamW over what is trained. A short memory of squared gradients (0.95, not 0.999): runs here are short, too."""
-    return torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad],
-                             lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise InputError(f"--train {','.join(args.train)} leaves nothing to learn in this stage")
+    return torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
 
 
 class Steps:
@@ -239,11 +242,15 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
 
 # ---- what a run leaves behind ----
 
-def write_json(path, content):
-    """Writes a JSON file whole or not at all."""
+def write_whole(path, text):
+    """Writes a text file whole or not at all."""
     unfinished = Path(f"{path}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def write_json(path, content):
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 class Run:
@@ -264,6 +271,8 @@ class Run:
                          "settings": {key: settings[key] for key in self.FIXED}}
         if args.resume:
             self.resume()
+        else:
+            self.spare_others()
         if processes.first:
             self.out.mkdir(parents=True, exist_ok=True)
             self.metrics = open(self.out / "metrics.jsonl", "a" if args.resume else "w", encoding="utf-8")
@@ -286,7 +295,16 @@ class Run:
         metrics = self.out / "metrics.jsonl"
         if self.processes.first and metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= progress["step"]))
+            write_whole(metrics, "".join(line for line in lines if line.endswith("\n")     # a kill may cut the last one
+                                         and json.loads(line)["step"] <= progress["step"]))
+
+    def spare_others(self):
+        """A new run may replace a demo, or a run on the same dataset; InputError for any other."""
+        path = self.out / "last.safetensors"
+        if path.exists():
+            old = read_checkpoint(path)[0].dataset
+            if old not in ("demo", self.recipe.dataset):
+                raise InputError(f"{self.out} holds a run on {old}; choose another --out, or remove it")
 
     def say(self, text):
         if self.processes.first:

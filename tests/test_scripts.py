@@ -1,8 +1,9 @@
 """The scripts as a person runs them: the built-in demo end to end, and one clear line for each mistake."""
 import json
+import re
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 
 SMALL = ("--train-limit", 64, "--eval-limit", 16, "--test-limit", 8, "--log-every", 1)
 
@@ -47,3 +48,17 @@ def test_mistakes_end_in_one_line(tmp_path, command, words):
     assert all(word in out for word in words), out
     lines = [line for line in out.strip().splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith(command[0] + ": "), out
+
+
+def test_the_reading_order_of_the_readme_holds():
+    """Each module imports only from modules above it in the README's table, and every module is in it."""
+    order = re.findall(r"\(sensorllm_min/(\w+)\.py\)", (ROOT / "README.md").read_text().split("## Reading order")[1])
+    assert sorted(order) == sorted(path.stem for path in (ROOT / "sensorllm_min").glob("*.py") if path.stem != "__init__")
+    for place, module in enumerate(order):
+        imported = re.findall(r"^from \.(\w+) import", (ROOT / f"sensorllm_min/{module}.py").read_text(), re.MULTILINE)
+        assert set(imported) <= set(order[:place]), module
+
+
+def test_the_runtime_imports_no_reference_package():
+    for path in [*ROOT.glob("*.py"), *(ROOT / "sensorllm_min").glob("*.py")]:
+        assert not re.search(r"^\s*(from|import) (transformers|chronos|sklearn|pickle)\b", path.read_text(), re.MULTILINE), path

@@ -257,8 +257,8 @@ def test_windows_longer_than_the_encoder_s_context(data, parts):
 
 def test_prompts_longer_than_the_llm_takes(data, parts):
     _, tokenizer = parts
-    with pytest.raises(InputError, match="har window 0 makes a prompt of .* the LLM takes 100"):
-        HarExamples(data, "train", tokenizer, Limits(512, 100))[0]
+    with pytest.raises(InputError, match="har window .* makes a prompt of .* the LLM takes 100"):
+        HarExamples(data, "train", tokenizer, Limits(512, 100))
 
 
 def test_order_of_an_epoch():

@@ -31,7 +31,9 @@ def test_ids_equal_transformers(shared, name):
     ours = load_real(shared, name)
     for text in TEXTS:
         assert ours.decode(ours.encode(text)) == text
-        if not (text.startswith(" ") and name == "llama2-sentencepiece"):     # there transformers departs from the library
+        # with two spaces in a row, or one in front, transformers' rewrite of a sentencepiece model departs from the
+        # sentencepiece library, with which Llama 2 was trained and which we call
+        if not (name == "llama2-sentencepiece" and "  " in " " + text):
             assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
     assert ours.bos_id == REAL[name][1] and REAL[name][2] in ours.stop_ids
 

@@ -144,7 +144,7 @@ def trained(demo, tmp_path_factory):
 def test_checkpoints_hold_what_was_trained_alone(trained):
     recipe, progress, tensors = read_checkpoint(trained / "align" / "best.safetensors")
     assert {name.split(".")[0] for name in tensors} == {"projector", "new_rows"}
-    assert recipe.llm == "llm" and recipe.stage == "align" and recipe.dataset == "demo" and progress["step"] > 0
+    assert recipe.llm == str(trained / "llm") and recipe.stage == "align" and recipe.dataset == "demo" and progress["step"] > 0
     recipe, _, tensors = read_checkpoint(trained / "har" / "best.safetensors")
     assert {name.split(".")[0] for name in tensors} == {"projector", "new_rows", "head"}
     assert recipe.stage == "har" and recipe.text == ("smry", "Q") and recipe.projector == (2048,)
@@ -174,6 +174,8 @@ def test_a_checkpoint_of_another_llm_is_refused(trained, monkeypatch):
     for moved in ("other", "encoder"):
         with pytest.raises(InputError, match=f"{moved} does not hold the weights"):
             load_checkpoint("align", llm=moved)
+    with pytest.raises(InputError, match="nowhere is not there any more; say with --llm"):
+        load_checkpoint("align", llm="nowhere")
     weights = (trained / "llm" / "model.safetensors")
     good = weights.read_bytes()
     try:
@@ -246,3 +248,7 @@ def test_a_checkpoint_of_another_dataset(trained, demo, tmp_path):
     for script in (("train_har.py", "--align", "align", "--out", "x"), ("evaluate.py", "--checkpoint", "align")):
         out = run(*script, "--data", other, cwd=trained, expect=2)
         assert "was trained on demo" in out and "holds uci-har" in out and "Traceback" not in out
+    (other / "meta.json").write_text(json.dumps(meta | {"dataset": "usc-had"}))
+    run("train_har.py", "--data", other, "--align", "none", "--out", "real", "--text", "none", *SMALL, cwd=trained)
+    out = run("train_har.py", "--data", demo, "--align", "align", "--out", "real", *SMALL, cwd=trained, expect=2)
+    assert "real holds a run on usc-had" in out                               # a demo never writes over a real run
