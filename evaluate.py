@@ -5,24 +5,27 @@
 """
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
 import torch
 
 from sensorllm_min.checkpoint import checkpoint_file, load_checkpoint
-from sensorllm_min.config import InputError
+from sensorllm_min.config import InputError, write_json
 from sensorllm_min.data import AlignExamples, HarExamples, PreparedData
 from sensorllm_min.evaluation import confusion_matrix, describe, direction_accuracy, direction_chance
 from sensorllm_min.metrics import class_report, class_scores
-from sensorllm_min.training import Processes, run_script, write_json
+from sensorllm_min.options import count
+from sensorllm_min.training import Processes, run_script
 
 
 def evaluate_align(args, model, tokenizer, recipe, data, processes, out):
     """Describes windows; writes truth and answer as they come, then the share of time whose direction is right."""
     examples = AlignExamples(data, args.split, tokenizer, recipe.limits, args.limit or 256)
     texts, began = {}, time.time()
-    with open(out / f"descriptions_{args.split}.jsonl", "w", encoding="utf-8") as file:
+    unfinished = out / f"descriptions_{args.split}.jsonl.unfinished"
+    with open(unfinished, "w", encoding="utf-8", buffering=1) as file:        # line by line: as they come
         for i, text in describe(model, tokenizer, examples, processes, args.batch_size, args.max_new_tokens, args.bf16):
             row = examples[i].row
             file.write(json.dumps({"window": int(examples.index[i]), **row, "generated": text}, ensure_ascii=False) + "\n")
@@ -33,6 +36,7 @@ def evaluate_align(args, model, tokenizer, recipe, data, processes, out):
                 rate = len(texts) / (time.time() - began)
                 print(f"{len(texts)}/{len(examples)} windows, {rate:.1f} windows/s, "
                       f"{(len(examples) - len(texts)) / rate / 60:.1f} min left", flush=True)
+    os.replace(unfinished, out / f"descriptions_{args.split}.jsonl")
     chance = direction_chance(examples, AlignExamples(data, "train", tokenizer, recipe.limits))
     scores = {"windows": len(examples), "direction_accuracy": direction_accuracy(texts, examples, processes),
               "direction_chance": chance}
@@ -57,9 +61,9 @@ def main():
     parser.add_argument("--llm", help="where the LLM's directory is now, if it was moved since training")
     parser.add_argument("--encoder", help="where the encoder's directory is now, if it was moved since training")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--limit", type=int, help="a seeded sample of so many windows (default 256 in stage 1, all in 2)")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="longest description (default 1024)")
+    parser.add_argument("--limit", type=count, help="a seeded sample of so many windows (default 256 in stage 1, all in 2)")
+    parser.add_argument("--batch-size", type=count, default=16)
+    parser.add_argument("--max-new-tokens", type=count, help="longest description (default: the longest true one)")
     parser.add_argument("--show", type=int, default=3, help="descriptions to print (default 3)")
     parser.add_argument("--bf16", action="store_true", help="compute in bf16")
     args = parser.parse_args()
@@ -79,6 +83,7 @@ def main():
                              "give the --data it was trained on")
         print(f"{path}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, validation {progress['best']:.4f}; "
               f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}; {args.split} subjects")
+        (path.parent / f"evaluation_{args.split}.json").unlink(missing_ok=True)   # an interrupted one is not a result
         evaluate = evaluate_har if recipe.classes else evaluate_align
         scores = evaluate(args, model, tokenizer, recipe, data, processes, path.parent)
         write_json(path.parent / f"evaluation_{args.split}.json", scores)

@@ -7,33 +7,35 @@ import argparse
 import math
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from sensorllm_min.checkpoint import build_model
 from sensorllm_min.data import AlignExamples
 from sensorllm_min.evaluation import describe, direction_accuracy, direction_chance, mean_loss
-from sensorllm_min.training import (Run, Steps, add_shared_arguments, fill_in, learning_rate, new_optimizer, new_recipe,
-                                    open_data, run_script, start_processes, train_step)
+from sensorllm_min.options import (add_shared_arguments, clear_out, count, default_parts, fill_in, new_recipe,
+                                   open_data)
+from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
+                                    train_step)
 
 # Defaults where an option is not given: the paper's for public weights, what suits two cores for the built-in sizes.
-PUBLIC = {"train": "projector,tokens", "projector": 2048, "epochs": 8, "batch_size": 4, "accumulate": 8, "lr": 2e-3}
-BUILT_IN = {"train": "encoder,llm,projector,tokens", "projector": 256, "epochs": 1, "batch_size": 32, "accumulate": 1,
-            "lr": 1e-3}
+PUBLIC = {"projector": 2048, "epochs": 8, "batch_size": 4, "accumulate": 8, "lr": 2e-3}
+BUILT_IN = {"projector": 256, "epochs": 1, "batch_size": 32, "accumulate": 1, "lr": 1e-3}
 
 
 def main():
     # ---- arguments ----
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="out/align", help="where checkpoints and logs go (default out/align)")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="longest description (default 1024)")
+    parser.add_argument("--max-new-tokens", type=count, help="longest description (default: the longest true one)")
     add_shared_arguments(parser, test_limit=200)
     args = parser.parse_args()
-    fill_in(args, BUILT_IN if args.llm is None else PUBLIC)
+    parts = default_parts(args.llm, args.encoder, "projector", "tokens")
+    fill_in(args, (BUILT_IN if args.llm is None else PUBLIC) | {"train": parts})
 
     # ---- processes and data ----
     processes = start_processes()
     data = open_data(args.data, processes)
     torch.manual_seed(args.seed)
+    clear_out(args, "align", processes)
 
     # ---- model: what --train names learns; the rest is frozen ----
     recipe = new_recipe(args, data, processes)
@@ -50,12 +52,11 @@ def main():
     run = Run(args, processes, model, recipe, optimizer)
     steps = Steps(train, args, processes, tokenizer.pad_id)
     eval_every = args.eval_every or math.ceil(steps.count / 8)
-    wrapped = DistributedDataParallel(model) if processes.world > 1 else model
+    wrapped = distributed(model, processes)
     run.say(f"{data.name}: {len(train)} training pairs, {steps.count} steps of {steps.size}; trained: "
             f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")
-    # a taste of the untrained model: it seldom ends by itself
-    before = dict(describe(model, tokenizer, test, processes, 32, min(64, args.max_new_tokens), args.bf16)) \
-        if run.progress["step"] == 0 else {}
+    # the untrained model rambles: three windows of it are enough
+    before = dict(describe(model, tokenizer, test, processes, 32, 64, args.bf16, only=3)) if not args.resume else {}
 
     # ---- loop ----
     for step, batches, filler in steps(run.progress["step"]):
@@ -69,13 +70,12 @@ def main():
     # ---- what it learned: the best checkpoint on test subjects ----
     run.load_best()
     after = dict(describe(model, tokenizer, test, processes, 32, args.max_new_tokens, args.bf16))
-    for i in list(after)[::max(1, len(after) // 3)][:3]:
+    for i in [i for i in after if i in before] or list(after)[:3]:
         run.say(f"\n--- test window {i}: {test[i].row['channel']}, {test[i].row['length']} samples\ntrue:\n"
                 f"{test[i].row['answer']}\nbefore training:\n{before.get(i, '(resumed)')[:300]}\n"
                 f"after training:\n{after[i]}")
     accuracy, chance = direction_accuracy(after, test, processes), direction_chance(test, train)
-    run.say(f"\ndirection right for {accuracy:.1%} of the time, guessing gets {chance:.1%} "
-            f"(before training {direction_accuracy(before, test, processes):.1%})")
+    run.say(f"\ndirection right for {accuracy:.1%} of the time, guessing gets {chance:.1%}")
     run.finish({"val_loss": run.progress["best"], "direction_accuracy": accuracy, "direction_chance": chance})
 
 

@@ -8,7 +8,6 @@ import math
 from dataclasses import replace
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from sensorllm_min.checkpoint import build_model, checkpoint_file, fill_model, moved, read_checkpoint
 from sensorllm_min.config import InputError
@@ -16,8 +15,9 @@ from sensorllm_min.data import HarExamples
 from sensorllm_min.evaluation import confusion_matrix
 from sensorllm_min.metrics import class_report, class_scores
 from sensorllm_min.sensorllm import class_weights
-from sensorllm_min.training import (Run, Steps, add_shared_arguments, fill_in, learning_rate, new_optimizer, new_recipe,
-                                    open_data, run_script, start_processes, train_step)
+from sensorllm_min.options import add_shared_arguments, clear_out, default_parts, fill_in, new_recipe, open_data
+from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
+                                    train_step)
 from sensorllm_min.trend_text import HAR_TEXTS
 
 # Defaults where an option is not given: the paper's for public weights, what suits two cores for the built-in sizes.
@@ -51,16 +51,15 @@ def main():
         for option in ("projector", "scaling"):
             if getattr(args, option) is not None:
                 raise InputError(f"--{option} comes from {args.align}; leave it out, or start with --align none")
-    built_in = (align or args).llm is None
-    # what learns: after stage 1 the projector and the head; without it the marker rows, and random networks, too
-    train_parts = "projector,head" if align else "encoder,llm,projector,tokens,head" if built_in else \
-        "projector,tokens,head"
-    fill_in(args, (BUILT_IN if built_in else PUBLIC) | {"train": train_parts})
+    # after stage 1 the projector and the head learn; without it the marker rows, and random networks, too
+    parts = "projector,head" if align else default_parts(args.llm, args.encoder, "projector", "tokens", "head")
+    fill_in(args, (BUILT_IN if (align or args).llm is None else PUBLIC) | {"train": parts})
     data = open_data(args.data, processes)
     if align and align.dataset != data.name:
         raise InputError(f"{args.align} was trained on {align.dataset}, {args.data} holds {data.name}; "
                          "give the --data it was trained on, or another --align")
     torch.manual_seed(args.seed)
+    clear_out(args, "har", processes)
 
     # ---- model: stage 1's, with a class head; what --train names learns, the rest is frozen ----
     recipe = align or new_recipe(args, data, processes)
@@ -82,7 +81,7 @@ def main():
     run = Run(args, processes, model, recipe, optimizer)
     steps = Steps(train, args, processes, tokenizer.pad_id)
     eval_every = args.eval_every or math.ceil(steps.count / 8)
-    wrapped = DistributedDataParallel(model) if processes.world > 1 else model
+    wrapped = distributed(model, processes)
     run.say(f"{data.name}: {len(train)} training windows, {steps.count} steps of {steps.size}; trained: "
             f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")
 

@@ -76,13 +76,19 @@ class Recipe:
 
 
 def fingerprint(directory):
-    """A hash that tells one set of weights from another without reading all: sizes, headers, 16 blocks of each file."""
+    """A hash that tells one network from another without reading all of it.
+
+    Config and tokenizer whole; of each weight file its size and 16 blocks, from the header to the very end.
+    """
     digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        path = Path(directory) / name
+        digest.update(f"{name} ".encode() + (path.read_bytes() if path.exists() else b""))
     for path in safetensors_files(directory):
         with open(path, "rb") as file:
             size = os.path.getsize(path)
             digest.update(f"{path.name} {size}".encode())
-            for block in range(16):                                           # from the header to the very end
+            for block in range(16):
                 file.seek(max(0, size - 4096) * block // 15)
                 digest.update(file.read(4096))
     return digest.hexdigest()[:16]
@@ -133,6 +139,7 @@ def save_checkpoint(path, model, recipe, progress, optimizer=None):
     unfinished = Path(f"{path}.unfinished")
     try:
         save_file(tensors, unfinished, metadata={KEY: json.dumps(metadata)})
+        unfinished.chmod(0o644)                                               # save_file leaves it to its owner alone
         with open(unfinished, "rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -159,6 +166,8 @@ def read_checkpoint(path):
                 raise InputError(f"{path}: checkpoint format {metadata['format']}, this code reads {FORMAT}; "
                                  "train it again")
             recipe, progress = Recipe.from_json(metadata["recipe"]), metadata["progress"]
+            if recipe.dataset not in DATASETS:
+                raise InputError(f"{path} was trained on '{recipe.dataset}', which is not in sensors.py")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a checkpoint of this project ({type(error).__name__}: {error})")
         return recipe, progress, {name: file.get_tensor(name) for name in file.keys()}
@@ -193,7 +202,12 @@ def moved(recipe, llm=None, encoder=None):
     for option, new, old in (("--llm", llm, recipe.llm), ("--encoder", encoder, recipe.encoder)):
         if new is not None and old is None:
             raise InputError(f"{option} {new}: the checkpoint holds its own, trained from scratch; leave {option} out")
-    return replace(recipe, llm=llm or recipe.llm, encoder=encoder or recipe.encoder)
+    return replace(recipe, llm=absolute(llm) or recipe.llm, encoder=absolute(encoder) or recipe.encoder)
+
+
+def absolute(directory):
+    """A directory as it is found from anywhere; None stays None."""
+    return None if directory is None else str(Path(directory).resolve())
 
 
 # ---- the optimizer's moments, by the name of the parameter ----

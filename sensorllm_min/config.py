@@ -3,6 +3,8 @@
 Everything downstream uses the names on the left; Hugging Face's names end here (and in `weights.py`).
 """
 import json
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,21 +13,39 @@ class InputError(Exception):
     """Something a person gave is wrong: one line that says what, where, and the mend. The scripts exit with code 2."""
 
 
-def read_json(path):
-    """The object in a JSON file. InputError where the file is missing or is not JSON."""
+@contextmanager
+def understanding(where):
+    """Turns what goes wrong while the content of a file is taken apart into an InputError that names the file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        yield
+    except KeyError as error:
+        raise InputError(f"{where}: the key {error} is missing")
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{where} does not hold what it should ({type(error).__name__}: {error})")
+
+
+def read_json(path):
+    """The object in a JSON file. InputError where the file is missing or holds anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"{path} not found or not readable")
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error})")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
 
 
-def required(raw, key, where):
-    """raw[key], or an InputError that names the key and the file."""
-    if key not in raw:
-        raise InputError(f"{where}: the key '{key}' is missing")
-    return raw[key]
+def write_whole(path, text):
+    """Writes a text file whole or not at all."""
+    unfinished = Path(f"{path}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_json(path, content):
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -63,17 +83,17 @@ class LlamaConfig:
         if raw.get("hidden_act", "silu") != "silu" or raw.get("attention_bias") or raw.get("mlp_bias"):
             raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented "
                              "(hidden_act silu, attention_bias and mlp_bias false)")
-        n_heads = required(raw, "num_attention_heads", where)
+        n_heads = int(raw["num_attention_heads"])
         eos = raw.get("eos_token_id")
         theta, scaling = read_rope(raw, where)
         return cls(
-            vocab_size=required(raw, "vocab_size", where),
-            d_model=required(raw, "hidden_size", where),
-            d_ff=required(raw, "intermediate_size", where),
-            n_layers=required(raw, "num_hidden_layers", where),
+            vocab_size=int(raw["vocab_size"]),
+            d_model=int(raw["hidden_size"]),
+            d_ff=int(raw["intermediate_size"]),
+            n_layers=int(raw["num_hidden_layers"]),
             n_heads=n_heads,
-            n_kv_heads=raw.get("num_key_value_heads") or n_heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // n_heads,    # older files leave it out
+            n_kv_heads=int(raw.get("num_key_value_heads") or n_heads),
+            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // n_heads),    # older files leave it out
             norm_eps=raw.get("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
@@ -93,7 +113,7 @@ def read_rope(raw, where):
         return theta, None
     if kind != "llama3":
         raise InputError(f"{where}: rope type '{kind}' is unknown; 'default' and 'llama3' are implemented")
-    return theta, RopeScaling(*(required(rope, key, where) for key in (
+    return theta, RopeScaling(*(rope[key] for key in (
         "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")))
 
 
@@ -110,8 +130,8 @@ class ChronosConfig:
 
     @classmethod
     def from_hf(cls, raw, where="config.json"):
-        chronos = required(raw, "chronos_config", where)
-        limits = required(chronos, "tokenizer_kwargs", where)
+        chronos = raw["chronos_config"]
+        limits = chronos["tokenizer_kwargs"]
         if not chronos.get("use_eos_token", True) or chronos.get("model_type", "seq2seq") != "seq2seq":
             raise InputError(f"{where}: only Chronos T5 (model_type seq2seq, use_eos_token true) is implemented")
         return cls(limits["low_limit"], limits["high_limit"], chronos["n_tokens"], chronos["n_special_tokens"],
@@ -139,12 +159,12 @@ class T5Config:
             raise InputError(f"{where}: feed_forward_proj '{raw['feed_forward_proj']}' is not implemented; "
                              "Chronos T5 uses 'relu'")
         return cls(
-            vocab_size=required(raw, "vocab_size", where),
-            d_model=required(raw, "d_model", where),
-            d_ff=required(raw, "d_ff", where),
-            n_layers=required(raw, "num_layers", where),
-            n_heads=required(raw, "num_heads", where),
-            head_dim=required(raw, "d_kv", where),
+            vocab_size=int(raw["vocab_size"]),
+            d_model=int(raw["d_model"]),
+            d_ff=int(raw["d_ff"]),
+            n_layers=int(raw["num_layers"]),
+            n_heads=int(raw["num_heads"]),
+            head_dim=int(raw["d_kv"]),
             n_buckets=raw.get("relative_attention_num_buckets", 32),
             max_distance=raw.get("relative_attention_max_distance", 128),
             norm_eps=raw.get("layer_norm_epsilon", 1e-6),
@@ -156,3 +176,21 @@ TINY_ENCODER = T5Config(vocab_size=4096, d_model=64, d_ff=256, n_layers=2, n_hea
 TINY_CHRONOS = ChronosConfig()
 TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=32,
                          tie_embeddings=True)
+
+
+def read_llama_config(directory):
+    """LlamaConfig of a directory in Hugging Face layout."""
+    where = Path(directory) / "config.json"
+    with understanding(where):
+        return LlamaConfig.from_hf(read_json(where), where)
+
+
+def read_chronos_configs(directory):
+    """(T5Config, ChronosConfig) of a directory in Hugging Face layout."""
+    where = Path(directory) / "config.json"
+    with understanding(where):
+        raw = read_json(where)
+        config, chronos = T5Config.from_hf(raw, where), ChronosConfig.from_hf(raw, where)
+    if chronos.n_tokens > config.vocab_size:
+        raise InputError(f"{where}: {chronos.n_tokens} bins and special ids, the T5 has {config.vocab_size} embeddings")
+    return config, chronos

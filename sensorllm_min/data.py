@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .chronos_tokenizer import pad_left
-from .config import InputError, read_json
+from .config import InputError, read_json, understanding
 from .prepare import VERSION
 from .sensors import DATASETS
 from .text_tokenizer import SENSOR
@@ -22,6 +22,7 @@ class JsonLines:
     def __init__(self, path):
         if not path.exists():
             raise InputError(f"{path} not found; prepare the dataset again with data_prep.py")
+        self.path = path
         empty = path.stat().st_size == 0
         self.bytes = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
         chunk = 1 << 24                                                       # 16 MiB at a time: the file may be large
@@ -33,7 +34,8 @@ class JsonLines:
         return len(self.sizes)
 
     def __getitem__(self, index):
-        return json.loads(self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes())
+        with understanding(f"{self.path}, line {index + 1},"):
+            return json.loads(self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes())
 
 
 class PreparedData:
@@ -56,8 +58,12 @@ class PreparedData:
         self.samples = {}                                                     # subject -> memory-mapped (N, C)
 
     def rows(self, kind, split):
-        """The lines of har_SPLIT.jsonl or align_SPLIT.jsonl."""
-        return JsonLines(self.directory / f"{kind}_{split}.jsonl")
+        """The lines of har_SPLIT.jsonl or align_SPLIT.jsonl. InputError unless there are as many as meta.json says."""
+        rows = JsonLines(self.directory / f"{kind}_{split}.jsonl")
+        expected = self.meta["har_windows" if kind == "har" else "align_pairs"][split]
+        if len(rows) != expected:
+            raise InputError(f"{rows.path} holds {len(rows)} lines, meta.json says {expected}; prepare the dataset again")
+        return rows
 
     def window(self, row):
         """The samples (S, C) float32 that a row points at. InputError where they are not there or not finite."""
@@ -101,26 +107,30 @@ class Examples:
         if not len(self.rows):
             raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; "
                              "is the raw archive complete?")
-        longest = data.dataset.align_lengths[1] if self.kind == "align" else data.dataset.window
+        longest = data.meta["align_lengths"][1] if self.kind == "align" else data.dataset.window
         if longest > limits.context_length:
             raise InputError(f"{data.directory}: windows of {longest} samples, the encoder's context holds "
                              f"{limits.context_length}; choose another encoder")
         self.index = np.arange(len(self.rows))
         if limit is not None and limit < len(self.rows):
             self.index = np.sort(np.random.default_rng(seed).permutation(len(self.rows))[:limit])
-        self.sizes = self.rows.sizes[self.index]                              # bytes: near enough to tokens to sort by
-        self[int(self.sizes.argmax())]                                        # the longest must fit: better known now
+        self.sizes = self.rows.sizes[self.index]                              # bytes: more or less as the tokens
+        for i in np.argsort(-self.sizes)[:32]:                                # the longest must fit: better known now
+            self[i]
 
     def __len__(self):
         return len(self.index)
 
     def __getitem__(self, i):
         row = self.rows[self.index[i]]
-        example = self.make(row, self.data.window(row))
+        with understanding(f"{self.rows.path}, line {self.index[i] + 1},"):
+            example = self.make(row, self.data.window(row))
         length = len(example.prompt) + len(example.answer)
         if length > self.limits.max_positions:
             raise InputError(f"{self.data.directory}: {self.kind} window {self.index[i]} makes a prompt of {length} "
-                             f"tokens, the LLM takes {self.limits.max_positions}; use shorter windows or less text")
+                             f"tokens, the LLM takes {self.limits.max_positions}; "
+                             + ("prepare shorter windows with data_prep.py --longest" if self.kind == "align" else
+                                "leave parts of --text out"))
         return example
 
     def marked(self, channel, n_samples):
@@ -160,6 +170,8 @@ class HarExamples(Examples):
                          + self.marked(channel, len(window)) + "\n" for channel in dataset.channels)
         if self.text:
             prompt += "\n" + har_text(window, dataset, self.text)
+        if row["label"] not in range(len(dataset.classes)):
+            raise ValueError(f"label {row['label']} is not one of {len(dataset.classes)} classes")
         return Example([self.tokenizer.bos_id] + self.tokenizer.encode(prompt), [], list(window.T), row["label"], row)
 
 

@@ -10,9 +10,9 @@ from .generate import generate
 from .metrics import direction_counts
 
 
-def batches_of(examples, processes, batch_size, pad_id, for_generation=False):
+def batches_of(examples, processes, batch_size, pad_id, order=None, for_generation=False):
     """This process's share of the examples, in batches of like size: yields (positions, Batch)."""
-    order = np.argsort(examples.sizes, kind="stable")
+    order = np.argsort(examples.sizes, kind="stable") if order is None else order
     mine = share(order, processes.world)[processes.rank]
     for start in range(0, len(mine), batch_size):
         positions = mine[start:start + batch_size]
@@ -33,11 +33,20 @@ def mean_loss(model, examples, processes, batch_size, pad_id, bf16=False):
 
 
 @torch.no_grad()
-def describe(model, tokenizer, examples, processes, batch_size, max_new_tokens, bf16=False):
-    """Generates the description of each example of this process's share: yields (position, text)."""
-    for positions, batch in batches_of(examples, processes, batch_size, tokenizer.pad_id, for_generation=True):
+def describe(model, tokenizer, examples, processes, batch_size, max_new_tokens=None, bf16=False, only=None):
+    """Generates the description of each example of this process's share: yields (position, text).
+
+    max_new_tokens None: as long as the longest true answer; never beyond what the LLM takes.
+    only: so many examples, spread over the lengths.
+    """
+    longest = max_new_tokens or max(len(examples[i].answer) for i in range(len(examples)))
+    order = np.argsort(examples.sizes, kind="stable")
+    if only is not None:
+        order = order[np.linspace(0, len(order) - 1, min(only, len(order))).astype(int)]
+    for positions, batch in batches_of(examples, processes, batch_size, tokenizer.pad_id, order, for_generation=True):
+        room = examples.limits.max_positions - batch.ids.shape[1]
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
-            answers = generate(model.llm, model.embed(batch), batch.mask, tokenizer.stop_ids, max_new_tokens)
+            answers = generate(model.llm, model.embed(batch), batch.mask, tokenizer.stop_ids, min(longest, room))
         yield from zip(positions.tolist(), map(tokenizer.decode, answers))
 
 

@@ -46,9 +46,11 @@ def random_windows(n_samples, shortest, longest, rng):
 class Writer:
     """Takes recordings subject by subject and writes the files above into `out`."""
 
-    def __init__(self, out, name, seed, answer_kinds):
+    def __init__(self, out, name, seed, answer_kinds, longest):
         self.out, self.name, self.seed, self.answer_kinds = out, name, seed, answer_kinds
         self.dataset = DATASETS[name]
+        shortest, usual = self.dataset.align_lengths
+        self.lengths = (min(shortest, longest or usual), longest or usual)
         self.files = {key: open(out / f"{key}.jsonl", "w", encoding="utf-8") for key in
                       ["recordings", *(f"{kind}_{split}" for kind in ("har", "align") for split in self.dataset.splits)]}
         self.lines, self.dropped, self.balance = Counter(), Counter(), Counter()
@@ -86,7 +88,7 @@ class Writer:
         split = self.dataset.split_of(recording.subject)
         rng = np.random.default_rng([self.seed, recording.subject, index])
         for _ in range(2 if split == "train" else 1):
-            for start, length in random_windows(len(recording.samples), *self.dataset.align_lengths, rng):
+            for start, length in random_windows(len(recording.samples), *self.lengths, rng):
                 window = recording.samples[start:start + length]
                 if not self.usable(window, "align_windows"):
                     continue
@@ -104,7 +106,7 @@ class Writer:
         splits = self.dataset.splits
         meta = {
             "version": VERSION, "dataset": self.name, "seed": self.seed, "answer": "+".join(self.answer_kinds),
-            "rate": self.dataset.rate, "channels": [channel.token for channel in self.dataset.channels],
+            "rate": self.dataset.rate, "align_lengths": self.lengths, "channels": [channel.token for channel in self.dataset.channels],
             "classes": list(self.dataset.classes), "source": self.dataset.source,
             "har_windows": {split: self.lines[f"har_{split}"] for split in splits},
             "align_pairs": {split: self.lines[f"align_{split}"] for split in splits},
@@ -116,21 +118,21 @@ class Writer:
         return meta
 
 
-def prepare(name, raw, out, seed=0, answer_kinds=None, say=print):
+def prepare(name, raw, out, seed=0, answer_kinds=None, longest=None, say=print):
     """Reads the raw recordings of a dataset and writes it prepared into the directory `out` -> its meta.
 
-    answer_kinds: of trend_text.ANSWER_KINDS; None, the dataset's own.
+    answer_kinds: of trend_text.ANSWER_KINDS; longest: samples of a stage-1 window; None, the dataset's own.
     Everything is written beside `out` and moved there when whole. InputError for raw files that are missing or
     broken, and for an `out` that holds something else.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     if out.exists() and not (out / "meta.json").exists() and (out.is_file() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a prepared dataset; choose another --out, or remove it")
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "samples").mkdir(parents=True)
     began, n_samples = time.time(), 0
-    writer = Writer(unfinished, name, seed, answer_kinds or DATASETS[name].answer)
+    writer = Writer(unfinished, name, seed, answer_kinds or DATASETS[name].answer, longest)
     try:
         by_subject = groupby(READERS[name](raw, seed), key=lambda recording: recording.subject)
         for done, (subject, recordings) in enumerate(by_subject, start=1):

@@ -139,15 +139,17 @@ def read_uci_har(raw, seed):
     for y_path in sorted(find_files(raw, "y_*.txt", "uci-har")):
         split = y_path.stem.removeprefix("y_")
         folder = y_path.parent
-        activity = read_table(y_path)[:, 0].astype(int) - 1
+        activity = read_table(y_path)[:, 0]
+        if not np.isin(activity, np.arange(1, 7)).all():
+            raise InputError(f"{y_path}: holds activities other than 1 to 6; unpack the archive again")
         subject = read_table(folder / f"subject_{split}.txt")[:, 0].astype(int)
         signals = [f"{kind}_{axis}_{split}.txt" for kind in ("total_acc", "body_gyro") for axis in "xyz"]
         signals = [read_table(folder / "Inertial Signals" / name) for name in signals]
-        if len({len(activity), len(subject), *map(len, signals)}) > 1 or np.isnan(activity).any():
+        if len({len(activity), len(subject), *map(len, signals)}) > 1:
             raise InputError(f"{folder}: the files differ in their number of rows; unpack the archive again")
         windows = np.stack(signals, -1)                                       # (W, 128, 6)
         follows = (subject[1:] == subject[:-1]) & (activity[1:] == activity[:-1])
-        recordings += [Recording(int(subject[first]), int(activity[first]), samples, f"{split} window {first + 1}")
+        recordings += [Recording(int(subject[first]), int(activity[first]) - 1, samples, f"{split} window {first + 1}")
                        for first, samples in join_overlapping(windows, follows)]
     yield from sorted(recordings, key=lambda recording: recording.subject)
 

@@ -33,6 +33,7 @@ class TextTokenizer:
         self.vocab_size = vocab_size                                          # rows of the LLM's embedding matrix
         self.bos_id, self.added = bos_id, list(added)
         self.new_ids = {token: vocab_size + index for index, token in enumerate(self.added)}
+        self.n_pieces = backend.get_vocab_size() if isinstance(backend, tokenizers.Tokenizer) else backend.vocab_size()
         self.pad_id, self.sensor_id = self.new_ids[PAD], self.new_ids[SENSOR]
         self.cut = re.compile("(" + "|".join(map(re.escape, self.added)) + ")")
         self.chat_format = "llama3" if all(self.piece_id(header) is not None for header in HEADERS) else "plain"
@@ -71,7 +72,8 @@ class TextTokenizer:
         text, run = "", []
         for index in [*map(int, ids), None]:
             if index is not None and index < self.vocab_size:
-                run.append(index)
+                if index < self.n_pieces:                                     # rows that pad the vocabulary mean nothing
+                    run.append(index)
                 continue
             text += self.backend.decode(run)
             text += "" if index is None else self.added[index - self.vocab_size]
@@ -135,7 +137,7 @@ def load_text_tokenizer(directory, llama_config, channels):
             special[key] = backend.bos_id() if key == "bos_token" else backend.eos_id()
         if special[key] is None or special[key] < 0:
             raise InputError(f"{directory}: the tokenizer has no {key}"
-                             + (f" '{token}'" if token else "") + "; stage 1 needs one to begin and to end an answer")
+                             + (f" '{token}'" if token else "") + "; one begins every prompt, one ends every answer")
     eos_ids = dict.fromkeys([special["eos_token"], *llama_config.eos_ids])
     return TextTokenizer(backend, llama_config.vocab_size, special["bos_token"], list(eos_ids), new_tokens(channels))
 

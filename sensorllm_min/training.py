@@ -5,127 +5,35 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import Recipe, fill_model, fill_optimizer, fingerprint, read_checkpoint, save_checkpoint
-from .chronos_tokenizer import SCALINGS
-from .config import (TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, ChronosConfig, InputError, LlamaConfig, T5Config,
-                     read_json)
-from .data import PreparedData, collate, epoch_order, share
-from .prepare import prepare
-from .sensorllm import PARTS
-from .text_tokenizer import new_tokens, train_backend
-from .trend_text import HAR_TEXTS, har_text, system_prompt
+from .checkpoint import fill_model, fill_optimizer, read_checkpoint, save_checkpoint
+from .config import InputError, write_json, write_whole
+from .data import collate, epoch_order, share
 
 
 def run_script(main):
     """Calls main; what a person did wrong ends in one line and exit code 2, without a traceback."""
-    script = Path(sys.argv[0]).name
+    code = 0
     try:
         main()
-    except InputError as error:
-        print(f"{script}: {error}", file=sys.stderr, flush=True)
+    except (InputError, OSError) as error:                                    # OSError: its text names the file
         sys.stdout.flush()
-        os._exit(2)             # at once: a process group whose other ranks still wait must not hold this one back
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        code = 2
     except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def add_shared_arguments(parser, test_limit):
-    """The options that mean the same in both training scripts. None: the default depends on the model (`fill_in`)."""
-    parser.add_argument("--data", default="data/demo", help="prepared dataset (default data/demo, made when missing)")
-    parser.add_argument("--llm", help="LLaMA-family directory (default: a tiny one, trained from scratch)")
-    parser.add_argument("--encoder", help="Chronos T5 directory (default: a tiny one, trained from scratch)")
-    parser.add_argument("--projector", help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
-    parser.add_argument("--scaling", choices=SCALINGS,
-                        help="how a series is scaled before it is cut into bins (default StanNormalizeUniformBins)")
-    parser.add_argument("--train", help="parts to train, joined by ',': " + ", ".join(PARTS))
-    parser.add_argument("--epochs", type=float, help="passes over the training windows; may be a fraction")
-    parser.add_argument("--batch-size", type=int, help="examples a forward pass, on each process")
-    parser.add_argument("--accumulate", type=int, help="forward passes an optimizer step")
-    parser.add_argument("--lr", type=float, help="peak learning rate of AdamW")
-    parser.add_argument("--warmup", type=float, default=0.03, help="share of the steps that the rate rises (default 0.03)")
-    parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--bf16", action="store_true", help="compute in bf16; what is trained stays float32")
-    parser.add_argument("--gradient-checkpointing", action="store_true",
-                        help="recompute each LLM block in the backward pass: less memory, a third more time")
-    parser.add_argument("--train-limit", type=int, help="train on a seeded sample of so many windows")
-    parser.add_argument("--eval-limit", type=int, default=512, help="validate on so many windows (default 512)")
-    parser.add_argument("--test-limit", type=int, default=test_limit,
-                        help=f"test on so many windows at the end (default {test_limit or 'all'})")
-    parser.add_argument("--eval-every", type=int, help="steps between validations and checkpoints (default 8 a run)")
-    parser.add_argument("--log-every", type=int, default=10, help="steps between printed lines (default 10)")
-    parser.add_argument("--resume", action="store_true", help="go on from last.safetensors in --out")
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def fill_in(args, defaults):
-    """Puts defaults where an option was not given, and splits the lists."""
-    for key, value in (defaults | {"scaling": "StanNormalizeUniformBins"}).items():
-        if getattr(args, key) is None:
-            setattr(args, key, value)
-    try:
-        args.projector = tuple(int(width) for width in str(args.projector).split(","))
-    except ValueError:
-        raise InputError(f"--projector {args.projector}: give widths joined by ',', such as 2048 or 2048,3072")
-    args.train = tuple(args.train.split(","))
-    if not set(args.train) <= set(PARTS):
-        raise InputError(f"--train {','.join(args.train)}: the parts are {', '.join(PARTS)}, joined by ','")
-    if min(args.batch_size, args.accumulate, args.log_every) < 1 or args.epochs <= 0:
-        raise InputError("--batch-size, --accumulate, --log-every and --epochs must be positive")
-
-
-def open_data(directory, processes):
-    """The prepared dataset; the demo is made where it is missing."""
-    if Path(directory) == Path("data/demo") and not Path(directory, "meta.json").exists() and processes.first:
-        print("making the demo dataset in data/demo: simulated people, no download", flush=True)
-        prepare("demo", None, directory, say=lambda text: None)
-    processes.wait()
-    return PreparedData(directory)
-
-
-def new_recipe(args, data, processes):
-    """What a new model is made of: the directories given, or the built-in sizes with a tokenizer learned from the text.
-
-    The first process learns the tokenizer and leaves it in --out, where the others, and a resumed run, find it.
-    """
-    llm, encoder, chronos, tokenizer_json = TINY_LLAMA, TINY_ENCODER, TINY_CHRONOS, None
-    if args.llm:
-        where = f"{args.llm}/config.json"
-        llm = LlamaConfig.from_hf(read_json(where), where)
-    else:
-        path = Path(args.out, "tokenizer.json")
-        if processes.first and not args.resume:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            train_backend(sample_texts(data), llm.vocab_size).save(str(path))
-        processes.wait()
-        tokenizer_json = json.dumps(read_json(path))
-    if args.encoder:
-        where = f"{args.encoder}/config.json"
-        encoder, chronos = T5Config.from_hf(read_json(where), where), ChronosConfig.from_hf(read_json(where), where)
-    args.llm, args.encoder = (directory and str(Path(directory).resolve()) for directory in (args.llm, args.encoder))
-    return Recipe(
-        dataset=data.name, added_tokens=tuple(new_tokens(data.dataset.channels)), scaling=args.scaling,
-        projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json,
-        llm=args.llm, llm_fingerprint=args.llm and fingerprint(args.llm), llm_config=llm,
-        encoder=args.encoder, encoder_fingerprint=args.encoder and fingerprint(args.encoder), encoder_config=encoder,
-        chronos=chronos)
-
-
-def sample_texts(data):
-    """About 2000 prompts and answers of stage 1 and 100 texts of stage 2: what a small tokenizer is learned from."""
-    pairs, windows = data.rows("align", "train"), data.rows("har", "train")
-    for row in (pairs[i] for i in range(0, len(pairs), len(pairs) // 2000 + 1)):
-        yield system_prompt(row["length"], data.dataset.rate) + row["question"] + row["answer"]
-    for row in (windows[i] for i in range(0, len(windows), len(windows) // 100 + 1)):
-        yield "\n" + har_text(data.window(row), data.dataset, tuple(HAR_TEXTS))
+        code = 130
+    if dist.is_initialized():
+        # All is written. Leave at once: a failed process must not wait for the others' collectives, and a DDP wrapper,
+        # held by a reference cycle, outlives the process group and now and then aborts when Python takes it down.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 # ---- processes ----
@@ -159,10 +67,18 @@ def start_processes():
                                (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(f"--nproc_per_node asks for more processes than the {torch.cuda.device_count()} GPUs here")
         torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Processes(rank, world, device)
+
+
+def distributed(model, processes):
+    """The model as DDP wraps it. All processes start alike (same seed, same files): nothing to send at the start,
+    and frozen weights stay views of their files, which processes on one machine share."""
+    return DistributedDataParallel(model, init_sync=False) if processes.world > 1 else model
 
 
 # ---- one optimizer step ----
@@ -211,7 +127,8 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
     """Forward, backward, update -> (mean loss, gradient norm, tokens). The mean is over all that counts, anywhere.
 
     Sums of losses are differentiated, and the gradients divided by what counted on all processes: exact for answers
-    of any length. A mean of means would favour the short ones. InputError where the loss is not finite.
+    of any length. A mean of means would favour the short ones. Gradients are clipped to a norm of 1. InputError where
+    the loss or the norm is not finite.
     """
     loss_sum = weight_sum = n_tokens = 0
     for index, batch in enumerate(batches):
@@ -225,14 +142,17 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
         loss_sum, weight_sum = loss_sum + loss.detach() * filler, weight_sum + weight * filler
     loss_sum, weight_sum, n_tokens = processes.sum(loss_sum, weight_sum, n_tokens)
     loss = loss_sum / weight_sum
+    stopped = (f"stopped before the update; {args.out}/last.safetensors and best.safetensors, where written, are good. "
+               "Lower --lr, or look at the data")
     if not math.isfinite(loss):
-        raise InputError(f"step {step + 1}: the loss is {loss}; stopped before the update, so {args.out}/last.safetensors "
-                         "and best.safetensors, where written, are good. Lower --lr, or look at the data")
+        raise InputError(f"step {step + 1}: the loss is {loss}; {stopped}")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad *= processes.world / weight_sum
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
+    if not math.isfinite(norm):
+        raise InputError(f"step {step + 1}: the gradient's norm is {norm}; {stopped}")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -242,24 +162,13 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
 
 # ---- what a run leaves behind ----
 
-def write_whole(path, text):
-    """Writes a text file whole or not at all."""
-    unfinished = Path(f"{path}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def write_json(path, content):
-    write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
 class Run:
     """The output directory of a run: log.txt, metrics.jsonl, best.safetensors, last.safetensors, results.json.
 
     Only the first process prints and writes. Progress is step (done), best score, seconds, and the settings that a
     resumed run must share.
     """
-    FIXED = ("data", "batch", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit")   # the course of a run
+    FIXED = ("data", "batch", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit", "eval_limit", "bf16")
 
     def __init__(self, args, processes, model, recipe, optimizer):
         self.args, self.out, self.processes = args, Path(args.out), processes
@@ -271,10 +180,7 @@ class Run:
                          "settings": {key: settings[key] for key in self.FIXED}}
         if args.resume:
             self.resume()
-        else:
-            self.spare_others()
         if processes.first:
-            self.out.mkdir(parents=True, exist_ok=True)
             self.metrics = open(self.out / "metrics.jsonl", "a" if args.resume else "w", encoding="utf-8")
             self.log = open(self.out / "log.txt", "a" if args.resume else "w", encoding="utf-8")
 
@@ -286,7 +192,7 @@ class Run:
             if progress["settings"].get(key) != value:
                 raise InputError(f"{path} was trained with {key} {progress['settings'].get(key)}, this run has {value}; "
                                  "--resume needs the same settings")
-        if recipe != self.recipe:
+        if replace(recipe, llm=self.recipe.llm, encoder=self.recipe.encoder) != self.recipe:    # fingerprints tell
             raise InputError(f"{path} is of another model; --resume needs the same --llm, --encoder, --train, --projector")
         fill_model(self.model, recipe, tensors, path)
         fill_optimizer(self.model, self.optimizer, tensors, path)
@@ -297,14 +203,6 @@ class Run:
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_whole(metrics, "".join(line for line in lines if line.endswith("\n")     # a kill may cut the last one
                                          and json.loads(line)["step"] <= progress["step"]))
-
-    def spare_others(self):
-        """A new run may replace a demo, or a run on the same dataset; InputError for any other."""
-        path = self.out / "last.safetensors"
-        if path.exists():
-            old = read_checkpoint(path)[0].dataset
-            if old not in ("demo", self.recipe.dataset):
-                raise InputError(f"{self.out} holds a run on {old}; choose another --out, or remove it")
 
     def say(self, text):
         if self.processes.first:
@@ -330,12 +228,13 @@ class Run:
 
     def evaluated(self, step, scores, key, higher_is_better):
         """Notes scores on the validation subjects; saves last.safetensors, and best.safetensors if they are."""
+        for name, value in scores.items():
+            if not math.isfinite(value):
+                raise InputError(f"step {step + 1}: {name} is {value}; stopped, and last.safetensors and best.safetensors "
+                                 f"in {self.out}, where written, are from before. Lower --lr, or look at the data")
         self.measured({"step": step + 1, **scores})
         self.say(f"step {step + 1:5}  validation: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         score, best = scores[key], self.progress["best"]
-        if not math.isfinite(score):
-            raise InputError(f"step {step + 1}: {key} is {score}; stopped, and last.safetensors and best.safetensors in "
-                             f"{self.out}, where written, are from before. Lower --lr, or look at the data")
         improved = best is None or (score > best if higher_is_better else score < best)
         self.progress |= {"step": step + 1, "seconds": time.time() - self.began}
         if improved:

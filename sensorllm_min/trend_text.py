@@ -60,14 +60,14 @@ SENTENCES = (                                                                 # 
     "The readings stay {word} from {start}s to {end}s.",
     "Over the stretch {start}s to {end}s the values are {word}.",
 )
-QUESTIONS = tuple(f"{ask} {what}" for ask in (
-    "Please describe", "Could you describe", "Can you explain", "Give a summary of", "Please analyse",
-    "Walk me through", "I would like to know", "Please report",
+QUESTIONS = tuple(f"{ask} {what}{end}" for ask, end in (
+    ("Please describe", "."), ("Could you describe", "?"), ("Can you explain", "?"), ("Please sum up", "."),
+    ("Please analyse", "."), ("Walk me through", "."), ("Would you tell me about", "?"), ("Please report", "."),
 ) for what in (
-    "the trends in the {sensor} readings above.",
-    "how the {sensor} signal changes over time.",
-    "the rises, falls and steady stretches of the {sensor} data.",
-    "the course of this {sensor} segment.",
+    "the trends in the {sensor} readings above",
+    "the changes of the {sensor} signal over time",
+    "the rises, falls and steady stretches of the {sensor} data",
+    "the course of this {sensor} segment",
 ))
 COVERS = (
     "The {sensor} data covers {first} to {last} seconds.",
@@ -79,7 +79,7 @@ COVERS = (
 )
 CHANGES = (
     "It shows {kinds} and {changes}.",
-    "There are {kinds} in it, with {changes}.",
+    "One finds {kinds} in it, with {changes}.",
     "We find {kinds} and {changes}.",
     "The signal has {kinds} and goes through {changes}.",
 )
@@ -191,7 +191,7 @@ def system_prompt(n_samples, rate):
 
 def decimals(value):
     """Eight decimals, zeros at the end cut: 0.25000000 -> "0.25"."""
-    return f"{value:.8f}".rstrip("0").rstrip(".")
+    return f"{round(float(value), 8) + 0.0:.8f}".rstrip("0").rstrip(".")       # + 0.0: no "-0"
 
 
 def correlation_in_words(r):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .config import ChronosConfig, InputError, LlamaConfig, T5Config, read_json
+from .config import InputError, read_chronos_configs, read_json, read_llama_config, understanding
 from .llama import Llama
 from .t5_encoder import T5Encoder
 
@@ -44,7 +44,7 @@ def open_safetensors(path):
     except OSError:                                                           # FileNotFoundError among them
         raise InputError(f"{path} not found or not readable")
     except SafetensorError as error:
-        raise InputError(f"{path} is truncated or not a safetensors file ({error}); fetch it again")
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}); it must be fetched, or made, again")
 
 
 def safetensors_files(directory):
@@ -55,7 +55,8 @@ def safetensors_files(directory):
         return [directory / "model.safetensors"]
     if not index.exists():
         raise InputError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json")
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    with understanding(index):
+        shards = sorted(set(read_json(index)["weight_map"].values()))
     for name in shards:
         if Path(name).name != name:                                           # never outside the directory
             raise InputError(f"{index} names '{name}', which is not a file beside it")
@@ -96,8 +97,7 @@ def load_strictly(module, tensors, unknown, where):
 
 def load_llama(directory, dtype=None):
     """A LLaMA-family directory in Hugging Face layout -> Llama. dtype None keeps what is on disk."""
-    config_path = Path(directory) / "config.json"
-    config = LlamaConfig.from_hf(read_json(config_path), config_path)
+    config = read_llama_config(directory)
     tensors, unknown = renamed_tensors(directory, LLAMA_NAMES, dtype)
     if config.tie_embeddings:
         tensors.pop("lm_head.weight", None)                                   # some files hold the tied copy, too
@@ -108,9 +108,7 @@ def load_llama(directory, dtype=None):
 
 def load_t5_encoder(directory, dtype=None):
     """A Chronos T5 directory in Hugging Face layout -> (T5Encoder, ChronosConfig). The decoder is left on disk."""
-    config_path = Path(directory) / "config.json"
-    raw = read_json(config_path)
-    config, chronos = T5Config.from_hf(raw, config_path), ChronosConfig.from_hf(raw, config_path)
+    config, chronos = read_chronos_configs(directory)
     tensors, unknown = renamed_tensors(directory, T5_NAMES, dtype)
     with torch.device("meta"):
         model = T5Encoder(config)

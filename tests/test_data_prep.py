@@ -78,6 +78,14 @@ def test_demo(demo):
         assert right == total
 
 
+def test_shorter_windows_and_other_answers_on_request(tmp_path):
+    meta = prepare("demo", None, tmp_path / "short", answer_kinds=("trend", "summary"), longest=8, say=quiet)
+    data = PreparedData(tmp_path / "short")
+    rows = data.rows("align", "test")
+    assert max(rows[i]["length"] for i in range(len(rows))) == 8 == meta["align_lengths"][1]
+    assert rows[0]["answer"].startswith("From 0.0s to") and "\n\n" in rows[0]["answer"]
+
+
 def test_same_seed_same_bytes(demo, tmp_path):
     prepare("demo", None, tmp_path / "again", say=quiet)
     assert digest(tmp_path / "again") == digest(demo)
@@ -205,6 +213,18 @@ def test_prepared_data_of_another_version(demo, tmp_path):
         (tmp_path / "old" / "meta.json").write_text(json.dumps(meta | change))
         with pytest.raises(InputError, match=word):
             PreparedData(tmp_path / "old")
+
+
+def test_prepared_lines_that_are_lost_or_broken(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "cut")
+    path = tmp_path / "cut" / "align_train.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(InputError, match="align_train.jsonl holds .* lines, meta.json says"):
+        PreparedData(tmp_path / "cut").rows("align", "train")
+    path.write_bytes(b"{" + good)
+    with pytest.raises(InputError, match="align_train.jsonl, line 1, does not hold"):
+        PreparedData(tmp_path / "cut").rows("align", "train")[0]
 
 
 def test_prepared_samples_that_are_broken(demo, tmp_path):

@@ -38,16 +38,26 @@ def test_data_prep(tmp_path):
     (("train_align.py", "--data", "nowhere"), ["nowhere/meta.json not found. Run: python data_prep.py"]),
     (("train_align.py", "--train", "everything"), ["everything", "projector"]),
     (("train_align.py", "--projector", "wide"), ["wide", "2048,3072"]),
+    (("train_align.py", "--projector", "0"), ["--projector 0"]),
+    (("data_prep.py", "--out", "."), ["is not a prepared dataset"]),
     (("train_har.py",), ["out/align", "not found", "train_align.py"]),
     (("train_har.py", "--text", "smry+poem"), ["smry+poem", "corr"]),
     (("evaluate.py",), ["no checkpoint", "train_align.py"]),
     (("evaluate.py", "--checkpoint", "nowhere"), ["nowhere not found"]),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 def test_mistakes_end_in_one_line(tmp_path, command, words):
+    (tmp_path / "something").write_text("else")
     out = run(*command, cwd=tmp_path, expect=2)
     assert all(word in out for word in words), out
     lines = [line for line in out.strip().splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith(command[0] + ": "), out
+
+
+@pytest.mark.parametrize("option", ["--train-limit=0", "--train-limit=-5", "--lr=-1", "--epochs=nan", "--epochs=inf",
+                                    "--batch-size=0", "--seed=-1", "--eval-every=-2", "--warmup=x"])
+def test_numbers_that_make_no_sense(tmp_path, option):
+    out = run("train_align.py", option, cwd=tmp_path, expect=2)
+    assert f"argument {option.split('=')[0]}: invalid" in out and not list(tmp_path.iterdir())
 
 
 def test_the_reading_order_of_the_readme_holds():

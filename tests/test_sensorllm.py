@@ -12,7 +12,7 @@ from sensorllm_min.config import InputError
 from sensorllm_min.data import (IGNORED, AlignExamples, HarExamples, Limits, PreparedData, collate, epoch_order, share)
 from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
 from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, train_backend
-from sensorllm_min.training import sample_texts
+from sensorllm_min.options import sample_texts
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
 LIMITS = Limits(512, 4096)
@@ -193,11 +193,15 @@ def test_who_gets_a_gradient(data, parts, trained):
     if har:
         model = with_head(model, tokenizer)
     model.train_only(trained)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     loss, weight = model(har_batch(data, tokenizer) if har else align_batch(data, tokenizer))
     (loss / weight).backward()
     for name, parameter in model.named_parameters():
         wanted = model.part_of(name) in trained and not (har and name == "llm.lm_head.weight")
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == wanted, name
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (parameter.grad is None), name
 
 
 def test_every_channel_and_marker_learns_without_stage_1(data, parts):

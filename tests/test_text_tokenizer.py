@@ -95,6 +95,14 @@ def test_a_tokenizer_without_the_needed_tokens(tmp_path, declared, eos, words):
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.shared("tokenizers")
+@pytest.mark.parametrize("name", REAL)
+def test_rows_that_pad_the_vocabulary_decode_to_nothing(shared, name):
+    ours = load_real(shared, name)
+    ours.vocab_size += 64
+    assert ours.decode([500, ours.vocab_size - 1]) == ours.decode([500])
+
+
 def test_broken_directories(tmp_path):
     config = LlamaConfig(300, 8, 8, 1, 1, 1, 8, bos_id=1, eos_ids=(2,))
     with pytest.raises(InputError, match="neither tokenizer.json nor tokenizer.model"):

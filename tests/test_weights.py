@@ -98,7 +98,7 @@ def test_broken_and_hostile_files(folder):
     for bad in (good[:1000], good[:-100], b"", b"\xff" * 7 + b"\x7f" + good[8:], b"not weights at all",
                 good[:8] + good[8:].replace(b'"F32"', b'"F99"', 1)):
         path.write_bytes(bad)
-        refused(folder, "model.safetensors", "fetch it again")
+        refused(folder, "model.safetensors", "truncated")
     path.unlink()
     refused(folder, "neither")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secrets.safetensors"}}))
@@ -111,6 +111,8 @@ def test_broken_and_hostile_files(folder):
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, ["low_freq_factor", "missing"]),
     ({"model_type": "qwen2"}, ["qwen2", "LLaMA"]),
     ({"attention_bias": True}, ["attention_bias"]),
+    ({"hidden_size": None}, ["does not hold"]),
+    ({"rope_scaling": "yarn", "rope_parameters": None}, ["does not hold"]),
 ])
 def test_configs_that_are_not_ours(folder, changes, words):
     edit_config(folder, **changes)
