@@ -11,7 +11,7 @@ import torch
 from sensorllm_min.checkpoint import build_model
 from sensorllm_min.data import AlignExamples
 from sensorllm_min.evaluation import describe, direction_accuracy, direction_chance, mean_loss
-from sensorllm_min.options import (add_shared_arguments, clear_out, count, default_parts, fill_in, new_recipe,
+from sensorllm_min.options import (add_shared_arguments, check_out, count, default_parts, fill_in, new_recipe,
                                    open_data)
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
                                     train_step)
@@ -35,7 +35,7 @@ def main():
     processes = start_processes()
     data = open_data(args.data, processes)
     torch.manual_seed(args.seed)
-    clear_out(args, "align", processes)
+    check_out(args, "align")
 
     # ---- model: what --train names learns; the rest is frozen ----
     recipe = new_recipe(args, data, processes)

@@ -15,7 +15,7 @@ from sensorllm_min.data import HarExamples
 from sensorllm_min.evaluation import confusion_matrix
 from sensorllm_min.metrics import class_report, class_scores
 from sensorllm_min.sensorllm import class_weights
-from sensorllm_min.options import add_shared_arguments, clear_out, default_parts, fill_in, new_recipe, open_data
+from sensorllm_min.options import add_shared_arguments, check_out, default_parts, fill_in, new_recipe, open_data
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
                                     train_step)
 from sensorllm_min.trend_text import HAR_TEXTS
@@ -59,7 +59,7 @@ def main():
         raise InputError(f"{args.align} was trained on {align.dataset}, {args.data} holds {data.name}; "
                          "give the --data it was trained on, or another --align")
     torch.manual_seed(args.seed)
-    clear_out(args, "har", processes)
+    check_out(args, "har")
 
     # ---- model: stage 1's, with a class head; what --train names learns, the rest is frozen ----
     recipe = align or new_recipe(args, data, processes)

@@ -92,21 +92,14 @@ def open_data(directory, processes):
     return PreparedData(directory)
 
 
-def clear_out(args, stage, processes):
-    """Makes --out ready for a new run of a stage. It may replace a demo of that stage; InputError for all else."""
-    out, last = Path(args.out), Path(args.out, "last.safetensors")
-    if args.resume:
-        return
-    if last.exists():
+def check_out(args, stage):
+    """A new run may take the place of a demo of the same stage; InputError where --out holds any other run."""
+    last = Path(args.out, "last.safetensors")
+    if last.exists() and not args.resume:
         old, _, _ = read_checkpoint(last)
         if old.dataset != "demo" or old.stage != stage:
-            raise InputError(f"{out} holds a run of stage {old.stage} on {old.dataset}; go on with --resume, "
+            raise InputError(f"{args.out} holds a run of stage {old.stage} on {old.dataset}; go on with --resume, "
                              "choose another --out, or remove it")
-    processes.wait()                                                          # all have looked
-    if processes.first:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("best.safetensors", "last.safetensors", "results.json"):
-            (out / name).unlink(missing_ok=True)                              # or they would pass for the new run's
 
 
 def new_recipe(args, data, processes):
@@ -122,6 +115,7 @@ def new_recipe(args, data, processes):
     else:
         path = Path(args.out, "tokenizer.json")
         if processes.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, train_backend(sample_texts(data), llm.vocab_size).to_str())
         processes.wait()
         tokenizer_json = path.read_text(encoding="utf-8")
@@ -131,8 +125,8 @@ def new_recipe(args, data, processes):
         dataset=data.name, added_tokens=tuple(new_tokens(data.dataset.channels)), scaling=args.scaling,
         projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json,
         llm=absolute(args.llm), llm_fingerprint=args.llm and fingerprint(args.llm), llm_config=llm,
-        encoder=absolute(args.encoder), encoder_fingerprint=args.encoder and fingerprint(args.encoder), encoder_config=encoder,
-        chronos=chronos)
+        encoder=absolute(args.encoder), encoder_fingerprint=args.encoder and fingerprint(args.encoder),
+        encoder_config=encoder, chronos=chronos)
 
 
 def sample_texts(data):

@@ -106,7 +106,8 @@ class Writer:
         splits = self.dataset.splits
         meta = {
             "version": VERSION, "dataset": self.name, "seed": self.seed, "answer": "+".join(self.answer_kinds),
-            "rate": self.dataset.rate, "align_lengths": self.lengths, "channels": [channel.token for channel in self.dataset.channels],
+            "rate": self.dataset.rate, "align_lengths": self.lengths,
+            "channels": [channel.token for channel in self.dataset.channels],
             "classes": list(self.dataset.classes), "source": self.dataset.source,
             "har_windows": {split: self.lines[f"har_{split}"] for split in splits},
             "align_pairs": {split: self.lines[f"align_{split}"] for split in splits},

@@ -39,7 +39,8 @@ class SensorLLM(nn.Module):
         self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
         d_model = llm.config.d_model
         self.projector = Projector(encoder.config.d_model, projector_hidden, d_model)
-        self.new_rows = nn.Parameter(llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32).repeat(len(tokenizer.added), 1))
+        mean_row = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)      # (D,)
+        self.new_rows = nn.Parameter(mean_row.repeat(len(tokenizer.added), 1))
         self.head = nn.Linear(d_model, n_classes, bias=False) if n_classes else None
         self.register_buffer("class_weights", torch.ones(n_classes or 0), persistent=False)
 

@@ -180,6 +180,10 @@ class Run:
                          "settings": {key: settings[key] for key in self.FIXED}}
         if args.resume:
             self.resume()
+        elif processes.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in ("best.safetensors", "last.safetensors", "results.json"):
+                (self.out / name).unlink(missing_ok=True)                     # of a demo: or they would pass for this run's
         if processes.first:
             self.metrics = open(self.out / "metrics.jsonl", "a" if args.resume else "w", encoding="utf-8")
             self.log = open(self.out / "log.txt", "a" if args.resume else "w", encoding="utf-8")
