@@ -40,6 +40,20 @@ def test_bins_equal_the_original(golden):
 
 
 @pytest.mark.shared("golden")
+def test_a_value_on_a_boundary_goes_up(golden):
+    """The second sample brings the mean of |x| to 1 exactly, so that the first one meets the boundary unscaled."""
+    values = torch.tensor(golden["boundary_values"], dtype=torch.float64).ravel()
+    values = values[values.abs() < 2]
+    places = torch.tensor(np.isin(golden["boundary_values"].ravel(), values.numpy()))
+    assert len(values) >= 3
+    tokenizer = ChronosTokenizer(ChronosConfig(), "MeanScaleUniformBins")
+    for name, sample in (("boundary_ids", values), ("boundary_below_ids", torch.nextafter(values, values - 1))):
+        ids, _, _, scale = tokenizer.encode(torch.stack([sample, 2 - sample.abs()], 1))
+        assert (scale == 1).all()
+        assert ids[:, 0].tolist() == torch.tensor(golden[f"{name}/MeanScaleUniformBins"]).ravel()[places].tolist()
+
+
+@pytest.mark.shared("golden")
 def test_infinite_samples_stay_inside_the_vocabulary(golden):
     for case in ("pos_inf", "neg_inf"):
         for scaling in SCALINGS:

@@ -52,6 +52,8 @@ def test_two_processes_equal_one_and_accumulation(demo, tmp_path):
     assert len(losses(tmp_path / "one")) == 7
     for other in ("two", "accumulated"):
         assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+        norms = [[line["grad_norm"] for line in metrics(tmp_path / out) if "grad_norm" in line] for out in ("one", other)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-3)                  # Adam would hide a wrong factor
         one, two = (load_file(tmp_path / out / "last.safetensors") for out in ("one", other))
         for name in one:
             if not name.startswith("optimizer."):
