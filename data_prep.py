@@ -5,8 +5,8 @@
 import argparse
 
 from sensorllm_min.config import InputError
-from sensorllm_min.prepare import prepare
 from sensorllm_min.options import count, seed
+from sensorllm_min.prepare import prepare
 from sensorllm_min.sensors import DATASETS
 from sensorllm_min.training import run_script
 from sensorllm_min.trend_text import ANSWER_KINDS

@@ -25,7 +25,7 @@ from .llama import Llama
 from .sensorllm import SensorLLM
 from .sensors import DATASETS
 from .t5_encoder import T5Encoder
-from .text_tokenizer import TextTokenizer, built_tokenizer, load_text_tokenizer
+from .text_tokenizer import built_tokenizer, load_text_tokenizer
 from .weights import load_llama, load_t5_encoder, open_safetensors, safetensors_files
 
 FORMAT = 1                                                                    # of the file; another one is refused

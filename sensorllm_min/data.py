@@ -55,12 +55,14 @@ class PreparedData:
         if self.name not in DATASETS:
             raise InputError(f"{meta_path}: unknown dataset '{self.name}'; known are {', '.join(DATASETS)}")
         self.dataset = DATASETS[self.name]
+        with understanding(meta_path):
+            self.longest = {"har": self.dataset.window, "align": int(self.meta["align_lengths"][1])}   # samples
+            self.counts = {"har": dict(self.meta["har_windows"]), "align": dict(self.meta["align_pairs"])}
         self.samples = {}                                                     # subject -> memory-mapped (N, C)
 
     def rows(self, kind, split):
         """The lines of har_SPLIT.jsonl or align_SPLIT.jsonl. InputError unless there are as many as meta.json says."""
-        rows = JsonLines(self.directory / f"{kind}_{split}.jsonl")
-        expected = self.meta["har_windows" if kind == "har" else "align_pairs"][split]
+        rows, expected = JsonLines(self.directory / f"{kind}_{split}.jsonl"), self.counts[kind].get(split)
         if len(rows) != expected:
             raise InputError(f"{rows.path} holds {len(rows)} lines, meta.json says {expected}; prepare the dataset again")
         return rows
@@ -107,10 +109,9 @@ class Examples:
         if not len(self.rows):
             raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; "
                              "is the raw archive complete?")
-        longest = data.meta["align_lengths"][1] if self.kind == "align" else data.dataset.window
-        if longest > limits.context_length:
-            raise InputError(f"{data.directory}: windows of {longest} samples, the encoder's context holds "
-                             f"{limits.context_length}; choose another encoder")
+        if data.longest[self.kind] > limits.context_length:
+            raise InputError(f"{data.directory}: windows of {data.longest[self.kind]} samples, the encoder's context "
+                             f"holds {limits.context_length}; choose another encoder")
         self.index = np.arange(len(self.rows))
         if limit is not None and limit < len(self.rows):
             self.index = np.sort(np.random.default_rng(seed).permutation(len(self.rows))[:limit])

@@ -98,7 +98,11 @@ def read_usc_had(raw, seed):
         if not 1 <= activity <= n_classes:
             raise InputError(f"{path}: activity {activity} is not one of 1 to {n_classes}")
         trials.append((subject, activity, trial, path))
-    for subject, activity, trial, path in sorted(trials):
+    trials.sort()
+    for one, other in zip(trials, trials[1:]):
+        if one[:3] == other[:3]:                                              # an archive unpacked into itself
+            raise InputError(f"{one[3]} and {other[3]} are the same trial; --raw must hold the archive once")
+    for subject, activity, trial, path in trials:
         try:
             samples = scipy.io.loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
         except Exception as error:                                            # scipy raises many kinds on a broken file

@@ -200,6 +200,12 @@ def test_a_truncated_mat_file(few_usc_had, tmp_path):
     assert not (tmp_path / "out.unfinished").exists()
 
 
+@pytest.mark.shared("data/USC-HAD")
+def test_an_archive_that_is_there_twice(few_usc_had, tmp_path):
+    shutil.copytree(few_usc_had / "Subject1", few_usc_had / "USC-HAD" / "Subject1")
+    refused("the same trial", name="usc-had", raw=few_usc_had, out=tmp_path / "out")
+
+
 def test_an_out_that_holds_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     refused("not a prepared dataset", name="demo", raw=None, out=tmp_path)
@@ -209,7 +215,8 @@ def test_an_out_that_holds_something_else(tmp_path):
 def test_prepared_data_of_another_version(demo, tmp_path):
     shutil.copytree(demo, tmp_path / "old")
     meta = json.loads((demo / "meta.json").read_text())
-    for change, word in (({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk")):
+    for change, word in (({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk"),
+                         ({"align_lengths": None}, "does not hold"), ({"har_windows": 7}, "does not hold")):
         (tmp_path / "old" / "meta.json").write_text(json.dumps(meta | change))
         with pytest.raises(InputError, match=word):
             PreparedData(tmp_path / "old")

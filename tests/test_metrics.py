@@ -15,7 +15,7 @@ CHANNEL = DATASETS["demo"].channels[0]
 @pytest.mark.parametrize("seed", range(5))
 def test_class_scores_equal_scikit_learn(seed):
     rng = np.random.default_rng(seed)
-    n, labels = 6, list(range(6))
+    labels = list(range(6))
     true = rng.integers(0, 5, 200)                                            # class 5 never occurs
     predicted = np.where(rng.random(200) < 0.6, true, rng.integers(0, 4, 200))   # 4 is predicted only where true
     ours = class_scores(confusion_matrix(true, predicted, labels=labels))

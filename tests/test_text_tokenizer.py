@@ -5,7 +5,7 @@ import pytest
 
 from sensorllm_min.config import InputError, LlamaConfig
 from sensorllm_min.sensors import DATASETS
-from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, load_text_tokenizer, new_tokens, train_backend
+from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, load_text_tokenizer, train_backend
 
 CHANNELS = DATASETS["usc-had"].channels
 TEXTS = ["Once upon a time", "0.0s to 0.06s: rising\n0.06s to 1.2s: steady\n\nOverall, it rises.", " leading space",
