@@ -14,6 +14,7 @@ from sensorllm_min.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.config import InputError, write_json
 from sensorllm_min.data import AlignExamples, HarExamples, PreparedData
 from sensorllm_min.evaluation import confusion_matrix, describe, direction_accuracy, direction_chance
+from sensorllm_min.layers import use_backend
 from sensorllm_min.metrics import class_report, class_scores
 from sensorllm_min.options import count
 from sensorllm_min.training import Processes, run_script
@@ -65,6 +66,7 @@ def main():
     parser.add_argument("--max-new-tokens", type=count, help="longest description (default: the longest true one)")
     parser.add_argument("--show", type=int, default=3, help="descriptions to print (default 3)")
     parser.add_argument("--bf16", action="store_true", help="compute in bf16")
+    parser.add_argument("--attention", choices=("torch", "triton"), help="default: triton on NVIDIA GPUs, torch elsewhere")
     args = parser.parse_args()
 
     checkpoints = args.checkpoint or [path for path in ("out/align", "out/har") if checkpoint_file(path).is_file()]
@@ -76,6 +78,7 @@ def main():
         model, tokenizer, recipe, progress = load_checkpoint(path, args.llm, args.encoder,
                                                              torch.bfloat16 if args.bf16 else torch.float32)
         model.to(processes.device).requires_grad_(False)
+        use_backend(model, args.attention)
         data = PreparedData(args.data or f"data/{recipe.dataset}")
         if data.name != recipe.dataset:
             raise InputError(f"{path} was trained on {recipe.dataset}, {args.data} holds {data.name}; "

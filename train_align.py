@@ -11,6 +11,7 @@ import torch
 from sensorllm_min.checkpoint import build_model
 from sensorllm_min.data import AlignExamples
 from sensorllm_min.evaluation import describe, direction_accuracy, direction_chance, mean_loss
+from sensorllm_min.layers import use_backend
 from sensorllm_min.options import (add_shared_arguments, check_out, count, default_parts, fill_in, new_recipe,
                                    open_data)
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
@@ -42,6 +43,7 @@ def main():
     model, tokenizer = build_model(recipe, torch.bfloat16 if args.bf16 else torch.float32)
     model.train_only(args.train)
     model.llm.gradient_checkpointing = args.gradient_checkpointing
+    use_backend(model, args.attention)
     model.to(processes.device)
     train = AlignExamples(data, "train", tokenizer, recipe.limits, args.train_limit, args.seed)
     val = AlignExamples(data, "val", tokenizer, recipe.limits, args.eval_limit, args.seed)

@@ -13,6 +13,7 @@ from sensorllm_min.checkpoint import build_model, checkpoint_file, fill_model, m
 from sensorllm_min.config import InputError
 from sensorllm_min.data import HarExamples
 from sensorllm_min.evaluation import confusion_matrix
+from sensorllm_min.layers import use_backend
 from sensorllm_min.metrics import class_report, class_scores
 from sensorllm_min.sensorllm import class_weights
 from sensorllm_min.options import add_shared_arguments, check_out, default_parts, fill_in, new_recipe, open_data
@@ -70,6 +71,7 @@ def main():
         fill_model(model, align, tensors, args.align, new_parts=("head",))
     model.train_only(args.train)
     model.llm.gradient_checkpointing = args.gradient_checkpointing
+    use_backend(model, args.attention)
     train, val, test = (HarExamples(data, split, tokenizer, recipe.limits, limit, args.seed, text, args.channel_names)
                         for split, limit in (("train", args.train_limit), ("val", args.eval_limit),
                                              ("test", args.test_limit)))

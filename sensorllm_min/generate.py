@@ -12,7 +12,9 @@ def generate(llm, embeds, mask, stop_ids, max_new_tokens):
     mask (B, T) bool, False at padding. The prompt runs once; then each step feeds one token and the cache.
     """
     B, T, _ = embeds.shape
-    cache = KVCache(llm.config, B, T + max_new_tokens, embeds.dtype, embeds.device)
+    device = embeds.device.type                                               # under autocast keys come in its dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeds.dtype
+    cache = KVCache(llm.config, B, T + max_new_tokens, dtype, embeds.device)
     stops = torch.tensor(sorted(stop_ids), device=embeds.device)
     running = torch.ones(B, dtype=torch.bool, device=embeds.device)
     steps = []

@@ -2,9 +2,15 @@
 
 Shape letters, the same in every file: B batch, T tokens, S sensor steps, D model width, H/Hkv heads, Dh head width.
 """
+import functools
+import importlib.util
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .config import InputError
 
 
 def rms_norm(x, weight, eps):
@@ -53,13 +59,29 @@ def reference_attention(q, k, v, *, scale, causal=False, key_mask=None, bias=Non
     return probs @ v                                                          # (B, H, Tq, Dh)
 
 
-def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None):
+def default_backend(q):
+    """The Triton kernels for what they take, on NVIDIA GPUs from Ampere on; PyTorch's attention elsewhere."""
+    ours = (q.is_cuda and torch.version.cuda and torch.cuda.get_device_capability(q.device) >= (8, 0) and has_triton()
+            and q.dtype in (torch.float32, torch.float16, torch.bfloat16) and q.shape[-1] <= 256)
+    return "triton" if ours else "torch"
+
+
+@functools.cache
+def has_triton():
+    return importlib.util.find_spec("triton") is not None
+
+
+def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=None):
     """softmax(scale * q k^T + bias, over the allowed keys) v: the one door to attention for both networks.
 
     q (B, H, Tq, Dh); k, v (B, Hkv, Tk, Dh), Hkv dividing H; key_mask (B, Tk) bool, True where a key may be seen;
     bias (1 or B, H, Tq, Tk) is added to the scores. causal: query i stands at position Tk - Tq + i.
+    backend: "triton", "torch", or None for `default_backend`; all give the same.
     -> (B, H, Tq, Dh); a query that may see no key gets zeros.
     """
+    if (backend or default_backend(q)) == "triton":
+        from .triton_attention import fused_attention                         # here: no Triton, no harm
+        return fused_attention(q, k, v, scale=scale, causal=causal, key_mask=key_mask, bias=bias)
     n_queries, n_keys = q.shape[2], k.shape[2]
     plain_causal = causal and n_queries == n_keys and key_mask is None and bias is None
     mask = None
@@ -69,6 +91,17 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None):
             mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain_causal, scale=scale,
                                           enable_gqa=q.shape[1] != k.shape[1])
+
+
+def use_backend(model, backend):
+    """Has every attention of a model run on "torch" or "triton"; None is the default of `attend`."""
+    runs = has_triton() and (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1")
+    if backend == "triton" and not runs:
+        raise InputError("--attention triton needs a GPU and the package triton; leave the option out, "
+                         "or set TRITON_INTERPRET=1 to see the kernels run, slowly, on the CPU")
+    for module in model.modules():
+        if hasattr(module, "backend"):
+            module.backend = backend
 
 
 def split_heads(x, n_heads):

@@ -63,6 +63,7 @@ class LlamaAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.backend = None                                                   # of `attend`; see layers.use_backend
         self.q_proj = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
@@ -74,7 +75,7 @@ class LlamaAttention(nn.Module):
         v = split_heads(self.v_proj(x), self.config.n_kv_heads)
         if cache is not None:
             k, v = cache.extend(layer, k, v)                                          # (B, Hkv, Tk, Dh)
-        out = attend(q, k, v, scale=self.config.head_dim ** -0.5, causal=True, key_mask=mask)
+        out = attend(q, k, v, scale=self.config.head_dim ** -0.5, causal=True, key_mask=mask, backend=self.backend)
         return self.o_proj(join_heads(out))
 
 

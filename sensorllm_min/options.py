@@ -52,6 +52,7 @@ def add_shared_arguments(parser, test_limit):
     parser.add_argument("--bf16", action="store_true", help="compute in bf16; what is trained stays float32")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="recompute each LLM block in the backward pass: less memory, a third more time")
+    parser.add_argument("--attention", choices=("torch", "triton"), help="default: triton on NVIDIA GPUs, torch elsewhere")
     parser.add_argument("--train-limit", type=count, help="train on a seeded sample of so many windows")
     parser.add_argument("--eval-limit", type=count, default=512, help="validate on so many windows (default 512)")
     parser.add_argument("--test-limit", type=count, default=test_limit,
