@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -14,9 +15,10 @@ from sensorllm_min.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.config import InputError, write_json
 from sensorllm_min.data import AlignExamples, HarExamples, PreparedData
 from sensorllm_min.evaluation import confusion_matrix, describe, direction_accuracy, direction_chance
+from sensorllm_min.export import export
 from sensorllm_min.layers import use_backend
 from sensorllm_min.metrics import class_report, class_scores
-from sensorllm_min.options import count
+from sensorllm_min.options import add_dtype_argument, count, frozen_dtype
 from sensorllm_min.training import Processes, run_script
 
 
@@ -55,8 +57,8 @@ def evaluate_har(args, model, tokenizer, recipe, data, processes, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", nargs="+", help="output of train_align.py or train_har.py, or a checkpoint file "
-                                                        "(default: out/align and out/har, whichever exist)")
+    parser.add_argument("--checkpoint", nargs="+", help="output of train_align.py or train_har.py, a checkpoint file, "
+                                                        "or a hub id (default: out/align and out/har, whichever exist)")
     parser.add_argument("--data", help="prepared dataset (default data/DATASET, the one it was trained on)")
     parser.add_argument("--llm", help="where the LLM's directory is now, if it was moved since training")
     parser.add_argument("--encoder", help="where the encoder's directory is now, if it was moved since training")
@@ -65,18 +67,27 @@ def main():
     parser.add_argument("--batch-size", type=count, default=16)
     parser.add_argument("--max-new-tokens", type=count, help="longest description (default: the longest true one)")
     parser.add_argument("--show", type=int, default=3, help="descriptions to print (default 3)")
-    parser.add_argument("--bf16", action="store_true", help="compute in bf16")
+    add_dtype_argument(parser)
+    parser.add_argument("--export", metavar="DIR", help="instead of scoring: write the model into a folder to share, with a "
+                                                        "card; `hf upload NAME/MODEL DIR` puts it on the hub")
     parser.add_argument("--attention", choices=("torch", "triton"), help="default: triton on NVIDIA GPUs, torch elsewhere")
     args = parser.parse_args()
 
+    if args.export and len(args.checkpoint or ()) != 1:
+        raise InputError("--export takes one --checkpoint")
     checkpoints = args.checkpoint or [path for path in ("out/align", "out/har") if checkpoint_file(path).is_file()]
     if not checkpoints:
         raise InputError("no checkpoint in out/align or out/har; run train_align.py first, or give --checkpoint")
     processes = Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for checkpoint in checkpoints:
         path = checkpoint_file(checkpoint)
-        model, tokenizer, recipe, progress = load_checkpoint(path, args.llm, args.encoder,
-                                                             torch.bfloat16 if args.bf16 else torch.float32)
+        model, tokenizer, recipe, progress = load_checkpoint(path, args.llm, args.encoder, **frozen_dtype(args))
+        out = path.parent if Path(checkpoint).exists() else Path("out", Path(checkpoint).name)     # of a hub id: not its cache
+        if args.export:
+            export(model, recipe, progress, out, args.export)
+            print(f"wrote {args.export}: best.safetensors and README.md, the card")
+            continue
+        out.mkdir(parents=True, exist_ok=True)
         model.to(processes.device).requires_grad_(False)
         use_backend(model, args.attention)
         data = PreparedData(args.data or f"data/{recipe.dataset}")
@@ -85,11 +96,11 @@ def main():
                              "give the --data it was trained on")
         print(f"{path}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, validation {progress['best']:.4f}; "
               f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}; {args.split} subjects")
-        (path.parent / f"evaluation_{args.split}.json").unlink(missing_ok=True)   # an interrupted one is not a result
+        (out / f"evaluation_{args.split}.json").unlink(missing_ok=True)   # an interrupted one is not a result
         evaluate = evaluate_har if recipe.classes else evaluate_align
-        scores = evaluate(args, model, tokenizer, recipe, data, processes, path.parent)
-        write_json(path.parent / f"evaluation_{args.split}.json", scores)
-        print(f"wrote {path.parent}/evaluation_{args.split}.json\n")
+        scores = evaluate(args, model, tokenizer, recipe, data, processes, out)
+        write_json(out / f"evaluation_{args.split}.json", scores)
+        print(f"wrote {out}/evaluation_{args.split}.json\n")
 
 
 if __name__ == "__main__":

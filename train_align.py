@@ -1,7 +1,7 @@
 """Stage 1, sensor-language alignment: the LLM learns to describe the trends of one sensor channel.
 
     torchrun train_align.py                              # the demo: no download, no GPU, about three minutes
-    torchrun --nproc_per_node 8 train_align.py --data data/usc-had --llm DIR --encoder DIR --bf16 --out out/align
+    torchrun --nproc_per_node 8 train_align.py --data data/usc-had --llm DIR --encoder DIR --dtype bfloat16 --out out/align
 """
 import argparse
 import math
@@ -12,7 +12,7 @@ from sensorllm_min.checkpoint import build_model
 from sensorllm_min.data import AlignExamples
 from sensorllm_min.evaluation import describe, direction_accuracy, direction_chance, mean_loss
 from sensorllm_min.layers import use_backend
-from sensorllm_min.options import (add_shared_arguments, check_out, count, default_parts, fill_in, new_recipe,
+from sensorllm_min.options import (add_shared_arguments, check_out, count, default_parts, fill_in, frozen_dtype, new_recipe,
                                    open_data)
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
                                     train_step)
@@ -40,7 +40,7 @@ def main():
 
     # ---- model: what --train names learns; the rest is frozen ----
     recipe = new_recipe(args, data, processes)
-    model, tokenizer = build_model(recipe, torch.bfloat16 if args.bf16 else torch.float32)
+    model, tokenizer = build_model(recipe, **frozen_dtype(args))
     model.train_only(args.train)
     model.llm.gradient_checkpointing = args.gradient_checkpointing
     use_backend(model, args.attention)
@@ -55,6 +55,7 @@ def main():
     steps = Steps(train, args, processes, tokenizer.pad_id)
     eval_every = args.eval_every or math.ceil(steps.count / 8)
     wrapped = distributed(model, processes)
+    run.say(f"LLM {recipe.llm or 'built-in'} (chat format {tokenizer.chat_format}), encoder {recipe.encoder or 'built-in'}")
     run.say(f"{data.name}: {len(train)} training pairs, {steps.count} steps of {steps.size}; trained: "
             f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")
     # the untrained model rambles: three windows of it are enough

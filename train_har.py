@@ -1,7 +1,7 @@
 """Stage 2, human activity recognition: all channels of a window and a text about them in, one class out.
 
     torchrun train_har.py                                # takes up what the demo of train_align.py left in out/align
-    torchrun --nproc_per_node 8 train_har.py --data data/usc-had --align out/align --bf16 --out out/har
+    torchrun --nproc_per_node 8 train_har.py --data data/usc-had --align out/align --dtype bfloat16 --out out/har
 """
 import argparse
 import math
@@ -16,7 +16,8 @@ from sensorllm_min.evaluation import confusion_matrix
 from sensorllm_min.layers import use_backend
 from sensorllm_min.metrics import class_report, class_scores
 from sensorllm_min.sensorllm import class_weights
-from sensorllm_min.options import add_shared_arguments, check_out, default_parts, fill_in, new_recipe, open_data
+from sensorllm_min.options import (add_shared_arguments, check_out, default_parts, fill_in, frozen_dtype, new_recipe,
+                                   open_data)
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
                                     train_step)
 from sensorllm_min.trend_text import HAR_TEXTS
@@ -66,7 +67,7 @@ def main():
     recipe = align or new_recipe(args, data, processes)
     recipe = replace(recipe, classes=data.dataset.classes, text=text, channel_names=args.channel_names,
                      trained=tuple(sorted({*recipe.trained, *args.train})))
-    model, tokenizer = build_model(recipe, torch.bfloat16 if args.bf16 else torch.float32)
+    model, tokenizer = build_model(recipe, **frozen_dtype(args))
     if align:
         fill_model(model, align, tensors, args.align, new_parts=("head",))
     model.train_only(args.train)
@@ -84,6 +85,7 @@ def main():
     steps = Steps(train, args, processes, tokenizer.pad_id)
     eval_every = args.eval_every or math.ceil(steps.count / 8)
     wrapped = distributed(model, processes)
+    run.say(f"LLM {recipe.llm or 'built-in'} (chat format {tokenizer.chat_format}), encoder {recipe.encoder or 'built-in'}")
     run.say(f"{data.name}: {len(train)} training windows, {steps.count} steps of {steps.size}; trained: "
             f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")
 

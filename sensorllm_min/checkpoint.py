@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from .chronos_tokenizer import ChronosTokenizer
 from .config import ChronosConfig, InputError, LlamaConfig, RopeScaling, T5Config
 from .data import Limits
+from .hub import HUB_ID, located, pinned
+from .int8 import quantize
 from .llama import Llama
 from .sensorllm import SensorLLM
 from .sensors import DATASETS
@@ -39,10 +41,10 @@ class Recipe:
     added_tokens: tuple
     scaling: str                        # one of chronos_tokenizer.SCALINGS
     projector: tuple                    # hidden widths
-    llm: str | None                     # directory
+    llm: str | None                     # directory, or hub id with its commit
     llm_fingerprint: str | None
     llm_config: LlamaConfig
-    encoder: str | None                 # directory
+    encoder: str | None                 # directory, or hub id with its commit
     encoder_fingerprint: str | None
     encoder_config: T5Config
     chronos: ChronosConfig
@@ -51,6 +53,7 @@ class Recipe:
     text: tuple = ()                    # parts of the stage-2 text
     channel_names: bool = False         # in the stage-2 prompt
     trained: tuple = ()                 # parts trained so far, in either stage
+    chat_format: str | None = None      # one of text_tokenizer.CHAT_FORMATS; None: as the tokenizer's tokens tell
 
     @property
     def stage(self):
@@ -94,31 +97,36 @@ def fingerprint(directory):
     return digest.hexdigest()[:16]
 
 
-def build_model(recipe, dtype=torch.float32):
+def build_model(recipe, dtype=torch.float32, int8=False):
     """The model of a recipe -> (SensorLLM, TextTokenizer). Random where there is no source: seed torch before.
 
-    dtype: of what is read from the directories. InputError where a directory holds other weights than it did.
+    dtype: of what is read from the directories; int8: the LLM's matrices in int8. InputError where a directory holds
+    other weights than it did.
     """
+    if int8 and "llm" in recipe.saved_parts:
+        raise InputError("--dtype int8 is for an LLM of --llm that stays frozen; this one learns")
     for option, directory, known in (("--llm", recipe.llm, recipe.llm_fingerprint),
                                      ("--encoder", recipe.encoder, recipe.encoder_fingerprint)):
-        if directory is not None and not Path(directory).is_dir():
+        if directory is not None and not Path(directory).is_dir() and not HUB_ID.fullmatch(directory):
             raise InputError(f"{directory} is not there any more; say with {option} where it is now")
-        if directory is not None and fingerprint(directory) != known:
+        if directory is not None and fingerprint(located(directory)) != known:
             raise InputError(f"{directory} does not hold the weights that the checkpoint was trained with; "
                              f"give the right directory with {option}")
     if recipe.encoder is None:
         encoder = T5Encoder(recipe.encoder_config)
         encoder.init_from_scratch(ChronosTokenizer(recipe.chronos).centers, recipe.chronos.n_special_tokens)
     else:
-        encoder, _ = load_t5_encoder(recipe.encoder, dtype)
+        encoder, _ = load_t5_encoder(located(recipe.encoder), dtype)
     if recipe.llm is None:
         llm = Llama(recipe.llm_config)
         llm.init_from_scratch()
         backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
         tokenizer = built_tokenizer(backend, DATASETS[recipe.dataset].channels, recipe.llm_config.vocab_size)
     else:
-        llm = load_llama(recipe.llm, dtype)
-        tokenizer = load_text_tokenizer(recipe.llm, llm.config, DATASETS[recipe.dataset].channels)
+        llm = load_llama(located(recipe.llm), dtype)
+        if int8:
+            quantize(llm)
+        tokenizer = load_text_tokenizer(located(recipe.llm), llm.config, DATASETS[recipe.dataset].channels, recipe.chat_format)
     if tuple(tokenizer.added) != recipe.added_tokens:
         raise InputError(f"the checkpoint's special tokens are not those of {recipe.dataset} any more; train it again")
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling)
@@ -150,7 +158,9 @@ def save_checkpoint(path, model, recipe, progress, optimizer=None):
 
 
 def checkpoint_file(path, name="best"):
-    """A checkpoint file itself, or the one of that name in a run's output directory."""
+    """A checkpoint file itself, or the one of that name in a run's output directory or in a shared model on the hub."""
+    if not Path(path).exists() and HUB_ID.fullmatch(str(path)) and Path(path).parts[0] != "out":   # out: a run to come
+        path = located(path, (f"{name}.safetensors",))
     path = Path(path)
     return path / f"{name}.safetensors" if path.is_dir() else path
 
@@ -187,12 +197,12 @@ def fill_model(model, recipe, tensors, path, new_parts=()):
             parameter.data = given[name].to(parameter.device, torch.float32, copy=True)   # trained parts are float32
 
 
-def load_checkpoint(path, llm=None, encoder=None, dtype=torch.float32):
+def load_checkpoint(path, llm=None, encoder=None, dtype=torch.float32, int8=False):
     """A checkpoint -> (model, tokenizer, recipe, progress). llm, encoder: where their directories are now, if moved."""
     path = checkpoint_file(path)
     recipe, progress, tensors = read_checkpoint(path)
     recipe = moved(recipe, llm, encoder)
-    model, tokenizer = build_model(recipe, dtype)
+    model, tokenizer = build_model(recipe, dtype, int8)
     fill_model(model, recipe, tensors, path)
     return model, tokenizer, recipe, progress
 
@@ -202,12 +212,7 @@ def moved(recipe, llm=None, encoder=None):
     for option, new, old in (("--llm", llm, recipe.llm), ("--encoder", encoder, recipe.encoder)):
         if new is not None and old is None:
             raise InputError(f"{option} {new}: the checkpoint holds its own, trained from scratch; leave {option} out")
-    return replace(recipe, llm=absolute(llm) or recipe.llm, encoder=absolute(encoder) or recipe.encoder)
-
-
-def absolute(directory):
-    """A directory as it is found from anywhere; None stays None."""
-    return None if directory is None else str(Path(directory).resolve())
+    return replace(recipe, llm=pinned(llm) or recipe.llm, encoder=pinned(encoder) or recipe.encoder)
 
 
 # ---- the optimizer's moments, by the name of the parameter ----

@@ -178,18 +178,32 @@ TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=3, n_h
                          tie_embeddings=True)
 
 
+def read_model_config(directory):
+    """The config.json of a directory in Hugging Face layout -> (its path, object). InputError for what is no model."""
+    where = Path(directory) / "config.json"
+    if not where.exists() and (Path(directory) / "adapter_config.json").exists():
+        raise InputError(f"{directory} is an adapter, not a model; merge it into its base model (peft: "
+                         "merge_and_unload, then save_pretrained) and give that directory")
+    if not where.exists() and list(Path(directory).glob("*.gguf")):
+        raise InputError(f"{directory} holds a GGUF file; give the model in Hugging Face layout (config.json, safetensors)")
+    raw = read_json(where)
+    if raw.get("quantization_config"):
+        method = dict(raw["quantization_config"]).get("quant_method", "unknown")
+        raise InputError(f"{where}: the weights are quantised ({method}); give the model they were made from")
+    return where, raw
+
+
 def read_llama_config(directory):
     """LlamaConfig of a directory in Hugging Face layout."""
-    where = Path(directory) / "config.json"
+    where, raw = read_model_config(directory)
     with understanding(where):
-        return LlamaConfig.from_hf(read_json(where), where)
+        return LlamaConfig.from_hf(raw, where)
 
 
 def read_chronos_configs(directory):
     """(T5Config, ChronosConfig) of a directory in Hugging Face layout."""
-    where = Path(directory) / "config.json"
+    where, raw = read_model_config(directory)
     with understanding(where):
-        raw = read_json(where)
         config, chronos = T5Config.from_hf(raw, where), ChronosConfig.from_hf(raw, where)
     if chronos.n_tokens > config.vocab_size:
         raise InputError(f"{where}: {chronos.n_tokens} bins and special ids, the T5 has {config.vocab_size} embeddings")

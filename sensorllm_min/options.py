@@ -2,14 +2,17 @@
 import math
 from pathlib import Path
 
-from .checkpoint import Recipe, absolute, fingerprint, read_checkpoint
+import torch
+
+from .checkpoint import Recipe, fingerprint, read_checkpoint
 from .chronos_tokenizer import SCALINGS
 from .config import (TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, InputError, read_chronos_configs, read_llama_config,
                      write_whole)
 from .data import PreparedData
+from .hub import located, pinned
 from .prepare import prepare
 from .sensorllm import PARTS
-from .text_tokenizer import new_tokens, train_backend
+from .text_tokenizer import CHAT_FORMATS, declared_format, new_tokens, train_backend
 from .trend_text import HAR_TEXTS, har_text, system_prompt
 
 
@@ -34,11 +37,27 @@ def seed(text):
     return int(text)
 
 
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+def add_dtype_argument(parser):
+    parser.add_argument("--dtype", choices=DTYPES, default="float32",
+                        help="of computation and frozen weights; what is trained stays float32. int8: bfloat16, with the "
+                             "matrices of a frozen --llm in int8 (default float32)")
+
+
+def frozen_dtype(args):
+    """What build_model and load_checkpoint are told by --dtype; and args.bf16, whether to compute in bfloat16."""
+    args.bf16 = args.dtype != "float32"
+    return dict(dtype=torch.bfloat16 if args.bf16 else torch.float32, int8=args.dtype == "int8")
+
+
 def add_shared_arguments(parser, test_limit):
     """The options that mean the same in both training scripts. None: the default depends on the model (`fill_in`)."""
     parser.add_argument("--data", default="data/demo", help="prepared dataset (default data/demo, made when missing)")
-    parser.add_argument("--llm", help="LLaMA-family directory (default: a tiny one, trained from scratch)")
-    parser.add_argument("--encoder", help="Chronos T5 directory (default: a tiny one, trained from scratch)")
+    parser.add_argument("--llm", help="LLaMA-family directory or hub id (default: a tiny one, trained from scratch)")
+    parser.add_argument("--encoder", help="Chronos T5 directory or hub id (default: a tiny one, trained from scratch)")
+    parser.add_argument("--chat-format", choices=CHAT_FORMATS, help="default: what the LLM's tokenizer declares")
     parser.add_argument("--projector", help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
     parser.add_argument("--scaling", choices=SCALINGS,
                         help="how a series is scaled before it is cut into bins (default StanNormalizeUniformBins)")
@@ -49,7 +68,7 @@ def add_shared_arguments(parser, test_limit):
     parser.add_argument("--lr", type=amount, help="peak learning rate of AdamW")
     parser.add_argument("--warmup", type=amount, default=0.03, help="share of the steps that the rate rises (default 0.03)")
     parser.add_argument("--weight-decay", type=amount, default=0.0)
-    parser.add_argument("--bf16", action="store_true", help="compute in bf16; what is trained stays float32")
+    add_dtype_argument(parser)
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="recompute each LLM block in the backward pass: less memory, a third more time")
     parser.add_argument("--attention", choices=("torch", "triton"), help="default: triton on NVIDIA GPUs, torch elsewhere")
@@ -109,10 +128,15 @@ def new_recipe(args, data, processes):
     The first process learns the tokenizer and leaves it in --out, where the others find it.
     """
     llm, encoder, chronos, tokenizer_json = TINY_LLAMA, TINY_ENCODER, TINY_CHRONOS, None
+    llm_directory, encoder_directory = located(args.llm), located(args.encoder)
+    old = read_checkpoint(Path(args.out, "last.safetensors"))[0] if args.resume else None
+    chat_format = args.chat_format or (old.chat_format if old else args.llm and declared_format(llm_directory))
+    if args.chat_format and not args.llm:
+        raise InputError(f"--chat-format {args.chat_format} is for an LLM of --llm; the built-in one knows only its own")
     if args.llm:
-        llm = read_llama_config(args.llm)
+        llm = read_llama_config(llm_directory)
     elif args.resume:
-        tokenizer_json = read_checkpoint(Path(args.out, "last.safetensors"))[0].tokenizer_json
+        tokenizer_json = old.tokenizer_json
     else:
         path = Path(args.out, "tokenizer.json")
         if processes.first:
@@ -121,12 +145,12 @@ def new_recipe(args, data, processes):
         processes.wait()
         tokenizer_json = path.read_text(encoding="utf-8")
     if args.encoder:
-        encoder, chronos = read_chronos_configs(args.encoder)
+        encoder, chronos = read_chronos_configs(encoder_directory)
     return Recipe(
         dataset=data.name, added_tokens=tuple(new_tokens(data.dataset.channels)), scaling=args.scaling,
-        projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json,
-        llm=absolute(args.llm), llm_fingerprint=args.llm and fingerprint(args.llm), llm_config=llm,
-        encoder=absolute(args.encoder), encoder_fingerprint=args.encoder and fingerprint(args.encoder),
+        projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json, chat_format=chat_format,
+        llm=pinned(args.llm), llm_fingerprint=args.llm and fingerprint(llm_directory), llm_config=llm,
+        encoder=pinned(args.encoder), encoder_fingerprint=args.encoder and fingerprint(encoder_directory),
         encoder_config=encoder, chronos=chronos)
 
 

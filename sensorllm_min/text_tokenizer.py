@@ -6,6 +6,7 @@ tokenizer adds tokens, and the new rows can live in a small matrix of their own.
 """
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
 import tokenizers
@@ -15,6 +16,30 @@ from .config import InputError, read_json
 SENSOR = "<ts>"                                                               # stands where a sensor embedding goes
 PAD = "[PAD]"
 HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")  # Llama 3's chat format
+LLAMA3 = ("<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+          "{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+class ChatFormat(NamedTuple):
+    """How an LLM was taught to tell a question from its answer: the models' own `chat_template`, as plain strings."""
+    marker: str             # stands in the chat_template of such a model
+    prompt: str             # up to where the answer begins; with {system}, {user} and {eos}
+    end: str = ""           # the token after the answer, or none: the end of text
+    bos: bool = True        # begin-of-text comes first
+    tail: str = ""          # what the answer's first word is glued to, where the tokenizer minds
+    trail: str = ""         # between answer and end
+
+
+CHAT_FORMATS = {            # the first whose marker is found
+    "llama3.1": ChatFormat("Cutting Knowledge Date", LLAMA3.replace(
+        "{system}", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n{system}"), "<|eot_id|>"),
+    "llama3": ChatFormat("<|start_header_id|>", LLAMA3, "<|eot_id|>"),
+    "chatml": ChatFormat("<|im_start|>", "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
+                         "<|im_start|>assistant\n", "<|im_end|>", bos=False),
+    "zephyr": ChatFormat("<|assistant|>", "<|system|>\n{system}{eos}\n<|user|>\n{user}{eos}\n<|assistant|>\n", bos=False,
+                         tail="\n"),
+    "llama2": ChatFormat("[INST]", "[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{user} [/INST]", trail=" "),
+    "plain": ChatFormat("", "{system}\n\nResearcher: {user}\n\nAssistant: ")}
 
 
 def new_tokens(channels):
@@ -25,19 +50,31 @@ def new_tokens(channels):
 class TextTokenizer:
     """`backend` is a tokenizers.Tokenizer or a SentencePieceProcessor; new token i gets the id vocab_size + i.
 
-    bos and eos are ids; chat_format is "llama3" where the tokenizer knows its headers, else "plain".
+    bos and eos are ids. chat_format is a row of CHAT_FORMATS; None: "llama3" where the tokenizer knows its headers,
+    else "plain".
     """
 
-    def __init__(self, backend, vocab_size, bos_id, eos_ids, added):
+    def __init__(self, backend, vocab_size, bos_id, eos_ids, added, chat_format=None):
         self.backend = backend
         self.vocab_size = vocab_size                                          # rows of the LLM's embedding matrix
         self.bos_id, self.added = bos_id, list(added)
         self.new_ids = {token: vocab_size + index for index, token in enumerate(self.added)}
         self.n_pieces = backend.get_vocab_size() if isinstance(backend, tokenizers.Tokenizer) else backend.vocab_size()
         self.pad_id, self.sensor_id = self.new_ids[PAD], self.new_ids[SENSOR]
-        self.cut = re.compile("(" + "|".join(map(re.escape, self.added)) + ")")
-        self.chat_format = "llama3" if all(self.piece_id(header) is not None for header in HEADERS) else "plain"
-        self.end_of_turn = self.piece_id("<|eot_id|>") if self.chat_format == "llama3" else eos_ids[0]
+        known = all(self.piece_id(header) is not None for header in HEADERS)
+        self.chat_format = chat_format or ("llama3" if known else "plain")
+        self.format = CHAT_FORMATS[self.chat_format]
+        piece = backend.id_to_token if isinstance(backend, tokenizers.Tokenizer) else backend.id_to_piece
+        self.bos, self.eos = piece(bos_id), piece(eos_ids[0])
+        self.whole = dict(self.new_ids)                                       # pieces of text that are one token
+        for text, index in ((self.bos, bos_id), (self.eos, eos_ids[0])):
+            if self.encode_plain(text) != [index]:                            # sentencepiece does not see </s> in a text
+                self.whole[text] = index
+        self.cut = re.compile("(" + "|".join(map(re.escape, self.whole)) + ")")
+        self.end_of_turn = self.piece_id(self.format.end) if self.format.end else eos_ids[0]
+        if self.end_of_turn is None:
+            raise InputError(f"the chat format {self.chat_format} ends an answer with {self.format.end}, "
+                             "which is no token of this LLM; choose another --chat-format")
         self.stop_ids = set(eos_ids) | {self.end_of_turn}
 
     def piece_id(self, piece):
@@ -61,8 +98,8 @@ class TextTokenizer:
         """Text with special tokens in it -> ids. Begin-of-text is not added: the formats below do it, once."""
         ids = []
         for part in self.cut.split(text):
-            if part in self.new_ids:
-                ids.append(self.new_ids[part])
+            if part in self.whole:
+                ids.append(self.whole[part])
             elif part:
                 ids += self.encode_plain(part)
         return ids
@@ -81,18 +118,13 @@ class TextTokenizer:
         return text
 
     def chat(self, system, user):
-        """The ids of a dialogue up to where the assistant's answer begins: one begin-of-text, then two turns."""
-        if self.chat_format == "llama3":
-            text = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
-                           for role, content in (("system", system), ("user", user)))
-            text += "<|start_header_id|>assistant<|end_header_id|>\n\n"
-        else:
-            text = f"{system}\n\nResearcher: {user}\n\nAssistant: "
-        return [self.bos_id] + self.encode(text)
+        """The ids of a dialogue up to where the assistant's answer begins: two turns, as the LLM was taught."""
+        return self.encode(self.bos * self.format.bos + self.format.prompt.format(system=system, user=user, eos=self.eos))
 
     def answer(self, text):
-        """The ids of the assistant's answer with the token that ends it."""
-        return self.encode(text) + [self.end_of_turn]
+        """The ids of the assistant's answer with the token that ends it: what is supervised."""
+        tail = self.encode(self.format.tail)                                  # a word after a newline has no space
+        return self.encode(self.format.tail + text + self.format.trail)[len(tail):] + [self.end_of_turn]
 
 
 def read_tokenizer_json(path):
@@ -115,17 +147,31 @@ def load_backend(directory):
     raise InputError(f"{directory} holds neither tokenizer.json nor tokenizer.model")
 
 
+def tokenizer_config(directory):
+    path = Path(directory) / "tokenizer_config.json"
+    return read_json(path) if path.exists() else {}
+
+
 def declared_token(directory, key):
     """The text of bos_token or eos_token in tokenizer_config.json, or None."""
-    path = Path(directory) / "tokenizer_config.json"
-    token = read_json(path).get(key) if path.exists() else None
+    token = tokenizer_config(directory).get(key)
     return token["content"] if isinstance(token, dict) else token
 
 
-def load_text_tokenizer(directory, llama_config, channels):
+def declared_format(directory):
+    """The row of CHAT_FORMATS that a directory's chat template is in, or None where it has no template."""
+    path = Path(directory) / "chat_template.jinja"
+    template = path.read_text(encoding="utf-8") if path.exists() else tokenizer_config(directory).get("chat_template")
+    if isinstance(template, list):                                            # several, by name
+        template = next((row["template"] for row in template if row["name"] == "default"), None)
+    return template and next(name for name, row in CHAT_FORMATS.items() if row.marker in template)
+
+
+def load_text_tokenizer(directory, llama_config, channels, chat_format=None):
     """The tokenizer of an LLM directory with the special tokens of a dataset's channels.
 
     Begin and end of text are what tokenizer_config.json names, else what config.json names. InputError without them.
+    chat_format: a row of CHAT_FORMATS, as `declared_format` tells.
     """
     backend = load_backend(directory)
     special = {}
@@ -139,7 +185,8 @@ def load_text_tokenizer(directory, llama_config, channels):
             raise InputError(f"{directory}: the tokenizer has no {key}"
                              + (f" '{token}'" if token else "") + "; one begins every prompt, one ends every answer")
     eos_ids = dict.fromkeys([special["eos_token"], *llama_config.eos_ids])
-    return TextTokenizer(backend, llama_config.vocab_size, special["bos_token"], list(eos_ids), new_tokens(channels))
+    return TextTokenizer(backend, llama_config.vocab_size, special["bos_token"], list(eos_ids), new_tokens(channels),
+                         chat_format)
 
 
 # What one piece of text may be at most, before byte pairs are merged within it: a time, a word, a digit, a sign.

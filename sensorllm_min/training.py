@@ -168,7 +168,7 @@ class Run:
     Only the first process prints and writes. Progress is step (done), best score, seconds, and the settings that a
     resumed run must share.
     """
-    FIXED = ("data", "batch", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit", "eval_limit", "bf16")
+    FIXED = ("data", "batch", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit", "eval_limit", "dtype")
 
     def __init__(self, args, processes, model, recipe, optimizer):
         self.args, self.out, self.processes = args, Path(args.out), processes
@@ -192,6 +192,8 @@ class Run:
         """Takes up last.safetensors; what the metrics hold beyond its step is cut off, since it will come again."""
         path = self.out / "last.safetensors"
         recipe, progress, tensors = read_checkpoint(path)
+        if "bf16" in progress["settings"]:                                    # what --dtype was called at first
+            progress["settings"]["dtype"] = "bfloat16" if progress["settings"].pop("bf16") else "float32"
         for key, value in self.progress["settings"].items():
             if progress["settings"].get(key) != value:
                 raise InputError(f"{path} was trained with {key} {progress['settings'].get(key)}, this run has {value}; "

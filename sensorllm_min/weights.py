@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.overrides import TorchFunctionMode
 
 from .config import InputError, read_chronos_configs, read_json, read_llama_config, understanding
 from .llama import Llama
@@ -54,7 +55,9 @@ def safetensors_files(directory):
     if (directory / "model.safetensors").exists():
         return [directory / "model.safetensors"]
     if not index.exists():
-        raise InputError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json")
+        pickled = ", only pickles (.bin), which can run code when they are loaded" * bool(list(directory.glob("*.bin")))
+        raise InputError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json{pickled}; take a "
+                         "revision of the model with safetensors (of a hub id: NAME@REVISION, often @refs/pr/1)")
     with understanding(index):
         shards = sorted(set(read_json(index)["weight_map"].values()))
     for name in shards:
@@ -80,6 +83,16 @@ def renamed_tensors(directory, names, dtype):
     return tensors, unknown
 
 
+class Unfilled(TorchFunctionMode):
+    """Modules made in this context take no memory and no time: on the meta device, without a random start."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":          # on meta it would import half a compiler
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def load_strictly(module, tensors, unknown, where):
     """Makes `tensors` the parameters of `module` (on the meta device until now). InputError on any difference."""
     wanted = {name: parameter.shape for name, parameter in module.named_parameters()}
@@ -101,7 +114,7 @@ def load_llama(directory, dtype=None):
     tensors, unknown = renamed_tensors(directory, LLAMA_NAMES, dtype)
     if config.tie_embeddings:
         tensors.pop("lm_head.weight", None)                                   # some files hold the tied copy, too
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         model = Llama(config)
     return load_strictly(model, tensors, unknown, directory)
 
@@ -110,6 +123,6 @@ def load_t5_encoder(directory, dtype=None):
     """A Chronos T5 directory in Hugging Face layout -> (T5Encoder, ChronosConfig). The decoder is left on disk."""
     config, chronos = read_chronos_configs(directory)
     tensors, unknown = renamed_tensors(directory, T5_NAMES, dtype)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         model = T5Encoder(config)
     return load_strictly(model, tensors, unknown, directory), chronos

@@ -4,8 +4,9 @@ import json
 import pytest
 
 from sensorllm_min.config import InputError, LlamaConfig
+from sensorllm_min.data import IGNORED, AlignExamples, Limits, PreparedData, collate
 from sensorllm_min.sensors import DATASETS
-from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, load_text_tokenizer, train_backend
+from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, declared_format, load_text_tokenizer, train_backend
 
 CHANNELS = DATASETS["usc-had"].channels
 TEXTS = ["Once upon a time", "0.0s to 0.06s: rising\n0.06s to 1.2s: steady\n\nOverall, it rises.", " leading space",
@@ -71,6 +72,90 @@ def test_plain_chat_format(shared):
     assert ours.chat_format == "plain" and ids[0] == 1 and ids.count(1) == 1
     assert ours.decode(ids[1:]) == "Be true.\n\nResearcher: What rises?\n\nAssistant: "
     assert ours.answer("Yes.")[-1] == 2
+
+
+# Each format as its models declare it, in words of our own: what apply_chat_template makes of it is the reference.
+TURNS = "{% for m in messages %}"
+TEMPLATES = {
+    "llama3": "{{ bos_token }}" + TURNS + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
+              "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+    "llama3.1": "{{ bos_token }}" + TURNS + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{% if m.role == 'system' %}"
+                "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n{% endif %}{{ m.content }}<|eot_id|>"
+                "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+    "chatml": TURNS + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+              "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "zephyr": TURNS + "{% if m.role == 'user' %}<|user|>\n{% elif m.role == 'system' %}<|system|>\n{% else %}<|assistant|>\n"
+              "{% endif %}{{ m.content + eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    "llama2": TURNS + "{% if m.role == 'system' %}{{ bos_token }}[INST] <<SYS>>\n{{ m.content }}\n<</SYS>>\n\n"
+              "{% elif m.role == 'user' %}{{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
+              "{% endfor %}"}
+BASES = {"llama3": "llama3-tiktoken", "llama3.1": "llama3-tiktoken", "chatml": "smollm-bpe", "zephyr": "llama2-sentencepiece",
+         "llama2": "llama2-sentencepiece"}
+
+
+@pytest.mark.shared("tokenizers")
+@pytest.mark.parametrize("spelling", ["in tokenizer_config.json", "in chat_template.jinja"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_formats_equal_transformers(shared, tmp_path, name, spelling):
+    """Prompt and answer of each format, on a real tokenizer that declares it; the answer's ids are what is supervised."""
+    import transformers
+    folder = shared / "tokenizers" / BASES[name]
+    if name in ("zephyr", "llama2"):
+        theirs = transformers.LlamaTokenizer.from_pretrained(folder)
+    else:
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    theirs.chat_template = TEMPLATES[name]
+    theirs.save_pretrained(tmp_path, save_jinja_files=spelling == "in chat_template.jinja")
+    assert (tmp_path / "chat_template.jinja").exists() == (spelling == "in chat_template.jinja")
+    vocab_size, bos, eos = REAL[BASES[name]]
+    config = LlamaConfig(vocab_size, 8, 8, 1, 1, 1, 8, bos_id=bos, eos_ids=(eos,))
+    assert declared_format(tmp_path) == name
+    ours = load_text_tokenizer(tmp_path, config, CHANNELS, declared_format(tmp_path))
+    system, user, answer = "Be true. 3.5 Hz", "What rises?\nAnd when?", "0.0s to 0.4s: rising\n\nIt rises."
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    prompt = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    whole = theirs.apply_chat_template(turns + [{"role": "assistant", "content": answer}], return_dict=False)
+    assert ours.chat(system, user) == prompt
+    supervised = ours.answer(answer)
+    assert prompt + supervised == whole[:len(prompt) + len(supervised)]
+    assert len(whole) - len(prompt) - len(supervised) <= 2                    # a newline after the end, at most
+    assert supervised[-1] in ours.stop_ids and ours.decode(supervised).strip() == answer
+
+
+@pytest.mark.shared("tokenizers")
+@pytest.mark.parametrize("name", [*TEMPLATES, "plain"])
+def test_what_is_supervised_in_each_format(shared, demo, name):
+    """A whole training example, sensors included: the targets are the answer and its end, and nothing else."""
+    folder = BASES.get(name, "llama2-sentencepiece")
+    vocab_size, bos, eos = REAL[folder]
+    data = PreparedData(demo)
+    config = LlamaConfig(vocab_size, 8, 8, 1, 1, 1, 8, bos_id=bos, eos_ids=(eos,))
+    ours = load_text_tokenizer(shared / "tokenizers" / folder, config, data.dataset.channels, name)
+    examples = AlignExamples(data, "test", ours, Limits(512, 4096))
+    batch = collate([examples[0], examples[50]], ours.pad_id)
+    for targets, ids, example in zip(batch.targets, batch.ids, (examples[0], examples[50])):
+        supervised = targets[targets != IGNORED].tolist()
+        assert supervised[-1] == ours.end_of_turn and ours.decode(supervised[:-1]).strip() == example.row["answer"]
+        assert ids.tolist().count(ours.sensor_id) == example.row["length"] + 1
+        before = ours.decode(ids[:len(example.prompt)].tolist())
+        assert example.row["question"] in before and example.row["answer"] not in before
+
+
+@pytest.mark.shared("tokenizers")
+def test_a_chat_format_that_the_tokenizer_cannot_end(shared):
+    with pytest.raises(InputError, match="<|im_end|>.*no token.*--chat-format"):
+        config = LlamaConfig(128256, 8, 8, 1, 1, 1, 8, bos_id=128000, eos_ids=(128001,))
+        load_text_tokenizer(shared / "tokenizers/llama3-tiktoken", config, CHANNELS, "chatml")
+
+
+def test_a_template_of_no_known_format_is_plain(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "USER: {{ messages }}"}))
+    assert declared_format(tmp_path) == "plain"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
+        {"name": "tool_use", "template": "[INST]"}, {"name": "default", "template": "<|im_start|>"}]}))
+    assert declared_format(tmp_path) == "chatml"
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert declared_format(tmp_path) is None
 
 
 def test_tokenizer_learned_from_text():

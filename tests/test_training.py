@@ -172,7 +172,7 @@ def trained(demo, tmp_path_factory):
     common = ("--data", demo, "--batch-size", 4, "--accumulate", 2, "--epochs", 1, *SMALL)
     run("train_align.py", *common, *BRIEF, "--llm", "llm", "--encoder", "encoder", "--out", "align", "--gradient-checkpointing",
         cwd=folder)
-    run("train_har.py", *common, "--align", "align", "--out", "har", "--bf16", cwd=folder, processes=1)
+    run("train_har.py", *common, "--align", "align", "--out", "har", "--dtype", "bfloat16", cwd=folder, processes=1)
     return folder
 
 

@@ -119,6 +119,84 @@ def test_configs_that_are_not_ours(folder, changes, words):
     refused(folder, "config.json", *words)
 
 
+def test_folders_that_are_no_model(folder):
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    refused(folder, "quantised", "gptq")
+    (folder / "config.json").unlink()
+    (folder / "llama.Q4_K_M.gguf").write_bytes(b"GGUF")
+    refused(folder, "GGUF", "safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, "adapter", "base model")
+
+
+def test_a_folder_of_pickles_only(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "pickles", "safetensors")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma", "phi3"])
+def test_other_families_are_named(folder, family):
+    edit_config(folder, model_type=family, sliding_window=4096)
+    refused(folder, family, "LLaMA family", "SmolLM2")
+
+
+# What is in the config.json of each, but for the sizes, which are smaller here in the same proportions.
+ARCHITECTURES = {
+    "Meta-Llama-3-8B-Instruct": dict(
+        hidden_size=128, intermediate_size=448, num_attention_heads=8, num_key_value_heads=2, vocab_size=501,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, rms_norm_eps=1e-5, max_position_embeddings=8192,
+        bos_token_id=1, eos_token_id=2),
+    "Llama-3.2-1B": dict(
+        hidden_size=128, intermediate_size=512, num_attention_heads=8, num_key_value_heads=2, head_dim=16, vocab_size=501,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        rms_norm_eps=1e-5, max_position_embeddings=131072, tie_word_embeddings=True, bos_token_id=1, eos_token_id=[2, 3]),
+    "SmolLM2-135M-Instruct": dict(
+        hidden_size=144, intermediate_size=384, num_attention_heads=9, num_key_value_heads=3, vocab_size=384,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0}, rms_norm_eps=1e-5, max_position_embeddings=8192,
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2),
+    "TinyLlama-1.1B-Chat-v1.0": dict(
+        hidden_size=128, intermediate_size=352, num_attention_heads=16, num_key_value_heads=2, vocab_size=320,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, rms_norm_eps=1e-5, max_position_embeddings=2048,
+        bos_token_id=1, eos_token_id=2)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_public_llamas_equal_transformers(tmp_path, name, dtype):
+    """Each family member through our loader, stored in each dtype, in shards: the logits of transformers, to 1e-5."""
+    from transformers import LlamaForCausalLM
+    make_llama(tmp_path / "whole", **ARCHITECTURES[name]).to(dtype).save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
+    reference = LlamaForCausalLM.from_pretrained(tmp_path / "shards", dtype=torch.float32).eval()
+    ours = load_llama(tmp_path / "shards", torch.float32)
+    assert {p.dtype for p in load_llama(tmp_path / "shards").parameters()} == {dtype}
+    torch.manual_seed(0)
+    ids = torch.randint(ours.config.vocab_size, (2, 60))
+    with torch.no_grad():
+        expected = reference(ids).logits
+        found = ours.logits(ours(ours.embed_tokens(ids)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+CHRONOS = {"tiny": (64, 4, 4, 256), "mini": (96, 4, 8, 384), "small": (128, 6, 8, 512), "base": (192, 6, 12, 768),
+           "large": (256, 8, 16, 1024)}                                       # a quarter as wide, a third as deep, same heads
+
+
+@pytest.mark.parametrize("name", CHRONOS)
+def test_public_chronos_encoders_equal_transformers(tmp_path, name):
+    width, depth, heads, ff = CHRONOS[name]
+    reference = make_chronos(tmp_path, d_model=width, num_layers=depth, num_heads=heads, d_kv=16, d_ff=ff)
+    encoder, chronos = load_t5_encoder(tmp_path, torch.float32)
+    torch.manual_seed(0)
+    ids = torch.randint(chronos.n_tokens, (2, 150))
+    mask = torch.ones(2, 150, dtype=torch.bool)
+    mask[0, 50:60] = False
+    with torch.no_grad():
+        expected = reference.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
 def test_both_spellings_of_rope():
     shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 2}

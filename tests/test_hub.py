@@ -1,0 +1,204 @@
+"""Models by hub id, from a stand-in hub on this machine: what is fetched, pinned, cached, and every way it can fail."""
+import http.server
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import make_chronos, make_llama, run
+from safetensors import safe_open
+
+from sensorllm_min.config import InputError
+from sensorllm_min.hub import located
+from sensorllm_min.text_tokenizer import train_backend
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's HTTP as huggingface_hub asks for: a model's file list, and its files with their hashes."""
+    folder, asked = None, []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        if "gated" in parts and self.headers.get("Authorization") != "Bearer open sesame":
+            return self.refuse(403, "GatedRepo")
+        if parts[:2] == ["api", "models"]:
+            return self.model("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main", tree="tree" in parts)
+        model, path = "/".join(parts[:2]), self.folder / "/".join(parts[:2]) / "/".join(parts[4:])
+        if not path.is_file():
+            return self.refuse(404, "EntryNotFound" if (self.folder / model).is_dir() else "RepoNotFound")
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{path.name}-{path.stat().st_size}"')
+        self.send_header("Content-Length", str(path.stat().st_size))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(path.read_bytes())
+
+    do_HEAD = do_GET
+
+    def model(self, name, revision, tree):
+        if not (self.folder / name).is_dir():
+            return self.refuse(404, "RepoNotFound")
+        if revision not in ("main", COMMIT):
+            return self.refuse(404, "RevisionNotFound")
+        files = [(str(path.relative_to(self.folder / name)), path.stat().st_size)
+                 for path in sorted((self.folder / name).rglob("*")) if path.is_file()]
+        body = json.dumps([{"type": "file", "path": file, "size": size, "oid": "0"} for file, size in files] if tree else {
+            "id": name, "modelId": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file, _ in files],
+            "tags": [], "private": False, "downloads": 0}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def refuse(self, code, reason):
+        self.send_response(code)
+        self.send_header("X-Error-Code", reason)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder of models: made/llama with things beside it that nobody needs, made/gated in shards, chronos, pickled."""
+    folder = tmp_path_factory.mktemp("models")
+    backend = train_backend(["rising and falling 0.1s"], 300)
+    model = make_llama(folder / "made/llama", backend, max_position_embeddings=20_000)
+    shutil.copytree(folder / "made/llama", folder / "made/gated")
+    (folder / "made/gated/model.safetensors").unlink()
+    model.save_pretrained(folder / "made/gated", max_shard_size="50KB")
+    (folder / "made/llama/pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "made/llama/original").mkdir()
+    (folder / "made/llama/original/model.safetensors").write_bytes(b"another copy")
+    make_chronos(folder / "made/chronos")
+    make_llama(folder / "made/pickled")
+    (folder / "made/pickled/model.safetensors").rename(folder / "made/pickled/pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def hub(models, tmp_path, monkeypatch):
+    """The stand-in hub, and an environment in which huggingface_hub of a new process goes there."""
+    handler = type("Handler", (Hub,), {"folder": models, "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache"),
+                        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    yield handler
+    server.shutdown()
+
+
+TRAIN = ("--train-limit", 8, "--epochs", 1, "--batch-size", 4, "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2)
+
+
+def test_training_from_hub_ids_and_again_without_a_network(demo, hub, tmp_path, monkeypatch):
+    command = ("train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos", *TRAIN)
+    printed = run(*command, "--out", "first", cwd=tmp_path)
+    assert f"LLM made/llama@{COMMIT}" in printed and "chat format llama3" in printed
+    fetched = {path.name for path in (tmp_path / "cache/hub").rglob("*/snapshots/*/*")}
+    assert "model.safetensors" in fetched and "pytorch_model.bin" not in fetched and "original" not in fetched
+    assert not any(".bin" in path or "/original" in path for path in hub.asked)
+    with safe_open(tmp_path / "first/best.safetensors", "pt") as file:
+        recipe = json.loads(file.metadata()["sensorllm_min"])["recipe"]
+    assert recipe["llm"] == f"made/llama@{COMMIT}" and recipe["encoder"] == f"made/chronos@{COMMIT}"
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.asked.clear()
+    run(*command, "--out", "second", cwd=tmp_path)
+    run("evaluate.py", "--checkpoint", "first", "--data", demo, "--limit", 2, "--max-new-tokens", 2, cwd=tmp_path)
+    assert hub.asked == []
+
+
+def test_two_processes_fetch_at_once(demo, hub, tmp_path):
+    run("train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos", *TRAIN, "--out", "out",
+        cwd=tmp_path, processes=2)
+    whole = [path for path in hub.asked if path.endswith("llama/resolve/" + COMMIT + "/model.safetensors")]
+    assert (tmp_path / "out/best.safetensors").exists() and whole
+
+
+def test_a_gated_model_in_shards_at_a_revision(demo, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "open sesame")
+    run("train_align.py", "--data", demo, "--llm", f"made/gated@{COMMIT}", "--encoder", "made/chronos", *TRAIN, "--out", "out",
+        cwd=tmp_path)
+    shards = {path.name for path in (tmp_path / "cache/hub/models--made--gated/snapshots" / COMMIT).iterdir()}
+    assert len([name for name in shards if name.startswith("model-")]) > 1 and "model.safetensors.index.json" in shards
+
+
+@pytest.mark.parametrize("source,words", [
+    ("made/nothing", ["no model on the hub"]), ("made/gated", ["gated", "HF_TOKEN"]),
+    ("made/llama@v9", ["no revision v9"]), ("made/pickled", ["neither model.safetensors", "@refs/pr/1"]),
+    ("a/b/c", ["not a directory", "hub id"]), ("./nowhere", ["not a directory"])])
+def test_what_cannot_be_fetched_is_one_line(demo, hub, tmp_path, source, words):
+    line = run("train_align.py", "--data", demo, "--llm", source, cwd=tmp_path, expect=2).splitlines()[-1]
+    assert line.startswith("train_align.py: ") and all(word in line for word in words), line
+
+
+def test_offline_and_never_fetched(demo, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    line = run("train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2).splitlines()[-1]
+    assert "not in the cache" in line and hub.asked == []
+
+
+def test_no_network_at_all(demo, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")                   # nobody listens there
+    line = run("train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2).splitlines()[-1]
+    assert "made/llama" in line and ("cannot be reached" in line or "could not be fetched" in line)
+
+
+def test_a_directory_needs_no_hub(models, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert located(models / "made/llama") == models / "made/llama" and located(None) is None
+    with pytest.raises(InputError, match="not a directory"):
+        located(Path("/no/where"))
+
+
+def test_export_and_back(demo, hub, models, tmp_path):
+    """A run on networks of this machine is exported, put on the hub and scored from there: the same scores, no path."""
+    run("train_har.py", "--data", demo, "--align", "none", "--llm", models / "made/llama", "--encoder", "made/chronos",
+        "--train-limit", 16, "--epochs", 1, "--eval-limit", 4, "--test-limit", 4, "--out", "run", cwd=tmp_path)
+    evaluate = ("evaluate.py", "--data", demo, "--limit", 8)
+    run(*evaluate, "--checkpoint", "run", cwd=tmp_path)
+    shared_folder = models / "made/shared"
+    run("evaluate.py", "--checkpoint", "run", "--export", shared_folder, cwd=tmp_path)
+    assert sorted(path.name for path in shared_folder.iterdir()) == ["README.md", "best.safetensors"]
+    card = (shared_folder / "README.md").read_text()
+    assert card.startswith("---\n") and "base_model:\n- made/chronos\n---" in card
+    for words in ("recognises activities", "Walking, Running", "| test subjects, never trained on | 9, 10 |", "macro_f1",
+                  "load_checkpoint(", 'llm="DIR"', "| LLM | llama |", f"| encoder | made/chronos@{COMMIT} |"):
+        assert words in card, words
+    raw = (shared_folder / "best.safetensors").read_bytes()
+    for path in (tmp_path, models, Path(demo).parent):
+        assert str(path) not in card and str(path).encode() not in raw
+
+    scores = json.loads((tmp_path / "run/evaluation_test.json").read_text())
+    line = run(*evaluate, "--checkpoint", shared_folder, cwd=tmp_path, expect=2).splitlines()[-1]
+    assert "llama is not there any more; say with --llm" in line
+    run(*evaluate, "--checkpoint", "made/shared", "--llm", models / "made/llama", cwd=tmp_path)
+    assert json.loads((tmp_path / "out/shared/evaluation_test.json").read_text()) == scores
+    line = run("evaluate.py", "--checkpoint", "run", "--export", shared_folder, cwd=tmp_path, expect=2).splitlines()[-1]
+    assert "not empty" in line
+
+
+def test_an_older_checkpoint_loads_and_a_newer_one_says_so(demo, tmp_path):
+    """Format 1 began without chat_format; a format that does not exist yet is refused in one line."""
+    from safetensors.torch import load_file, save_file
+    run("train_align.py", "--data", demo, *TRAIN, "--out", "run", cwd=tmp_path)
+    path = tmp_path / "run/best.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["sensorllm_min"])
+    for change, code in ((lambda m: m["recipe"].pop("chat_format"), 0), (lambda m: m.update(format=99), 2)):
+        change(metadata)
+        save_file(load_file(path), path, {"sensorllm_min": json.dumps(metadata)})
+        printed = run("evaluate.py", "--checkpoint", "run", "--data", demo, "--limit", 2, "--max-new-tokens", 2, cwd=tmp_path,
+                      expect=code)
+    assert "format 99" in printed.splitlines()[-1]

@@ -1,0 +1,92 @@
+"""Frozen matrices in int8: what they cost in accuracy and save in memory, and that gradients pass through them."""
+import copy
+
+import pytest
+import torch
+from conftest import make_chronos, make_llama, run
+
+from sensorllm_min.int8 import Int8Linear, quantize
+from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend
+from sensorllm_min.weights import load_llama
+
+
+def dequantized(layer):
+    return layer.q.float() * layer.scale[:, None]
+
+
+def test_a_weight_is_off_by_half_a_step_at_most():
+    torch.manual_seed(0)
+    weight = torch.randn(50, 70) * torch.logspace(-6, 3, 50)[:, None]         # rows of very different size
+    weight[7] = 0
+    layer = Int8Linear(weight)
+    assert ((dequantized(layer) - weight).abs() <= layer.scale[:, None] / 2 * 1.001).all()
+    assert layer.q.dtype == torch.int8 and layer.q.abs().amax(1)[[0, 6, 8, 49]].tolist() == [127] * 4
+    assert (dequantized(layer)[7] == 0).all()
+
+
+def test_product_and_gradient_are_those_of_the_dequantized_matrix():
+    torch.manual_seed(0)
+    layer, x = Int8Linear(torch.randn(50, 70)), torch.randn(3, 5, 70, requires_grad=True)
+    grad = torch.randn(3, 5, 50)
+    expected = x @ dequantized(layer).T
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    (ours,), (theirs,) = (torch.autograd.grad(out, x, grad) for out in (layer(x), expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_nothing_is_kept_in_floating_point():
+    """Neither in the model nor for the backward pass: what autograd saves is the int8 matrix itself."""
+    layer, x = Int8Linear(torch.randn(50, 70)), torch.randn(5, 70, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(x)
+    assert not any(t.is_floating_point() and t.dim() > 1 for t in saved) and any(t is layer.q for t in saved)
+    assert sum(t.nbytes for t in layer.buffers()) == 50 * 70 + 50 * 4 and not list(layer.parameters())
+
+
+def test_whole_model_and_the_gradient_at_its_input(tmp_path):
+    make_llama(tmp_path)
+    exact = load_llama(tmp_path, torch.float32).requires_grad_(False)
+    int8 = quantize(load_llama(tmp_path, torch.float32).requires_grad_(False))
+    rounded = copy.deepcopy(exact)                                            # the same rounding, in plain matrices
+    for (name, layer) in int8.named_modules():
+        if isinstance(layer, Int8Linear):
+            rounded.get_submodule(name).weight.copy_(dequantized(layer))
+    torch.manual_seed(0)
+    x = torch.randn(2, 30, 48, requires_grad=True)
+    results = [(out := llm.logits(llm(x)), torch.autograd.grad(out.square().mean(), x)[0]) for llm in (int8, rounded, exact)]
+    for ours, same in zip(results[0], results[1]):
+        torch.testing.assert_close(ours, same, rtol=0, atol=2e-5 * same.abs().max().item())
+    assert (results[0][0] - results[2][0]).norm() < 0.05 * results[2][0].norm()
+
+
+@pytest.mark.shared("weights/stories260K")
+def test_a_trained_llama_loses_little(shared):
+    """stories260K on a text it wrote itself: loss a token in float32, bfloat16, int8."""
+    from sensorllm_min.generate import generate
+    folder = shared / "weights/stories260K"
+    exact = load_llama(folder, torch.float32)
+    tokenizer = load_text_tokenizer(folder, exact.config, ())
+    start = exact.embed_tokens(torch.tensor([[tokenizer.bos_id] + tokenizer.encode("Once upon a time")]))
+    story = generate(exact, start, torch.ones(start.shape[:2], dtype=torch.bool), [], 200)[0]
+    ids = torch.tensor([[tokenizer.bos_id] + tokenizer.encode("Once upon a time") + story])
+
+    def loss(llm):
+        with torch.no_grad():
+            logits = llm.logits(llm(llm.embed_tokens(ids[:, :-1]))).float()
+        return torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).item()
+    losses = {"float32": loss(exact), "bfloat16": loss(load_llama(folder, torch.bfloat16)), "int8": loss(quantize(exact))}
+    assert abs(losses["int8"] - losses["float32"]) < 0.005                    # measured 0.0016; bfloat16 0.0001
+
+
+def test_training_and_evaluating_with_int8(demo, tmp_path):
+    make_llama(tmp_path / "llama", train_backend(["rising and falling 0.1s"], 300), max_position_embeddings=20_000)
+    make_chronos(tmp_path / "chronos")
+    common = ("--data", demo, "--train-limit", 8, "--epochs", 1, "--batch-size", 4, "--eval-limit", 2, "--test-limit", 1,
+              "--max-new-tokens", 2, "--llm", "llama", "--dtype", "int8")
+    run("train_align.py", *common, "--encoder", "chronos", "--out", "out", cwd=tmp_path)
+    run("evaluate.py", "--checkpoint", "out", "--data", demo, "--limit", 2, "--max-new-tokens", 2, "--dtype", "int8", cwd=tmp_path)
+    line = run("train_align.py", *common, "--train", "projector,llm", "--out", "other", cwd=tmp_path, expect=2).splitlines()[-1]
+    assert "--dtype int8" in line and "frozen" in line
+    line = run("train_align.py", "--data", demo, "--dtype", "int8", cwd=tmp_path, expect=2).splitlines()[-1]
+    assert "--dtype int8" in line
