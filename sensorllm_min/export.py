@@ -26,7 +26,7 @@ def export(model, recipe, progress, run, folder):
     scores = {}
     for name in ("results.json", "evaluation_val.json", "evaluation_test.json"):
         if (Path(run) / name).exists():
-            scores |= {f"{name.removesuffix('.json')}, {key}": value for key, value in read_json(Path(run) / name).items()
+            scores |= {f"{name.removesuffix('.json')}, {key}": round(value, 4) for key, value in read_json(Path(run) / name).items()
                        if isinstance(value, (int, float))}
     save_checkpoint(folder / "best.safetensors", model, recipe, progress | {"settings": settings})
     write_whole(folder / "README.md", card(model, recipe, settings, progress, scores))
