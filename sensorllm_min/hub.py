@@ -4,6 +4,7 @@ Only configs, the tokenizer and safetensors are fetched: never a pickle. The cac
 (HF_TOKEN, or `hf auth login`), the progress bars and HF_HUB_OFFLINE are huggingface_hub's own. With a directory
 nothing here touches a network.
 """
+import functools
 import re
 from pathlib import Path
 
@@ -24,8 +25,14 @@ def located(source, files=FILES):
     match = HUB_ID.fullmatch(str(source))
     if not match:
         raise InputError(f"{source} is not a directory, and no hub id such as HuggingFaceTB/SmolLM2-135M-Instruct either")
+    return fetched(*match.groups(), tuple(files))
+
+
+@functools.cache                                                              # a run asks several times, the hub once
+def fetched(name, revision, files):
+    """Some files of a model on the hub -> the directory of them in the cache. revision: a branch, tag, commit or None."""
     from huggingface_hub import errors, snapshot_download                     # here: it takes a second to import
-    name, revision = match.groups()
+    source = name if revision is None else f"{name}@{revision}"
     try:
         return snapshot_download(name, revision=revision, allow_patterns=list(files))
     except errors.GatedRepoError:
