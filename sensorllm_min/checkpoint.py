@@ -25,7 +25,7 @@ from .hub import HUB_ID, located, pinned
 from .int8 import quantize
 from .llama import Llama
 from .sensorllm import SensorLLM
-from .sensors import DATASETS
+from .sensors import known_dataset
 from .t5_encoder import T5Encoder
 from .text_tokenizer import built_tokenizer, load_text_tokenizer
 from .weights import load_llama, load_t5_encoder, open_safetensors, safetensors_files
@@ -54,6 +54,12 @@ class Recipe:
     channel_names: bool = False         # in the stage-2 prompt
     trained: tuple = ()                 # parts trained so far, in either stage
     chat_format: str | None = None      # one of text_tokenizer.CHAT_FORMATS; None: as the tokenizer's tokens tell
+    row: dict | None = None             # of a dataset of one's own: what sensors.py says of the others
+
+    @property
+    def sensors(self):
+        """The Dataset it was trained on."""
+        return known_dataset(self.dataset, self.row, "the checkpoint's recipe")
 
     @property
     def stage(self):
@@ -121,12 +127,12 @@ def build_model(recipe, dtype=torch.float32, int8=False):
         llm = Llama(recipe.llm_config)
         llm.init_from_scratch()
         backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
-        tokenizer = built_tokenizer(backend, DATASETS[recipe.dataset].channels, recipe.llm_config.vocab_size)
+        tokenizer = built_tokenizer(backend, recipe.sensors.channels, recipe.llm_config.vocab_size)
     else:
         llm = load_llama(located(recipe.llm), dtype)
         if int8:
             quantize(llm)
-        tokenizer = load_text_tokenizer(located(recipe.llm), llm.config, DATASETS[recipe.dataset].channels, recipe.chat_format)
+        tokenizer = load_text_tokenizer(located(recipe.llm), llm.config, recipe.sensors.channels, recipe.chat_format)
     if tuple(tokenizer.added) != recipe.added_tokens:
         raise InputError(f"the checkpoint's special tokens are not those of {recipe.dataset} any more; train it again")
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling)
@@ -176,8 +182,7 @@ def read_checkpoint(path):
                 raise InputError(f"{path}: checkpoint format {metadata['format']}, this code reads {FORMAT}; "
                                  "train it again")
             recipe, progress = Recipe.from_json(metadata["recipe"]), metadata["progress"]
-            if recipe.dataset not in DATASETS:
-                raise InputError(f"{path} was trained on '{recipe.dataset}', which is not in sensors.py")
+            known_dataset(recipe.dataset, recipe.row, path)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a checkpoint of this project ({type(error).__name__}: {error})")
         return recipe, progress, {name: file.get_tensor(name) for name in file.keys()}

@@ -37,11 +37,19 @@ def read_json(path):
     return content
 
 
+@contextmanager
+def write_bytes(path):
+    """A binary file to write into, which takes the name `path` when all is written: whole or not at all."""
+    unfinished = Path(f"{path}.unfinished")
+    with open(unfinished, "wb") as file:
+        yield file
+    os.replace(unfinished, path)
+
+
 def write_whole(path, text):
     """Writes a text file whole or not at all."""
-    unfinished = Path(f"{path}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with write_bytes(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_json(path, content):

@@ -9,7 +9,7 @@ import torch
 from .chronos_tokenizer import pad_left
 from .config import InputError, read_json, understanding
 from .prepare import VERSION
-from .sensors import DATASETS
+from .sensors import known_dataset
 from .text_tokenizer import SENSOR
 from .trend_text import har_text, system_prompt
 
@@ -52,9 +52,7 @@ class PreparedData:
             raise InputError(f"{meta_path}: version {self.meta.get('version')}, this code reads version {VERSION}; "
                              "prepare the dataset again with data_prep.py")
         self.name = self.meta.get("dataset")
-        if self.name not in DATASETS:
-            raise InputError(f"{meta_path}: unknown dataset '{self.name}'; known are {', '.join(DATASETS)}")
-        self.dataset = DATASETS[self.name]
+        self.dataset = known_dataset(self.name, self.meta.get("row"), meta_path)
         with understanding(meta_path):
             self.longest = {"har": self.dataset.window, "align": int(self.meta["align_lengths"][1])}   # samples
             self.counts = {"har": dict(self.meta["har_windows"]), "align": dict(self.meta["align_pairs"])}

@@ -5,7 +5,6 @@ from pathlib import Path
 from .checkpoint import save_checkpoint, trained_tensors
 from .config import InputError, read_json, write_whole
 from .hub import HUB_ID
-from .sensors import DATASETS
 
 STAGES = {"align": "describes single sensor channels in words (stage 1)",
           "har": "recognises activities from all channels (stage 2)"}
@@ -38,7 +37,7 @@ def table(rows):
 
 def card(model, recipe, settings, progress, scores):
     """The model card: front matter that the hub reads, what it is, on which data, how good, how to load it."""
-    dataset = DATASETS[recipe.dataset]
+    dataset = recipe.sensors
     bases = [source.partition("@")[0] for source in (recipe.llm, recipe.encoder) if source and HUB_ID.fullmatch(source)]
     front = ["library_name: sensorllm-min", "tags: [sensorllm, time-series, human-activity-recognition]",
              *(["base_model:"] + [f"- {base}" for base in bases] if bases else [])]

@@ -1,12 +1,27 @@
 """Scores: whether generated trends are true, and how good classes are. Numbers in, numbers out; no model here."""
 import re
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .trend_text import DIRECTION_OF_WORD
 
-TIME = re.compile(r"\d+(?:\.\d+)?")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 WORD = re.compile("|".join(DIRECTION_OF_WORD))
+TOTAL = re.compile(f"({WORD.pattern}) for ({NUMBER.pattern}) seconds")
+KINDS = re.compile(r"(\d+) kinds? of trend")
+CHANGES = re.compile(r"(no|\d+) changes? of direction")
+
+
+def whole_number(digits):
+    """"12" -> 12, "no" -> 0; a model may write any number of digits."""
+    return 0 if digits == "no" else int(min(float(digits), 1e9))
+
+
+def claims_in(text):
+    """(sentence or line, its numbers, its direction words), one after another."""
+    for claim in re.split(r"\n|(?<=\.) ", text.strip()):
+        yield claim, NUMBER.findall(claim), [DIRECTION_OF_WORD[word] for word in WORD.findall(claim.lower())]
 
 
 def parse_segments(text):
@@ -15,12 +30,40 @@ def parse_segments(text):
     Reads the first paragraph: a segment is a line or a sentence with two times and one direction word. The count
     lines and the summary hold no such thing. Whatever else a model writes is passed over.
     """
-    segments = []
-    for claim in re.split(r"\n|(?<=\.) ", text.strip().split("\n\n")[0]):
-        times, words = TIME.findall(claim), WORD.findall(claim.lower())
-        if len(times) == 2 and len(words) == 1:
-            segments.append((float(times[0]), float(times[1]), DIRECTION_OF_WORD[words[0]]))
-    return segments
+    return [(float(numbers[0]), float(numbers[1]), directions[0])
+            for _, numbers, directions in claims_in(text.strip().split("\n\n")[0])
+            if len(numbers) == 2 and len(directions) == 1]
+
+
+@dataclass
+class Claims:
+    """What a trend text says of a series; None, or an empty collection, where it is silent."""
+    segments: list                                  # (start, end, direction), seconds
+    counts: dict = field(default_factory=dict)      # direction -> how many segments
+    span: tuple | None = None                       # (first, last), seconds
+    kinds: int | None = None                        # how many directions occur
+    changes: int | None = None                      # of direction
+    totals: dict = field(default_factory=dict)      # direction -> seconds
+    overall: int | None = None                      # direction, last sample against first
+
+
+def parse_claims(text):
+    """Everything that a text of any kind of `trend_text` claims, in any of its wordings; the rest is passed over."""
+    claims = Claims(parse_segments(text))
+    for claim, numbers, directions in claims_in(text):
+        totals, kinds, changes = TOTAL.findall(claim.lower()), KINDS.search(claim), CHANGES.search(claim)
+        if totals:
+            claims.totals = {DIRECTION_OF_WORD[word]: float(seconds) for word, seconds in totals}
+        elif kinds or changes:
+            claims.kinds = whole_number(kinds[1]) if kinds else None
+            claims.changes = whole_number(changes[1]) if changes else None
+        elif len(numbers) == 2 and not directions:
+            claims.span = float(numbers[0]), float(numbers[1])
+        elif len(directions) == 1 and not numbers:
+            claims.overall = directions[0]
+        elif len(directions) == 1 and len(numbers) == 1 and numbers[0].isdigit():
+            claims.counts[directions[0]] = whole_number(numbers[0])
+    return claims
 
 
 def claimed_directions(text, n_intervals, rate):

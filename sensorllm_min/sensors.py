@@ -1,8 +1,14 @@
 """What each dataset is: one table, and everything about a dataset that is not in its files comes from here.
 
-To add a dataset: a row here, and a reader in `recordings.py`.
+To add a public dataset: a row here, and a reader in `recordings.py`. For recordings of one's own no code is needed:
+a `dataset.json` beside them takes the row's place (`own_dataset`).
 """
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from .config import InputError, read_json, understanding
+from .trend_text import DIRECTION_OF_WORD
 
 
 @dataclass(frozen=True)
@@ -23,23 +29,28 @@ class Channel:
 KINDS = {"acc": "accelerometer", "gyro": "gyroscope", "mag": "magnetometer"}
 
 
-def triaxial(kind, unit, place=("", "")):
-    """The x, y and z channels of one sensor; place is (token prefix, spoken prefix) of where it is worn."""
-    return tuple(Channel(f"{place[0]}{axis}_{kind}", f"{place[1]}{axis}-axis {KINDS[kind]}", unit) for axis in "xyz")
+def triaxial(kind, unit, token="", spoken=""):
+    """The x, y and z channels of one sensor; token and spoken are prefixes that say where it is worn."""
+    return tuple(Channel(f"{token}{axis}_{kind}", f"{spoken}{axis}-axis {KINDS[kind]}", unit) for axis in "xyz")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    rate: int                           # Hz
+    rate: float                         # Hz, of the prepared samples
     channels: tuple
     classes: tuple                      # activity names; a label is an index into them
-    subjects: int                       # how many there are
     test_subjects: tuple
     val_subjects: tuple                 # held out of the training subjects: every choice is made on them
     align_lengths: tuple                # samples of a stage-1 window: shortest, longest
     window: int                         # samples of a stage-2 window
     stride: int
-    source: str                         # where the recordings come from, and how to cite them
+    citation: str
+    licence: str
+    url: str | None = None              # of the official archive
+    size: int | None = None             # of the archive, bytes, where known
+    sha256: str | None = None           # of the archive, where known
+    raw_rate: float | None = None       # Hz, of the raw samples where they are resampled
+    share: float = 1.0                  # of all windows that is kept, drawn by the seed
     answer: tuple = ("simple_trend", "summary")     # kinds of text in a stage-1 answer, of trend_text.ANSWER_KINDS
     paraphrase: bool = True             # False: texts always take the first wording of each pool
     splits: tuple = field(default=("train", "val", "test"), init=False)
@@ -47,29 +58,146 @@ class Dataset:
     def split_of(self, subject):
         return "test" if subject in self.test_subjects else "val" if subject in self.val_subjects else "train"
 
+    @property
+    def source(self):
+        return "; ".join(part for part in (self.url, self.citation, self.licence) if part)
 
+
+UCI = "https://archive.ics.uci.edu/static/public"
 WRIST = triaxial("acc", "g") + triaxial("gyro", "deg/s")
 
 DATASETS = {
     "demo": Dataset(
         rate=20, channels=WRIST,
         classes=("Walking", "Running", "Turning", "Sitting", "Lying"),
-        subjects=10, test_subjects=(9, 10), val_subjects=(8,),
+        test_subjects=(9, 10), val_subjects=(8,),
         align_lengths=(4, 16), window=24, stride=12,
-        source="simulated by recordings.py: no real person",
+        citation="simulated by recordings.py: no real person", licence="",
         answer=("simple_trend",), paraphrase=False),   # short answers in one wording: to learn in three minutes
     "usc-had": Dataset(
         rate=100, channels=WRIST,
         classes=("Walking Forward", "Walking Left", "Walking Right", "Walking Upstairs", "Walking Downstairs",
                  "Running Forward", "Jumping", "Sitting", "Standing", "Sleeping", "Elevator Up", "Elevator Down"),
-        subjects=14, test_subjects=(13, 14), val_subjects=(3, 7),
+        test_subjects=(13, 14), val_subjects=(3, 7),
         align_lengths=(5, 200), window=200, stride=100,
-        source="https://sipi.usc.edu/had/USC-HAD.zip; Zhang and Sawchuk 2012, free for research with citation"),
+        citation="Zhang and Sawchuk, USC-HAD: A Daily Activity Dataset for Ubiquitous Activity Recognition Using "
+                 "Wearable Sensors, UbiComp SAGAware 2012", licence="free for research with citation",
+        url="https://sipi.usc.edu/had/USC-HAD.zip"),
     "uci-har": Dataset(
         rate=50, channels=triaxial("acc", "g") + triaxial("gyro", "rad/s"),
         classes=("Walking", "Walking Upstairs", "Walking Downstairs", "Sitting", "Standing", "Laying"),
-        subjects=30, test_subjects=(2, 4, 9, 10, 12, 13, 18, 20, 24), val_subjects=(5, 8, 22, 28),
+        test_subjects=(2, 4, 9, 10, 12, 13, 18, 20, 24), val_subjects=(5, 8, 22, 28),
         align_lengths=(5, 200), window=128, stride=64,
-        source="https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip; "
-               "Anguita et al. 2013, cite, no commercial use"),
+        citation="Anguita et al., A Public Domain Dataset for Human Activity Recognition Using Smartphones, ESANN 2013",
+        licence="cite, no commercial use",
+        url=f"{UCI}/240/human+activity+recognition+using+smartphones.zip",
+        sha256="c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"),
+    "mhealth": Dataset(
+        rate=50,
+        channels=triaxial("acc", "m/s^2", "chest_", "chest ")
+        + triaxial("acc", "m/s^2", "la_", "left-ankle ") + triaxial("gyro", "deg/s", "la_", "left-ankle ")
+        + triaxial("acc", "m/s^2", "rla_", "right-lower-arm ") + triaxial("gyro", "deg/s", "rla_", "right-lower-arm "),
+        classes=("Standing still", "Sitting and relaxing", "Lying down", "Walking", "Climbing stairs",
+                 "Waist bends forward", "Frontal elevation of arms", "Knees bending (crouching)", "Cycling", "Jogging",
+                 "Running", "Jump front & back"),
+        test_subjects=(1, 3, 6), val_subjects=(2, 8),
+        align_lengths=(5, 100), window=100, stride=50,
+        citation="Banos et al., mHealthDroid: A Novel Framework for Agile Development of Mobile Health Applications, "
+                 "IWAAL 2014, and Banos et al., BioMedical Engineering OnLine 14 (S2), 2015", licence="CC BY 4.0, cite",
+        url=f"{UCI}/319/mhealth+dataset.zip", size=75_567_983,
+        sha256="16ad0ce709f3f00df18f348610d15bce0884b79e2143f57f446493673f02b8e0"),
+    "pamap2": Dataset(
+        rate=50, raw_rate=100,
+        channels=tuple(channel for place in ("hand", "chest", "ankle")
+                       for kind, unit in (("acc", "m/s^2"), ("gyro", "rad/s"), ("mag", "uT"))
+                       for channel in triaxial(kind, unit, f"{place}_", f"{place} ")),
+        classes=("lying", "sitting", "standing", "walking", "running", "cycling", "Nordic walking", "ascending stairs",
+                 "descending stairs", "vacuum cleaning", "ironing", "rope jumping"),
+        test_subjects=(105, 106), val_subjects=(108,),
+        align_lengths=(5, 100), window=100, stride=50,
+        citation="Reiss and Stricker, Introducing a New Benchmarked Dataset for Activity Monitoring, ISWC 2012",
+        licence="CC BY 4.0, cite",
+        url=f"{UCI}/231/pamap2+physical+activity+monitoring.zip",
+        sha256="76b3580bd5a804121f507717cb498c66a312ef5c774f4a78ac470e6558add352"),
+    "capture24": Dataset(
+        rate=50, raw_rate=100, channels=triaxial("acc", "g"),
+        classes=("sleep", "sitting", "household-chores", "walking", "vehicle", "bicycling", "mixed-activity", "standing",
+                 "manual-work", "sports"),
+        test_subjects=tuple(range(101, 152)), val_subjects=tuple(range(91, 101)),
+        align_lengths=(10, 500), window=500, stride=250, share=0.05,
+        citation="Chan et al., CAPTURE-24: A large dataset of wrist-worn activity tracker data collected in the wild for "
+                 "human activity recognition, Scientific Data 2024", licence="CC BY 4.0",
+        url="https://ora.ox.ac.uk/objects/uuid:99d7c092-d865-4a19-b096-cc16440cd001/files/rpr76f381b",
+        sha256="69740c22d3e000367988373336dc6486c10fe3f3f929811fd66e4d84861e40e2"),
 }
+DATASETS["pamap2-100hz"] = replace(DATASETS["pamap2"], rate=100, raw_rate=None, align_lengths=(5, 200), window=200,
+                                   stride=100)                                # the same seconds at the full rate
+
+
+# ---- recordings of one's own ----
+
+def own_dataset(raw):
+    """(name, Dataset) from DIR/dataset.json:
+
+        {"name": "gloves", "rate": 25, "classes": ["waving", "typing"],
+         "channels": [{"token": "x_acc", "spoken": "x-axis accelerometer", "unit": "g"}, ...],
+         "test_subjects": ["anna"], "val_subjects": ["ben"]}
+
+    and, where wanted, "window" and "stride" (samples; default two seconds, by half), "align_lengths" (default from 5
+    samples to a window), "share", "citation", "licence". InputError, naming the key, where one does not fit.
+    """
+    path = Path(raw) / "dataset.json"
+    if not Path(raw).is_dir():
+        raise InputError(f"{raw} is not a directory; --raw takes the folder of dataset.json and the recordings")
+    given = read_json(path)
+    known = ("name", "rate", "channels", "classes", "test_subjects", "val_subjects", "window", "stride", "align_lengths",
+             "share", "citation", "licence")
+
+    def refuse_unless(good, what):
+        if not good:
+            raise InputError(f"{path}: {what}")
+
+    unknown = sorted(given.keys() - set(known))
+    refuse_unless(not unknown, f"unknown keys {', '.join(unknown)}; the keys are {', '.join(known)}")
+    with understanding(path):
+        name, rate = given["name"], given["rate"]
+        refuse_unless(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) and name not in (*DATASETS, "own"),
+                      f"name '{name}' must be of a-z, 0-9, - and _, and none of {', '.join(DATASETS)}")
+        refuse_unless(rate > 0, f"rate {rate} must be a number of Hz above 0")
+        channels = tuple(Channel(**channel) for channel in given["channels"])
+        for channel in channels:
+            refuse_unless(re.fullmatch("[a-z0-9_]+", channel.token), f"token '{channel.token}' must be of a-z, 0-9 and _")
+            refuse_unless(not re.search(r"\d|[.\n]|" + "|".join(DIRECTION_OF_WORD), channel.spoken),
+                          f"spoken name '{channel.spoken}' holds a digit, a dot or a trend word ({', '.join(DIRECTION_OF_WORD)}): "
+                          "what a text says of it could not be told from its name")
+        subjects = {key: tuple(map(str, given[key])) for key in ("test_subjects", "val_subjects")}
+        for what, values in {"channel tokens": [channel.token for channel in channels], "classes": given["classes"],
+                             "test and val subjects": [*subjects["test_subjects"], *subjects["val_subjects"]]}.items():
+            refuse_unless(values and len(set(values)) == len(values), f"{what} {values} must be there, each once")
+        refuse_unless(subjects["test_subjects"] and subjects["val_subjects"], "test_subjects and val_subjects need one each")
+        window = int(given.get("window", max(2, round(2 * rate))))
+        stride = int(given.get("stride", max(1, window // 2)))
+        shortest, longest = given.get("align_lengths", (min(5, window), window))
+        refuse_unless(window >= 2 and stride >= 1, f"window {window} and stride {stride} must be at least 2 and 1")
+        refuse_unless(2 <= shortest <= longest, f"align_lengths {shortest}, {longest} must rise from at least 2")
+        share = float(given.get("share", 1))
+        refuse_unless(0 < share <= 1, f"share {share} must be above 0 and at most 1")
+        return name, Dataset(rate=rate, channels=channels, classes=tuple(map(str, given["classes"])), window=window,
+                             stride=stride, align_lengths=(int(shortest), int(longest)), share=share, **subjects,
+                             citation=given.get("citation", ""), licence=given.get("licence", ""))
+
+
+def row_of(name, dataset):
+    """What has to be written down of a dataset to know it again: nothing for the table's, all of one's own."""
+    return None if name in DATASETS else {key: value for key, value in asdict(dataset).items() if key != "splits"}
+
+
+def known_dataset(name, row, where):
+    """The Dataset of a name: the table's, or one's own from its row. InputError where it is neither."""
+    if name in DATASETS:
+        return DATASETS[name]
+    if row is None:
+        raise InputError(f"{where}: unknown dataset '{name}'; known are {', '.join(DATASETS)}")
+    with understanding(where):
+        row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        return Dataset(**row | {"channels": tuple(Channel(**channel) for channel in row["channels"])})

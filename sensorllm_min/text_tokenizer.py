@@ -5,6 +5,7 @@ ids behind the LLM's embedding matrix, however many entries the tokenizer itself
 tokenizer adds tokens, and the new rows can live in a small matrix of their own.
 """
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +116,16 @@ class TextTokenizer:
             text += self.backend.decode(run)
             text += "" if index is None else self.added[index - self.vocab_size]
             run = []
+        return text
+
+    def visible(self, ids):
+        """Ids -> text with every special token as it is written, runs of one counted: to look at."""
+        names = {index: text for text, index in self.whole.items()}
+        options = {"skip_special_tokens": False} if isinstance(self.backend, tokenizers.Tokenizer) else {}
+        text = ""
+        for name, run in groupby(map(int, ids), names.get):
+            run = list(run)
+            text += self.backend.decode(run, **options) if name is None else name + (f"*{len(run)}" if len(run) > 1 else "")
         return text
 
     def chat(self, system, user):

@@ -1,8 +1,10 @@
 """What the tests share: the reference files beside the project, and small models and datasets made on the spot."""
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,25 @@ def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "demo"
     prepare("demo", None, out, say=lambda line: None)
     return out
+
+
+def quiet(line):
+    """A `say` that does not."""
+
+
+def digest(folder):
+    """{path: sha256} of the files under a folder."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def read_all(name, raw):
+    """All recordings of a raw directory, part after part."""
+    from sensorllm_min.recordings import READERS
+    from sensorllm_min.sensors import DATASETS
+    reader = READERS[name]
+    return [recording for part, files in reader.files(raw).items()
+            for recording in reader.read(part, files, DATASETS[name], 0, Counter())]
 
 
 def spread(reference, std=0.3):

@@ -1,28 +1,20 @@
 """Prepared datasets: counts, splits, windows that cross nothing, the same bytes for the same seed, broken raw files."""
-import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import scipy.io
+from conftest import digest, quiet, read_all
 
 from sensorllm_min.config import InputError
 from sensorllm_min.data import PreparedData
-from sensorllm_min.metrics import direction_counts
+from sensorllm_min.metrics import direction_counts, parse_claims
 from sensorllm_min.prepare import prepare, random_windows, strided_windows
-from sensorllm_min.recordings import join_overlapping, read_uci_har, read_usc_had
+from sensorllm_min.recordings import join_overlapping
 from sensorllm_min.sensors import DATASETS
-from sensorllm_min.trend_text import align_pair, pair_rng
-
-
-def quiet(line):
-    pass
-
-
-def digest(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+from sensorllm_min.trend_text import HAR_TEXTS, align_pair, har_text, pair_rng, trend_segments
 
 
 def check_prepared(folder):
@@ -97,7 +89,7 @@ def test_same_seed_same_bytes(demo, tmp_path):
 def test_usc_had_counts(shared):
     """All 840 files: 22,790 windows of training subjects, 4,555 of test subjects."""
     dataset = DATASETS["usc-had"]
-    recordings = list(read_usc_had(shared / "data" / "USC-HAD", 0))
+    recordings = read_all("usc-had", shared / "data" / "USC-HAD")
     assert len(recordings) == 840 and sum(len(r.samples) for r in recordings) == 2_811_490
     counts = {"train": 0, "val": 0, "test": 0}
     for r in recordings:
@@ -159,7 +151,7 @@ def test_uci_har(shared, tmp_path):
     rows = data.rows("har", "test")
     ours = np.stack([data.window(rows[i])[:, 4] for i in range(len(rows))])
     assert sorted(map(bytes, ours)) == sorted(map(bytes, shipped))
-    joined = [r for r in read_uci_har(raw, 0) if r.source.startswith("test")]
+    joined = [r for r in read_all("uci-har", raw) if r.source.startswith("test")]
     assert len(joined) < 300 and max(len(r.samples) for r in joined) > 1000   # minutes, not windows
 
 
@@ -197,7 +189,9 @@ def test_a_truncated_mat_file(few_usc_had, tmp_path):
         path.write_bytes(bad)
         refused(path, "truncated", name="usc-had", raw=few_usc_had, out=tmp_path / "out")
     assert digest(tmp_path / "out") == before                                 # what was good stays
-    assert not (tmp_path / "out.unfinished").exists()
+    path.write_bytes(good)                                                    # what was finished before is taken over
+    prepare("usc-had", few_usc_had, tmp_path / "out", say=quiet)
+    assert digest(tmp_path / "out") == before and not (tmp_path / "out.unfinished").exists()
 
 
 @pytest.mark.shared("data/USC-HAD")
@@ -246,3 +240,44 @@ def test_prepared_samples_that_are_broken(demo, tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="truncated"):
         PreparedData(tmp_path / "broken").window(row)
+
+
+SPEC_COMBINATIONS = ["smry", "trend", "corr", "smry+Q", "smry+meta", "smry+meta+Q", "smry+corr", "smry+corr+Q", "smry+trend",
+                     "smry+trend+Q", "smry+trend+corr", "smry+trend+corr+Q"]
+
+
+@pytest.mark.parametrize("name", ["demo", "pamap2"])
+def test_stage_2_texts_tell_the_truth(name):
+    """Every combination: statistics to eight decimals, correlations in the words of their strength, trends, units, classes."""
+    dataset, rng = DATASETS[name], np.random.default_rng(0)
+    n = len(dataset.channels)
+    window = rng.normal(size=(dataset.window, n)).round(3).astype(np.float32)
+    for i in range(0, n - 1, 2):                                              # some pairs of every strength
+        window[:, i + 1] = window[:, i] * rng.choice([-2, -0.5, 0.1, 0.5, 2]) + window[:, i + 1]
+    window[:, n - 1] = 0.25                                                   # one that never changes
+    names = [channel.spoken for channel in dataset.channels]
+    parts = {part: har_text(window, dataset, (part,)) for part in HAR_TEXTS}
+    for combination in SPEC_COMBINATIONS:
+        assert har_text(window, dataset, combination.split("+")) == "\n".join(parts[part] for part in combination.split("+"))
+    for line, spoken, column in zip(parts["smry"].split("\n"), names, window.T.astype(float), strict=True):
+        found = re.fullmatch(r"(.*): Mean=(-?\d+(?:\.\d*[1-9])?), StdDev=(\d+(?:\.\d*[1-9])?)", line)
+        assert found[1] == spoken
+        assert [float(found[2]), float(found[3])] == pytest.approx([column.mean(), np.sqrt(((column - column.mean()) ** 2).mean())], abs=1e-8)
+    strengths, lines = set(), iter(parts["corr"].split("\n"))
+    for i in range(n):
+        for j in range(i + 1, n):
+            a, b = window[:, i].astype(float), window[:, j].astype(float)
+            covariance = ((a - a.mean()) * (b - b.mean())).mean()
+            r = covariance / (a.std() * b.std()) if a.std() * b.std() else 0
+            strength = "strongly" if abs(r) >= 0.7 else "moderately" if abs(r) >= 0.3 else "weakly" if abs(r) >= 0.1 else None
+            words = f"{strength} {'positively' if r > 0 else 'negatively'}" if strength else "not significantly"
+            assert next(lines) == f"{names[i]} and {names[j]} are {words} correlated."
+            strengths.add(words)
+    assert len(strengths) >= (6 if n > 10 else 3) and next(lines, None) is None
+    for line, spoken, series in zip(parts["trend"].split("\n"), names, window.T, strict=True):
+        claims = parse_claims(line)
+        assert spoken in line and claims.changes == len(trend_segments(series)[0]) - 1
+        assert claims.overall == int(np.sign(series[-1] - series[0]))
+    assert all(unit in parts["meta"] for unit in {channel.unit for channel in dataset.channels})
+    assert f"{dataset.window} samples of {n} channels at {dataset.rate} Hz" in parts["meta"]
+    assert all(activity in parts["Q"] for activity in dataset.classes)

@@ -1,13 +1,15 @@
 """Class scores against scikit-learn; the parser of trends against texts of every wording."""
 import random
+import re
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from sensorllm_min.metrics import class_report, class_scores, direction_counts, parse_segments
+from sensorllm_min import trend_text
+from sensorllm_min.metrics import class_report, class_scores, direction_counts, parse_claims, parse_segments
 from sensorllm_min.sensors import DATASETS
-from sensorllm_min.trend_text import FirstWording, align_pair, trend_segments
+from sensorllm_min.trend_text import DIRECTION_OF_WORD, FirstWording, align_pair, trend_segments
 
 CHANNEL = DATASETS["demo"].channels[0]
 
@@ -65,3 +67,79 @@ def test_wrong_and_wild_texts_score_what_they_deserve():
     assert direction_counts("0.0s to 0.3s: rising", series, 10) == (3, 10)    # silence is wrong
     for wild in ("", "rising rising", "9" * 400 + "s to 5s: rising", "0.3s to 0.0s: rising", "\n\n" + truth[:0]):
         assert direction_counts(wild, series, 10)[0] == 0
+
+
+def facts(series, rate):
+    """What is true of a series, worked out step by step, without any of the project's code."""
+    decimals = 2 if rate <= 100 else 3
+    signs = [(b > a) - (b < a) for a, b in zip(series, series[1:])]
+    segments = []
+    for i, sign in enumerate(signs):
+        if segments and segments[-1][2] == sign:
+            segments[-1][1] = i + 1
+        else:
+            segments.append([i, i + 1, sign])
+    return dict(
+        segments=[(round(start / rate, decimals), round(end / rate, decimals), sign) for start, end, sign in segments],
+        counts={sign: sum(s[2] == sign for s in segments) for sign in set(signs)},
+        span=(0.0, round((len(series) - 1) / rate, decimals)), kinds=len(set(signs)), changes=len(segments) - 1,
+        totals={sign: round(signs.count(sign) / rate, decimals) for sign in set(signs)},
+        overall=int(series[-1] > series[0]) - int(series[-1] < series[0]))
+
+
+@pytest.mark.parametrize("kinds", [("simple_trend", "summary"), ("trend", "summary"), ("simple_trend", "trend", "summary"),
+                                   ("summary",), ("simple_trend",), ("trend",)], ids="+".join)
+def test_every_claim_of_every_wording_is_read_back_and_true(kinds):
+    """Segments, counts, totals, kinds, changes, span and overall direction, over random series, lengths and rates."""
+    rng = np.random.default_rng(0)
+    for trial in range(1500):
+        length = 2 if trial % 10 == 0 else int(rng.integers(2, 260))
+        series, rate = random_series(rng, length), (12.5, 20, 50, 100, 400)[trial % 5]
+        if trial % 7 == 0:
+            series = np.full(length, 0.3) if trial % 2 else np.sort(series)   # no change at all; one direction and rests
+        truth = facts(series.tolist(), rate)
+        _, text = align_pair(series, DATASETS["pamap2"].channels[trial % 27], rate, kinds, random.Random(trial))
+        claims = parse_claims(text)
+        has_segments, has_summary = kinds != ("summary",), "summary" in kinds
+        assert claims.segments == (truth["segments"] if has_segments else []), text
+        counted = kinds[0] == "simple_trend" and len(truth["counts"]) > 1
+        assert claims.counts == (truth["counts"] if counted else {}), text
+        for what in ("span", "kinds", "changes", "totals", "overall"):
+            assert getattr(claims, what) == (truth[what] if has_summary else {} if what == "totals" else None), (what, text)
+
+
+def test_the_english_of_every_wording():
+    """Each sentence of each pool, in each slot: articles, plurals, capitals, full stops, no slot left open."""
+    series = {"one trend": [0, 1, 2], "many": [0, 1, 0, 0, 2], "none": [5, 5], "single": [7]}
+    seen = set()
+    for trial in range(3000):
+        name = list(series)[trial % 4]
+        kinds = (("simple_trend", "summary"), ("trend", "summary"), ("summary",))[trial % 3]
+        question, text = align_pair(np.array(series[name], float), CHANNEL, 10, kinds, random.Random(trial))
+        assert question[0].isupper() and question[-1] in ".?" and "  " not in question
+        full_stops = text.partition("\n\n")[2] if kinds[0] == "simple_trend" and name != "single" else text
+        assert all(sentence.endswith(".") for sentence in re.split(r"(?<=\.) |\n\n", full_stops)), full_stops
+        for sentence in [line for line in text.replace(". ", ".\n").split("\n") if line]:
+            seen.add(sentence)
+            assert sentence[0].isupper() or sentence[0].isdigit(), sentence
+            assert not re.search(r"[{}%]|  | [.,;:]|\ba [aeiou]|\bA [aeiou]|\ban [^aeiou]|\bAn [^aeiou]", sentence), sentence
+            assert not re.search(r"\b1 (kinds|changes)\b|\b(0|no|[2-9]|\d\d+) (kind|change)\b", sentence), sentence
+        if name == "single":
+            assert "no trend" in text and parse_claims(text).segments == []
+    words = "|".join(DIRECTION_OF_WORD)
+    shapes = {re.sub(rf"\d+\.\d+|\d+|\b({words})\b|\ban?\b", "_", sentence.lower()) for sentence in seen}
+    assert len(shapes) > 160                                                  # the pools were gone through
+
+
+def test_pools_are_as_rich_as_the_original():
+    assert len(set(trend_text.QUESTIONS)) >= 40 and len(set(trend_text.COVERS)) >= 40
+    for pool in (trend_text.SENTENCES, trend_text.CHANGES, trend_text.TOTALS, trend_text.OVERALL):
+        assert len(set(pool)) == len(pool) >= 30
+
+
+def test_what_a_model_may_write_instead():
+    """Half sentences, wrong words, huge numbers: nothing raises, nothing is invented."""
+    claims = parse_claims("The trend is rising for seconds and rising for 1.5 seconds. 3 kinds of changes. rising. falling")
+    assert claims.totals == {1: 1.5} and claims.kinds is None and claims.overall == -1
+    assert parse_claims("").segments == [] and parse_claims("9" * 5000 + " rising").counts == {1: 10**9}
+    assert parse_claims("0.0s to 0.5s: rising\nTotal falling segments: 4").counts == {-1: 4}

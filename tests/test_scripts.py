@@ -4,6 +4,7 @@ import re
 
 import pytest
 from conftest import ROOT, run
+from test_datasets import write_own
 
 SMALL = ("--train-limit", 64, "--eval-limit", 16, "--test-limit", 8, "--log-every", 1)
 
@@ -31,7 +32,22 @@ def test_data_prep(tmp_path):
     assert json.loads((tmp_path / "demo/meta.json").read_text())["answer"] == "trend+summary"
 
 
+def test_data_prep_shows_a_window(tmp_path):
+    """The prompts as the model reads them, special tokens in sight, and a picture; and then the counts of every subject."""
+    out = run("data_prep.py", "--workers", 2, cwd=tmp_path)
+    assert re.search(r"^10 +test +10 +3400 +280 +\d+$", out, re.MULTILINE)
+    out = run("data_prep.py", "--show", 5, cwd=tmp_path)
+    assert out.count("<|begin_of_text|>") == 2 and "<x_acc_start><ts>*25<x_acc_end>\n<y_acc_start>" in out
+    assert "<|start_header_id|>assistant<|end_header_id|>" in out and "Mean=" in out and out.count("<|eot_id|>") == 3
+    picture = (tmp_path / "data/demo/window_5.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 30_000
+    assert "holds training windows 0 to 1959" in run("data_prep.py", "--show", 5000, cwd=tmp_path, expect=2)
+
+
 @pytest.mark.parametrize("command,words", [
+    (("data_prep.py", "--show", "1"), ["data/demo/meta.json not found"]),
+    (("data_prep.py", "--dataset", "own"), ["needs --raw DIR"]),
+    (("data_prep.py", "--dataset", "own", "--raw", "."), ["dataset.json not found"]),
     (("data_prep.py", "--dataset", "usc-had", "--raw", "nowhere"), ["nowhere is not a directory"]),
     (("data_prep.py", "--dataset", "usc-had"), ["needs --raw DIR", "USC-HAD.zip"]),
     (("data_prep.py", "--answer", "poem"), ["poem", "simple_trend"]),
@@ -72,3 +88,16 @@ def test_the_reading_order_of_the_readme_holds():
 def test_the_runtime_imports_no_reference_package():
     for path in [*ROOT.glob("*.py"), *(ROOT / "sensorllm_min").glob("*.py")]:
         assert not re.search(r"^\s*(from|import) (transformers|chronos|sklearn|pickle)\b", path.read_text(), re.MULTILINE), path
+
+
+def test_recordings_of_ones_own_through_both_stages(tmp_path):
+    """Three channels that no table knows: prepared, both stages trained, evaluated, without touching code."""
+    write_own(tmp_path / "raw")
+    run("data_prep.py", "--dataset", "own", "--raw", "raw", cwd=tmp_path)
+    small = ("--data", "data/gloves", *SMALL)
+    assert "gloves: 64 training pairs" in run("train_align.py", *small, "--max-new-tokens", 8, cwd=tmp_path)
+    assert "typing" in run("train_har.py", *small, cwd=tmp_path)
+    out = run("evaluate.py", "--limit", 4, "--max-new-tokens", 8, cwd=tmp_path)
+    assert "stage align, gloves" in out and "stage har, gloves" in out
+    run("evaluate.py", "--checkpoint", "out/har", "--export", "shared", cwd=tmp_path)
+    assert "bend sensor" in (tmp_path / "shared/README.md").read_text()

@@ -202,3 +202,16 @@ def test_a_tokenizer_larger_than_the_llm(tmp_path):
     tokenizer = built_tokenizer(train_backend(["rising and falling " * 9], 300), CHANNELS, 262)
     with pytest.raises(InputError, match="262 embedding rows"):
         tokenizer.encode("rising and falling")
+
+
+@pytest.mark.shared("tokenizers")
+@pytest.mark.parametrize("name", REAL)
+def test_prompts_made_visible(shared, name):
+    """Every special token as it is written, begin-of-text and end among them; runs of one are counted."""
+    ours = load_real(shared, name)
+    prompt = ours.chat("Be brief.", CHANNELS[0].start + SENSOR * 12 + CHANNELS[0].end + "What is it?")
+    text = ours.visible(prompt + ours.answer("0.0s to 0.1s: rising\nAll."))
+    assert "<x_acc_start><ts>*12<x_acc_end>" in text and "0.0s to 0.1s: rising\nAll." in text and "Be brief." in text
+    assert text.startswith(ours.bos) == ours.format.bos and text.endswith(ours.visible([ours.end_of_turn])) and ours.eos
+    plain = ours.decode(prompt)
+    assert [word for word in plain.split() if word in text] and len(text) > len(plain) - 11 * len(SENSOR)

@@ -1,0 +1,45 @@
+"""A window as a person would rather look at it: its channels, their trends, and the bins that the encoder sees."""
+import textwrap
+
+import matplotlib
+import numpy as np
+import torch
+
+from .config import write_bytes
+from .trend_text import FALLING, RISING, STEADY, trend_segments
+
+COLOURS = {RISING: "#c0392b", FALLING: "#2471a3", STEADY: "#7f8c8d"}          # told apart by the colour-blind, too
+
+
+def draw_window(path, window, dataset, chronos, title, texts):
+    """Draws window (S, C) to a PNG: a panel a channel, its line coloured by trend, Chronos' bins as steps behind it.
+
+    texts: a line or two for each channel, written beneath its panel. A PNG appears whole or not at all.
+    """
+    matplotlib.use("Agg")                                                     # no screen is needed
+    from matplotlib import pyplot
+
+    n = len(dataset.channels)
+    columns = 1 if n <= 2 else 3 if n % 3 == 0 else 2
+    rows = -(-n // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 2.9 * rows), squeeze=False, layout="constrained")
+    seconds = np.arange(len(window)) / dataset.rate
+    ids, _, offset, scale = chronos.encode(torch.from_numpy(window.T.astype(np.float64, order="C")))   # (C, S+1)
+    bins = chronos.decode(ids[:, :-1], offset, scale).numpy()                 # (C, S): the value each bin stands for
+    for axis in axes.flat[n:]:
+        axis.set_visible(False)
+    for axis, channel, series, binned, text in zip(axes.flat, dataset.channels, window.T, bins, texts):
+        axis.step(seconds, binned, where="mid", color="#f5b041", linewidth=2.5, alpha=0.7)
+        for start, end, direction in zip(*trend_segments(series)):
+            axis.plot(seconds[start:end + 1], series[start:end + 1], color=COLOURS[direction], linewidth=1.4)
+        axis.set_title(f"{channel.spoken} ({channel.unit})", fontsize=9)
+        axis.set_xlabel(textwrap.fill(text, 92), fontsize=6.5, loc="left")
+        axis.tick_params(labelsize=7)
+    handles = [pyplot.Line2D([], [], color=COLOURS[direction], label=name) for direction, name in
+               ((RISING, "rising"), (FALLING, "falling"), (STEADY, "steady"))]
+    handles.append(pyplot.Line2D([], [], color="#f5b041", linewidth=2.5, alpha=0.7, label="the bin the encoder sees"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(f"{title}; time in seconds", fontsize=10)
+    with write_bytes(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    pyplot.close(figure)
