@@ -11,9 +11,8 @@ import torch
 from sensorllm_min.checkpoint import build_model
 from sensorllm_min.data import AlignExamples
 from sensorllm_min.evaluation import describe, direction_accuracy, direction_chance, mean_loss
-from sensorllm_min.layers import use_backend
-from sensorllm_min.options import (add_shared_arguments, check_out, count, default_parts, fill_in, frozen_dtype, new_recipe,
-                                   open_data)
+from sensorllm_min.options import (add_shared_arguments, check_out, count, default_parts, fill_in, frozen_dtype,
+                                   new_recipe, open_data, set_up)
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
                                     train_step)
 
@@ -41,9 +40,7 @@ def main():
     # ---- model: what --train names learns; the rest is frozen ----
     recipe = new_recipe(args, data, processes)
     model, tokenizer = build_model(recipe, **frozen_dtype(args))
-    model.train_only(args.train)
-    model.llm.gradient_checkpointing = args.gradient_checkpointing
-    use_backend(model, args.attention)
+    set_up(model, args)
     model.to(processes.device)
     train = AlignExamples(data, "train", tokenizer, recipe.limits, args.train_limit, args.seed)
     val = AlignExamples(data, "val", tokenizer, recipe.limits, args.eval_limit, args.seed)
@@ -57,12 +54,12 @@ def main():
     wrapped = distributed(model, processes)
     run.say(f"LLM {recipe.llm or 'built-in'} (chat format {tokenizer.chat_format}), encoder {recipe.encoder or 'built-in'}")
     run.say(f"{data.name}: {len(train)} training pairs, {steps.count} steps of {steps.size}; trained: "
-            f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")
+            f"{', '.join(args.train)}, {run.trained_parameters:,} parameters")
     # the untrained model rambles: three windows of it are enough
     before = dict(describe(model, tokenizer, test, processes, 32, 64, args.bf16, only=3)) if not args.resume else {}
 
     # ---- loop ----
-    for step, batches, filler in steps(run.progress["step"]):
+    for step, batches, filler in run.steps(steps):
         rate = learning_rate(step, steps.count, args.lr, args.warmup)
         loss, norm, n_tokens = train_step(wrapped, batches, filler, optimizer, rate, processes, args, step)
         run.stepped(step, steps.count, loss, norm, rate, n_tokens, args.log_every)

@@ -13,11 +13,10 @@ from sensorllm_min.checkpoint import build_model, checkpoint_file, fill_model, m
 from sensorllm_min.config import InputError
 from sensorllm_min.data import HarExamples
 from sensorllm_min.evaluation import confusion_matrix
-from sensorllm_min.layers import use_backend
 from sensorllm_min.metrics import class_report, class_scores
 from sensorllm_min.sensorllm import class_weights
 from sensorllm_min.options import (add_shared_arguments, check_out, default_parts, fill_in, frozen_dtype, new_recipe,
-                                   open_data)
+                                   open_data, set_up)
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
                                     train_step)
 from sensorllm_min.trend_text import HAR_TEXTS
@@ -70,9 +69,7 @@ def main():
     model, tokenizer = build_model(recipe, **frozen_dtype(args))
     if align:
         fill_model(model, align, tensors, args.align, new_parts=("head",))
-    model.train_only(args.train)
-    model.llm.gradient_checkpointing = args.gradient_checkpointing
-    use_backend(model, args.attention)
+    set_up(model, args)
     train, val, test = (HarExamples(data, split, tokenizer, recipe.limits, limit, args.seed, text, args.channel_names)
                         for split, limit in (("train", args.train_limit), ("val", args.eval_limit),
                                              ("test", args.test_limit)))
@@ -87,10 +84,10 @@ def main():
     wrapped = distributed(model, processes)
     run.say(f"LLM {recipe.llm or 'built-in'} (chat format {tokenizer.chat_format}), encoder {recipe.encoder or 'built-in'}")
     run.say(f"{data.name}: {len(train)} training windows, {steps.count} steps of {steps.size}; trained: "
-            f"{', '.join(args.train)}, {sum(p.numel() for p in optimizer.param_groups[0]['params']):,} parameters")
+            f"{', '.join(args.train)}, {run.trained_parameters:,} parameters")
 
     # ---- loop ----
-    for step, batches, filler in steps(run.progress["step"]):
+    for step, batches, filler in run.steps(steps):
         rate = learning_rate(step, steps.count, args.lr, args.warmup)
         loss, norm, n_tokens = train_step(wrapped, batches, filler, optimizer, rate, processes, args, step)
         run.stepped(step, steps.count, loss, norm, rate, n_tokens, args.log_every)

@@ -95,6 +95,7 @@ class Example:
     series: list                        # of (T,) arrays, one for each run of placeholders
     label: int
     row: dict                           # the line it comes from
+    place: int | None = None            # of that line in its file
 
 
 class Examples:
@@ -124,6 +125,7 @@ class Examples:
         row = self.rows[self.index[i]]
         with understanding(f"{self.rows.path}, line {self.index[i] + 1},"):
             example = self.make(row, self.data.window(row))
+        example.place = int(self.index[i])
         length = len(example.prompt) + len(example.answer)
         if length > self.limits.max_positions:
             raise InputError(f"{self.data.directory}: {self.kind} window {self.index[i]} makes a prompt of {length} "
@@ -182,9 +184,11 @@ class Batch:
     series: torch.Tensor                # (N, S) float64, NaN on the left: all channels of all rows, in order
     series_lengths: torch.Tensor        # (N,) samples of each
     labels: torch.Tensor                # (B,)
+    examples: list                      # (B,) the line of each in its file
 
     def to(self, device):
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "examples"}
+        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, examples=self.examples)
 
 
 def collate(examples, pad_id, for_generation=False):
@@ -202,7 +206,7 @@ def collate(examples, pad_id, for_generation=False):
             targets[row, len(example.prompt):len(sequence)] = torch.tensor(example.answer)
     series = [torch.tensor(one, dtype=torch.float64) for example in examples for one in example.series]
     return Batch(ids, mask, targets, pad_left(series), torch.tensor([len(one) for one in series]),
-                 torch.tensor([example.label for example in examples]))
+                 torch.tensor([example.label for example in examples]), [example.place for example in examples])
 
 
 def epoch_order(sizes, step_size, seed, epoch):

@@ -59,6 +59,24 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class Packing:
+    """Rows of unequal length without their padding: (B, T, ...) <-> (N, ...), N the real tokens of all rows.
+
+    All but attention treats each token alone, and so need not see padding; attention gets the rows back.
+    """
+
+    def __init__(self, mask):
+        self.shape = mask.shape                                               # (B, T)
+        self.index = mask.flatten().nonzero()[:, 0]                           # (N,)
+
+    def pack(self, x):
+        return x.flatten(0, 1).index_select(0, self.index)                    # (N, ...)
+
+    def unpack(self, x):
+        rows = x.new_zeros(self.shape.numel(), *x.shape[1:])                  # zeros at padding
+        return rows.index_copy(0, self.index, x).unflatten(0, self.shape)     # (B, T, ...)
+
+
 class LlamaAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -69,14 +87,37 @@ class LlamaAttention(nn.Module):
         self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
 
-    def forward(self, x, cos, sin, mask, cache, layer):
-        q = rotate(split_heads(self.q_proj(x), self.config.n_heads), cos, sin)        # (B, H, T, Dh)
-        k = rotate(split_heads(self.k_proj(x), self.config.n_kv_heads), cos, sin)     # (B, Hkv, T, Dh)
-        v = split_heads(self.v_proj(x), self.config.n_kv_heads)
+    def forward(self, x, cos, sin, mask, cache, layer, packing):
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)                      # (B, T, H*Dh), or (N, H*Dh)
+        if packing is not None:
+            q, k, v = packing.unpack(q), packing.unpack(k), packing.unpack(v)         # (B, T, H*Dh)
+        q = rotate(split_heads(q, self.config.n_heads), cos, sin)                     # (B, H, T, Dh)
+        k = rotate(split_heads(k, self.config.n_kv_heads), cos, sin)                  # (B, Hkv, T, Dh)
+        v = split_heads(v, self.config.n_kv_heads)
         if cache is not None:
             k, v = cache.extend(layer, k, v)                                          # (B, Hkv, Tk, Dh)
         out = attend(q, k, v, scale=self.config.head_dim ** -0.5, causal=True, key_mask=mask, backend=self.backend)
-        return self.o_proj(join_heads(out))
+        out = join_heads(out)                                                         # (B, T, H*Dh)
+        return out if packing is None else packing.pack(out)                          # or (N, H*Dh)
+
+
+class GatedSilu(torch.autograd.Function):
+    """silu(gate) * up, keeping gate and up for the backward pass; autograd would keep silu(gate) as well.
+
+    silu(g) = g s with s = sigmoid(g), so silu'(g) = s (1 + g - g s).
+    """
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return nn.functional.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, d_out):
+        gate, up = ctx.saved_tensors
+        s = gate.sigmoid()
+        silu = gate * s
+        return (1 + gate - silu).mul_(s).mul_(up).mul_(d_out), silu.mul_(d_out)
 
 
 class SwiGLU(nn.Module):
@@ -89,7 +130,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x):
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class LlamaBlock(nn.Module):
@@ -100,8 +141,11 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, cos, sin, mask, cache, layer):
-        x = x + self.attn(self.attn_norm(x), cos, sin, mask, cache, layer)
+    def forward(self, x, cos, sin, mask, cache, layer, packing, wanted):
+        seen = self.attn(self.attn_norm(x), cos, sin, mask, cache, layer, packing)
+        if wanted is not None:
+            x, seen = x[wanted], seen[wanted]                                 # in the last block: nobody reads the rest
+        x = x + self.attn.o_proj(seen)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -110,18 +154,21 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False                                   # recompute each block in the backward pass
+        self.compiled = []                                                    # the blocks, compiled; see compile_blocks
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    def forward(self, x, mask=None, cache=None):
-        """Embeddings x (B, T, D) -> hidden states (B, T, D), ready for `logits`.
+    def forward(self, x, mask=None, cache=None, real=None, wanted=None):
+        """Embeddings x (B, T, D) -> hidden states (B, T, D), ready for `logits`; or (n, D) of the n `wanted` tokens.
 
         mask (B, Tk) bool, False at padding, over the cached tokens and these. None where nothing is padded, or
         only on the right: a causal model never looks there. A token's position counts the real tokens before it.
         cache: a KVCache, which this call extends by T tokens.
+        real, wanted (B, T) bool, both or none, for training: nothing is computed for what is not real (padding on the
+        right), and behind the last attention nothing but for what is wanted.
         """
         past = 0 if cache is None else cache.length
         if mask is None:
@@ -129,19 +176,31 @@ class Llama(nn.Module):
         else:
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -x.shape[1]:]            # (B, T)
         cos, sin = rotary_angles(self.config, positions)
-        for index, layer in enumerate(self.layers):
+        packing = None if real is None else Packing(real)
+        if packing is not None:
+            x, wanted = packing.pack(x), packing.pack(wanted).nonzero()[:, 0]         # (N, D), (n,)
+        for index, layer in enumerate(self.compiled if packing is not None and self.compiled else self.layers):
+            only = wanted if index == len(self.layers) - 1 else None
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, mask, None, index, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, mask, None, index, packing, only, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, cache, index)
+                x = layer(x, cos, sin, mask, cache, index, packing, only)
         if cache is not None:
             cache.length += x.shape[1]
         return self.norm(x)
 
+    def compile_blocks(self):
+        """Has torch.compile fuse each block's elementwise operations, in training and validation, not in generation."""
+        self.compiled = [torch.compile(layer, dynamic=True) for layer in self.layers]
+
+    @property
+    def head_weight(self):
+        """(V, D): the output head, which may be the embedding matrix."""
+        return (self.embed_tokens if self.config.tie_embeddings else self.lm_head).weight
+
     def logits(self, hidden):
         """Hidden states (..., D) -> next-token scores (..., V)."""
-        head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
-        return nn.functional.linear(hidden, head.weight)
+        return nn.functional.linear(hidden, self.head_weight)
 
     def init_from_scratch(self):
         init_from_scratch(self, self.config.n_layers)

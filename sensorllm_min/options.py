@@ -10,6 +10,7 @@ from .config import (TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, InputError, read_ch
                      write_whole)
 from .data import PreparedData
 from .hub import located, pinned
+from .layers import use_backend
 from .prepare import prepare
 from .sensorllm import PARTS
 from .text_tokenizer import CHAT_FORMATS, declared_format, new_tokens, train_backend
@@ -72,6 +73,8 @@ def add_shared_arguments(parser, test_limit):
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="recompute each LLM block in the backward pass: less memory, a third more time")
     parser.add_argument("--attention", choices=("torch", "triton"), help="default: triton on NVIDIA GPUs, torch elsewhere")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile for the LLM's blocks: faster steps after a slow first one; needs a C++ compiler")
     parser.add_argument("--train-limit", type=count, help="train on a seeded sample of so many windows")
     parser.add_argument("--eval-limit", type=count, default=512, help="validate on so many windows (default 512)")
     parser.add_argument("--test-limit", type=count, default=test_limit,
@@ -152,6 +155,15 @@ def new_recipe(args, data, processes):
         llm=pinned(args.llm), llm_fingerprint=args.llm and fingerprint(llm_directory), llm_config=llm,
         encoder=pinned(args.encoder), encoder_fingerprint=args.encoder and fingerprint(encoder_directory),
         encoder_config=encoder, chronos=chronos)
+
+
+def set_up(model, args):
+    """What --train names learns, the rest is frozen; and how the LLM runs."""
+    model.train_only(args.train)
+    use_backend(model, args.attention)
+    model.llm.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:
+        model.llm.compile_blocks()
 
 
 def sample_texts(data):

@@ -1,7 +1,6 @@
-"""A window as a person would rather look at it: its channels, their trends, and the bins that the encoder sees."""
+"""What a person would rather look at: a window with its trends and the bins that the encoder sees; a run's curves."""
 import textwrap
 
-import matplotlib
 import numpy as np
 import torch
 
@@ -11,14 +10,20 @@ from .trend_text import FALLING, RISING, STEADY, trend_segments
 COLOURS = {RISING: "#c0392b", FALLING: "#2471a3", STEADY: "#7f8c8d"}          # told apart by the colour-blind, too
 
 
+def plotting():
+    """matplotlib's pyplot, without a screen. Imported when something is drawn: it takes its time."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot
+
+
 def draw_window(path, window, dataset, chronos, title, texts):
     """Draws window (S, C) to a PNG: a panel a channel, its line coloured by trend, Chronos' bins as steps behind it.
 
     texts: a line or two for each channel, written beneath its panel. A PNG appears whole or not at all.
     """
-    matplotlib.use("Agg")                                                     # no screen is needed
-    from matplotlib import pyplot
-
+    pyplot = plotting()
     n = len(dataset.channels)
     columns = 1 if n <= 2 else 3 if n % 3 == 0 else 2
     rows = -(-n // columns)
@@ -40,6 +45,27 @@ def draw_window(path, window, dataset, chronos, title, texts):
     handles.append(pyplot.Line2D([], [], color="#f5b041", linewidth=2.5, alpha=0.7, label="the bin the encoder sees"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(f"{title}; time in seconds", fontsize=10)
+    save(figure, path)
+
+
+def save(figure, path):
     with write_bytes(path) as file:
         figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
+    plotting().close(figure)
+
+
+def draw_curves(path, metrics):
+    """Draws the lines of a metrics.jsonl to a PNG: losses, the other validation scores, and the learning rate by step."""
+    names = list(dict.fromkeys(name for line in metrics for name in line if name not in ("step", "loss", "val_loss", "grad_norm")))
+    panels = [["loss", "val_loss"], *([name] for name in names if name != "lr"), ["grad_norm"], ["lr"]]
+    figure, axes = plotting().subplots(len(panels), 1, figsize=(8, 2.3 * len(panels)), sharex=True, layout="constrained")
+    for axis, panel in zip(axes, panels):
+        for name in panel:
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            if points:
+                axis.plot(*zip(*points), label=name.replace("_", " "), linewidth=1.2, marker="o" if len(points) < 20 else None,
+                          markersize=3)
+        axis.legend(fontsize=8, frameon=False)
+        axis.tick_params(labelsize=7)
+    axes[-1].set_xlabel("step", fontsize=8)
+    save(figure, path)

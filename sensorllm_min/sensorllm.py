@@ -26,6 +26,46 @@ class Projector(nn.Sequential):
         super().__init__(*layers)
 
 
+class HeadLoss(torch.autograd.Function):
+    """Cross entropy of hidden (N, D) @ weight (V, D)^T against targets (N,), summed -> a scalar, float32.
+
+    Logits are made for a chunk of positions at a time and turned into their own gradient at once,
+        d loss / d logits = softmax(logits) - onehot(target),
+    so that no (N, V) tensor ever stands in memory, forward or backward, and no matmul is done twice
+    (the idea of Liger-Kernel's fused linear cross entropy, arXiv 2410.10989, here in plain PyTorch).
+    """
+    CHUNK = 512                                                               # positions at a time
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        loss = torch.zeros((), device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(hidden), HeadLoss.CHUNK):
+            here = slice(start, start + HeadLoss.CHUNK)
+            part, wanted = hidden[here], targets[here, None]
+            logits = F.linear(part, weight).float()                           # (chunk, V)
+            top, true = logits.amax(-1, keepdim=True), logits.gather(-1, wanted)
+            exps = logits.sub_(top).exp_()                                    # in place: the one large tensor
+            total = exps.sum(-1, keepdim=True)
+            loss += (total.log() + top - true).sum()
+            if d_hidden is None and d_weight is None:
+                continue
+            d_logits = exps.div_(total).scatter_add_(-1, wanted, torch.full_like(true, -1)).to(weight.dtype)
+            if d_hidden is not None:
+                d_hidden[here] = d_logits @ weight
+            if d_weight is not None:
+                d_weight += d_logits.T @ part.to(weight.dtype)
+        ctx.save_for_backward(d_hidden, d_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx, d_loss):
+        d_hidden, d_weight = ctx.saved_tensors
+        return None if d_hidden is None else d_hidden * d_loss.to(d_hidden.dtype), \
+            None if d_weight is None else d_weight * d_loss, None
+
+
 class SensorLLM(nn.Module):
     """forward(batch) -> (loss summed over what counts, how much counts): sums, so that processes can be added up.
 
@@ -85,36 +125,33 @@ class SensorLLM(nn.Module):
         self.check_prompt(batch.ids, batch.series_lengths)
         is_new = batch.ids >= self.vocab_size
         x = self.llm.embed_tokens(batch.ids.masked_fill(is_new, 0))           # (B, T, D)
-        x[is_new] = self.new_rows[batch.ids[is_new] - self.vocab_size].to(x.dtype)
+        x[is_new] = F.embedding(batch.ids[is_new] - self.vocab_size, self.new_rows).to(x.dtype)   # summed in a fixed order
         sensors = self.projector(self.sensor_features(batch.series, batch.series_lengths).to(self.new_rows.dtype))
         x[batch.ids == self.sensor_id] = sensors.to(x.dtype)                  # the splice
         return x
 
-    def hidden(self, batch):
-        """Hidden states (B, T, D). Padding on the right needs no mask: no real token looks there."""
-        return self.llm(self.embed(batch))
-
     def class_logits(self, batch):
         """(B, n_classes) from the hidden state of each row's last real token."""
-        last = batch.mask.sum(1) - 1
-        return self.head(self.hidden(batch)[torch.arange(len(last), device=last.device), last].to(self.head.weight.dtype))
+        last = F.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()   # (B, T)
+        hidden = self.llm(self.embed(batch), real=batch.mask, wanted=last)    # (B, D)
+        return self.head(hidden.to(self.head.weight.dtype))
 
     def class_loss(self, logits, labels):
         """(weighted cross entropy summed, weights summed) of logits (B, n_classes) and labels (B,)."""
         weights = self.class_weights[labels]
         return (weights * F.cross_entropy(logits.float(), labels, reduction="none")).sum(), weights.sum()
 
-    def answer_loss(self, hidden, targets):
-        """(cross entropy summed, tokens counted) over the answers. Logits are made for no other position."""
-        targets = targets[:, 1:]                                              # position t predicts token t + 1
+    def answer_loss(self, batch):
+        """(cross entropy summed, tokens counted) over the answers. Hidden states and logits are made for no other token."""
+        targets = F.pad(batch.targets[:, 1:], (0, 1), value=IGNORED)          # (B, T): token t predicts token t + 1
         counts = targets != IGNORED
-        logits = self.llm.logits(hidden[:, :-1][counts])                      # (answer tokens, V)
-        return F.cross_entropy(logits.float(), targets[counts], reduction="sum"), counts.sum()
+        hidden = self.llm(self.embed(batch), real=batch.mask, wanted=counts)  # (answer tokens, D)
+        return HeadLoss.apply(hidden, self.llm.head_weight, targets[counts]), counts.sum()
 
     def forward(self, batch):
         if self.head is not None:
             return self.class_loss(self.class_logits(batch), batch.labels)
-        return self.answer_loss(self.hidden(batch), batch.targets)
+        return self.answer_loss(batch)
 
 
 def class_weights(labels, n_classes):

@@ -2,8 +2,11 @@
 import json
 import math
 import os
+import resource
+import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,25 +18,43 @@ from torch.nn.parallel import DistributedDataParallel
 from .checkpoint import fill_model, fill_optimizer, read_checkpoint, save_checkpoint
 from .config import InputError, write_json, write_whole
 from .data import collate, epoch_order, share
+from .picture import draw_curves
 
 
 def run_script(main):
-    """Calls main; what a person did wrong ends in one line and exit code 2, without a traceback."""
-    code = 0
+    """Calls main; what a person did wrong ends in one line and exit code 2, without a traceback.
+
+    Of several processes the first says it. Another waits a little, until torchrun ends it, and speaks if it still
+    runs then: the mistake is on its side alone.
+    """
+    code, message = 0, None
     try:
         main()
     except (InputError, OSError) as error:                                    # OSError: its text names the file
-        sys.stdout.flush()
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
-        code = 2
+        code, message = 2, error
+    except RuntimeError as error:                                             # gloo and nccl say in many ways that one is gone
+        if not dist.is_initialized() or not any(word in str(error) for word in ("onnect", "gloo", "NCCL", "timed out", "eset")):
+            raise
+        code, message = 1, f"another process died or cannot be reached; this one stops, too ({str(error).splitlines()[0][:200]})"
+    except Stopped as stopped:
+        code, message = 128 + signal.SIGTERM, None if int(os.environ.get("RANK", 0)) else stopped    # all stop alike
     except KeyboardInterrupt:
         code = 130
+    sys.stdout.flush()
+    if message is not None:
+        if int(os.environ.get("RANK", 0)) > 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(3)
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     if dist.is_initialized():
         # All is written. Leave at once: a failed process must not wait for the others' collectives, and a DDP wrapper,
         # held by a reference cycle, outlives the process group and now and then aborts when Python takes it down.
-        sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
+
+
+class Stopped(Exception):
+    """The run was asked to end (SIGTERM), and has saved what it needs to go on."""
 
 
 # ---- processes ----
@@ -82,6 +103,19 @@ def distributed(model, processes):
 
 
 # ---- one optimizer step ----
+#
+# What it must cost, in floating-point operations: n tokens (padding is none), a of them answers, N weights in the LLM's
+# blocks, V x D in its head, P trained weights, most of them the projector's, which s sensor steps pass.
+#
+#     LLM, frozen     2 N n forward, 2 N n backward: the gradient of what flows through. The other 2 N n of training, the
+#                     gradient of the weights, is not made: 4 N n instead of 6 N n
+#     head            4 V D a, stage 1; nobody asks for the logits of the other n - a tokens
+#     attention       2 T^2 D a row and layer forward (causal: half of 4), 5 T^2 D backward: small while T << N / D
+#     encoder         forward alone, all channels of all rows at once
+#     trained parts   6 P s, and the optimizer's dozen operations a weight: of P, never of the vocabulary
+#
+# Kept for the backward pass, a token and layer: the block's input, both norms' inputs, q, k, v, attention's output, gate
+# and up; with --gradient-checkpointing the block's input alone. tests/bench_train.py measures all of it.
 
 def learning_rate(step, n_steps, peak, warmup):
     """Linear from 0 over the warm-up share of the steps, then a half cosine to 0 (step counts from 0)."""
@@ -92,11 +126,16 @@ def learning_rate(step, n_steps, peak, warmup):
 
 
 def new_optimizer(model, args):
-    """AdamW over what is trained. A short memory of squared gradients (0.95, not 0.999): runs here are short, too."""
+    """AdamW over what is trained; norms and biases do not decay, as with the original's trainer.
+
+    A short memory of squared gradients (0.95, not 0.999): runs here are short, too.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise InputError(f"--train {','.join(args.train)} leaves nothing to learn in this stage")
-    return torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": args.weight_decay},
+              {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
 
 
 class Steps:
@@ -107,20 +146,29 @@ class Steps:
         self.size = args.batch_size * args.accumulate * processes.world       # examples a step
         self.per_epoch = math.ceil(len(examples) / self.size)
         self.count = math.ceil(self.per_epoch * args.epochs)
+        self.epoch = self.order = None
 
-    def __call__(self, first):
-        """Yields (step, micro-batches, filler) from step `first` on.
+    def make(self, step):
+        """-> (step, micro-batches, filler).
 
         An uneven last step may leave a process without an example. It still takes part in the backward pass, with an
         example that counts nothing: filler is 0.0 then, else 1.0.
         """
-        for step in range(first, self.count):
-            epoch, place = divmod(step, self.per_epoch)
-            if place == 0 or step == first:
-                order = epoch_order(self.examples.sizes, self.size, self.args.seed, epoch)
-            mine = share(order[place], self.processes.world)[self.processes.rank]
-            micro = [part for part in share(mine, self.args.accumulate) if len(part)] or [order[place][:1]]
-            yield step, [collate([self.examples[i] for i in part], self.pad_id) for part in micro], float(len(mine) > 0)
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.examples.sizes, self.size, self.args.seed, epoch)
+        mine = share(self.order[place], self.processes.world)[self.processes.rank]
+        micro = [part for part in share(mine, self.args.accumulate) if len(part)] or [self.order[place][:1]]
+        return step, [collate([self.examples[i] for i in part], self.pad_id) for part in micro], float(len(mine) > 0)
+
+    def __call__(self, first):
+        """The steps from `first` on. While one is computed, a thread reads and tokenizes the next."""
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.make, first) if first < self.count else None
+            for step in range(first, self.count):
+                now = coming.result()
+                coming = ahead.submit(self.make, step + 1) if step + 1 < self.count else None
+                yield now
 
 
 def train_step(model, batches, filler, optimizer, rate, processes, args, step):
@@ -128,7 +176,7 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
 
     Sums of losses are differentiated, and the gradients divided by what counted on all processes: exact for answers
     of any length. A mean of means would favour the short ones. Gradients are clipped to a norm of 1. InputError where
-    the loss or the norm is not finite.
+    the loss or the norm is not finite, which names the step and this process's examples.
     """
     loss_sum = weight_sum = n_tokens = 0
     for index, batch in enumerate(batches):
@@ -142,17 +190,18 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
         loss_sum, weight_sum = loss_sum + loss.detach() * filler, weight_sum + weight * filler
     loss_sum, weight_sum, n_tokens = processes.sum(loss_sum, weight_sum, n_tokens)
     loss = loss_sum / weight_sum
-    stopped = (f"stopped before the update; {args.out}/last.safetensors and best.safetensors, where written, are good. "
-               "Lower --lr, or look at the data")
+    shown = [example for batch in batches for example in batch.examples]
+    stopped = (f"(training examples {', '.join(map(str, shown[:8]))}{', ...' if len(shown) > 8 else ''}); stopped before the "
+               f"update; {args.out}/last.safetensors and best.safetensors, where written, are good. Lower --lr, or look at the data")
     if not math.isfinite(loss):
-        raise InputError(f"step {step + 1}: the loss is {loss}; {stopped}")
+        raise InputError(f"step {step + 1}: the loss is {loss} {stopped}")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad *= processes.world / weight_sum
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
     if not math.isfinite(norm):
-        raise InputError(f"step {step + 1}: the gradient's norm is {norm}; {stopped}")
+        raise InputError(f"step {step + 1}: the gradient's norm is {norm} {stopped}")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -162,8 +211,14 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
 
 # ---- what a run leaves behind ----
 
+def peak_memory(device):
+    """The most that this process held so far, in bytes: of the GPU, else of the machine, mapped files included."""
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else \
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class Run:
-    """The output directory of a run: log.txt, metrics.jsonl, best.safetensors, last.safetensors, results.json.
+    """The output directory of a run: log.txt, metrics.jsonl, curves.png, best and last.safetensors, results.json.
 
     Only the first process prints and writes. Progress is step (done), best score, seconds, and the settings that a
     resumed run must share.
@@ -175,6 +230,7 @@ class Run:
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.began, self.logged = time.time(), time.time()
         self.tokens = 0
+        self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         settings = vars(args) | {"batch": args.batch_size * args.accumulate * processes.world}
         self.progress = {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
                          "settings": {key: settings[key] for key in self.FIXED}}
@@ -187,6 +243,8 @@ class Run:
         if processes.first:
             self.metrics = open(self.out / "metrics.jsonl", "a" if args.resume else "w", encoding="utf-8")
             self.log = open(self.out / "log.txt", "a" if args.resume else "w", encoding="utf-8")
+        self.asked_to_stop = False
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
 
     def resume(self):
         """Takes up last.safetensors; what the metrics hold beyond its step is cut off, since it will come again."""
@@ -221,6 +279,16 @@ class Run:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
 
+    def steps(self, steps):
+        """The steps that are still to do. Asked to end, it ends behind the step in hand and its validation, saved."""
+        for step in steps(self.progress["step"]):
+            yield step
+            if any(self.processes.sum(self.asked_to_stop)):                   # one was asked: all stop behind the same step
+                self.progress |= {"step": step[0] + 1, "seconds": time.time() - self.began}
+                if self.processes.first:
+                    save_checkpoint(self.out / "last.safetensors", self.model, self.recipe, self.progress, self.optimizer)
+                raise Stopped(f"ended on request after step {step[0] + 1}; --resume goes on from {self.out}/last.safetensors")
+
     def stepped(self, step, n_steps, loss, norm, rate, n_tokens, every):
         """Notes one training step; a line on every `every`-th."""
         self.tokens += n_tokens
@@ -229,7 +297,8 @@ class Run:
             now = time.time()
             left = (now - self.began) / (step + 1) * (n_steps - step - 1)
             self.say(f"step {step + 1:5}/{n_steps}  loss {loss:.4f}  lr {rate:.2e}  "
-                     f"{self.tokens / (now - self.logged):7.0f} tokens/s  {left / 60:.1f} min left")
+                     f"{self.tokens / (now - self.logged):7.0f} tokens/s  {left / 60:.1f} min left  "
+                     f"{peak_memory(self.processes.device) / 1e9:.2f} GB")
             self.logged, self.tokens = now, 0
 
     def evaluated(self, step, scores, key, higher_is_better):
@@ -259,8 +328,11 @@ class Run:
         fill_model(self.model, recipe, tensors, path)
 
     def finish(self, results):
-        results |= {"seconds": round(time.time() - self.began, 1),
-                    "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad)}
+        results |= {"seconds": round(time.time() - self.began, 1), "trained_parameters": self.trained_parameters}
         if self.processes.first:
             write_json(self.out / "results.json", results)
+            try:
+                draw_curves(self.out / "curves.png", [json.loads(line) for line in open(self.out / "metrics.jsonl")])
+            except ImportError:
+                self.say("no curves.png: matplotlib is not installed")
         self.say(f"wrote {self.out}/results.json: " + json.dumps(results))

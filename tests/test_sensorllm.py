@@ -1,5 +1,6 @@
 """The splice with its checks, the losses against a plain computation, and who gets a gradient."""
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import make_chronos, make_llama
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import InputError
 from sensorllm_min.data import (IGNORED, AlignExamples, HarExamples, Limits, PreparedData, collate, epoch_order, share)
-from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
+from sensorllm_min.sensorllm import HeadLoss, PARTS, Projector, SensorLLM, class_weights
 from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, train_backend
 from sensorllm_min.options import sample_texts
 from sensorllm_min.weights import load_llama, load_t5_encoder
@@ -274,3 +275,69 @@ def test_order_of_an_epoch():
     spread = np.mean([np.ptp(sizes[step]) for step in steps])
     assert spread < np.ptp(sizes) / 5                                         # rows of a step are of like length
     assert [part.tolist() for part in share(np.arange(5), 3)] == [[0, 3], [1, 4], [2]]
+
+
+@pytest.mark.parametrize("n,chunk", [(7, 3), (6, 3), (5, 100), (1, 1), (0, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_loss_in_chunks_equals_the_whole(monkeypatch, n, chunk, dtype):
+    """Loss and both gradients against PyTorch's cross entropy over all logits at once, chunk borders included."""
+    monkeypatch.setattr(HeadLoss, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(n)
+    hidden, weight = (torch.randn(shape, generator=generator) * 3 for shape in ((n, 8), (50, 8)))
+    targets = torch.randint(0, 50, (n,), generator=generator)
+    mine, theirs = ([t.to(dtype).requires_grad_() for t in (hidden, weight)] for _ in range(2))
+    loss = HeadLoss.apply(*mine, targets)
+    reference = torch.nn.functional.cross_entropy((theirs[0] @ theirs[1].T).float(), targets, reduction="sum")
+    (loss * 0.25).backward()
+    (reference * 0.25).backward()
+    torch.testing.assert_close(loss, reference)
+    for ours, other in zip(mine, theirs):
+        assert ours.grad.dtype == dtype
+        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-5 if dtype == torch.float32 else 2e-2,    # bf16: 8 bits
+                                   atol=1e-5 if dtype == torch.float32 else 3e-2)
+    frozen = weight.to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(HeadLoss.apply(mine[0], frozen, targets), reference)
+
+
+def test_gradients_of_both_losses_equal_transformers(data, sources, parts):
+    """Of projector, marker rows and head: packed rows, wanted tokens alone, chunks, against padded rows and full logits."""
+    _, theirs, _ = sources
+    model, tokenizer = parts
+    theirs.requires_grad_(False)
+    for stage, model in (("align", model), ("har", with_head(model, tokenizer))):
+        batch = align_batch(data, tokenizer) if stage == "align" else har_batch(data, tokenizer, indices=(0, 900, 1400))
+        model.train_only(("projector", "tokens") if stage == "align" else ("projector", "tokens", "head"))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        loss, weight = model(batch)
+        ours = torch.autograd.grad(loss / weight, trained)
+        hidden = theirs.model(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long()).last_hidden_state
+        if stage == "align":
+            expected = F.cross_entropy(theirs.lm_head(hidden)[:, :-1].flatten(0, 1), batch.targets[:, 1:].flatten(),
+                                       ignore_index=IGNORED)
+        else:
+            last = hidden[torch.arange(len(hidden)), batch.mask.sum(1) - 1]
+            expected = F.cross_entropy(last @ model.head.weight.T, batch.labels)
+        for mine, reference in zip(ours, torch.autograd.grad(expected, trained), strict=True):
+            torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same(data, parts):
+    """Loss and gradients of both ways, at two batch shapes, in training and in validation."""
+    model, tokenizer = parts
+    model.train_only(("projector", "tokens"))
+    batches = [align_batch(data, tokenizer, indices) for indices in ((0, 100, 333), (5, 77))]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def results():
+        for batch in batches:
+            loss, _ = model(batch)
+            yield [loss, *torch.autograd.grad(loss, trained)]
+            with torch.no_grad():
+                yield [model(batch)[0]]
+    plain = list(results())
+    model.llm.compile_blocks()
+    for ours, expected in zip(results(), plain, strict=True):
+        for mine, reference in zip(ours, expected):
+            torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5 * reference.abs().max().item())

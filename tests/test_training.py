@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_chronos, make_llama, run
@@ -16,9 +17,11 @@ from safetensors.torch import load_file
 from sensorllm_min.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from sensorllm_min.config import InputError
 from sensorllm_min.data import PreparedData
+from sensorllm_min.layers import RMSNorm
 from sensorllm_min.options import sample_texts
+from sensorllm_min.sensorllm import PARTS
 from sensorllm_min.text_tokenizer import train_backend
-from sensorllm_min.training import Processes, learning_rate, train_step
+from sensorllm_min.training import Processes, learning_rate, new_optimizer, train_step
 
 SMALL = ("--train-limit", 52, "--eval-limit", 16, "--test-limit", 4, "--log-every", 1)
 BRIEF = ("--max-new-tokens", 8)             # of stage 1: what a model that learned nothing writes
@@ -42,8 +45,9 @@ def same_tensors(one, other, tolerance):
 def test_two_processes_equal_one_and_accumulation(demo, tmp_path):
     """Batch 8 in one process, 4 in two, 2 x 4 accumulated: answers of unequal length, an uneven last step of 52 = 6*8+4.
 
-    Only the order of float32 sums differs. The losses of all steps must agree, and so must the weights: to a tenth of
-    one update, since Adam makes a whole update even of a gradient that is nothing but rounding.
+    Only the order of float32 sums differs. Losses agree to 1e-6, and so does every weight but a few in a hundred
+    thousand: Adam divides by the gradient's own size, so where that is hardly more than rounding, the rounding is
+    blown up. Those are within two hundredths of one update (the rate is 1e-3).
     """
     options = ("--data", demo, "--eval-every", 7, *SMALL, *BRIEF)
     run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
@@ -51,13 +55,12 @@ def test_two_processes_equal_one_and_accumulation(demo, tmp_path):
     run("train_align.py", *options, "--batch-size", 2, "--accumulate", 4, "--out", "accumulated", cwd=tmp_path)
     assert len(losses(tmp_path / "one")) == 7
     for other in ("two", "accumulated"):
-        assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+        assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
         norms = [[line["grad_norm"] for line in metrics(tmp_path / out) if "grad_norm" in line] for out in ("one", other)]
-        assert norms[1] == pytest.approx(norms[0], rel=1e-3)                  # Adam would hide a wrong factor
+        assert norms[1] == pytest.approx(norms[0], rel=1e-5)                  # Adam would hide a wrong factor
         one, two = (load_file(tmp_path / out / "last.safetensors") for out in ("one", other))
-        for name in one:
-            if not name.startswith("optimizer."):
-                assert (one[name] - two[name]).abs().mean() < 1e-5, name      # the rate is 1e-3
+        apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in one if not name.startswith("optimizer.")])
+        assert (apart > 1e-6).float().mean() < 1e-4 and apart.max() < 2e-5
         for key in ("val_loss", "direction_accuracy", "trained_parameters"):
             assert json.loads((tmp_path / other / "results.json").read_text())[key] == pytest.approx(
                 json.loads((tmp_path / "one" / "results.json").read_text())[key], rel=1e-5)
@@ -97,6 +100,52 @@ def test_schedule_equals_transformers():
         assert learning_rate(step, 200, 2e-3, 0.03) == pytest.approx(2e-3 * theirs_next)
 
 
+@pytest.mark.parametrize("scale", [0.01, 100])
+def test_an_optimizer_step_equals_the_formulas(scale):
+    """Clipping to norm 1 and AdamW (arXiv 1711.05101, algorithm 2), in numpy; norms and biases do not decay."""
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1, bias=False))
+    args = argparse.Namespace(lr=0.01, weight_decay=0.1, train=("all",), bf16=False, out="x")
+    optimizer = new_optimizer(model, args)
+    decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert [name for name, p in model.named_parameters() if id(p) in decays] == ["0.weight", "2.weight"]
+
+    class Quadratic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, batch):
+            return scale * 3 * sum(((p - 0.3) ** 2).sum() for p in model.parameters()), torch.tensor(3.0)    # 3 tokens
+    weights = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    m, v = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in "mv")
+    for step in range(1, 6):
+        rate = 0.01 / step
+        _, norm, _ = train_step(Quadratic(), [OneBatch()], 1.0, optimizer, rate, Processes(0, 1, torch.device("cpu")), args, step)
+        gradients = {name: scale * 2 * (w - 0.3) for name, w in weights.items()}
+        total = np.sqrt(sum((g ** 2).sum() for g in gradients.values()))
+        assert norm == pytest.approx(total, rel=1e-5)
+        for name, w in weights.items():
+            g = gradients[name] * min(1, 1 / (total + 1e-6))
+            m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.95 * v[name] + 0.05 * g * g
+            update = m[name] / (1 - 0.9 ** step) / (np.sqrt(v[name] / (1 - 0.95 ** step)) + 1e-8)
+            w -= rate * update + (rate * 0.1 * w if name in ("0.weight", "2.weight") else 0)
+            np.testing.assert_allclose(model.get_parameter(name).detach().numpy(), w, atol=1e-6)
+
+
+def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):
+    """The trainer of the original decays what transformers' rule says: no bias, no norm."""
+    from transformers.trainer_pt_utils import get_parameter_names
+    monkeypatch.chdir(trained)
+    model, _, _, _ = load_checkpoint("align")
+    model.train_only(PARTS)
+    optimizer = new_optimizer(model, argparse.Namespace(lr=1e-3, weight_decay=0.1, train=PARTS))
+    ours = {id(p) for p in optimizer.param_groups[0]["params"]}
+    theirs = set(get_parameter_names(model, [RMSNorm], [r"bias"]))
+    for name, parameter in model.named_parameters():
+        relative_bias = "relative_bias" in name                               # T5's: a table, whatever it is called
+        assert (id(parameter) in ours) == (name in theirs or relative_bias), name
+
+
 class Poisoned(torch.nn.Module):
     """A model whose loss is what it is told."""
     def __init__(self, value):
@@ -110,6 +159,7 @@ class Poisoned(torch.nn.Module):
 
 class OneBatch:
     mask = torch.ones(1, 1)
+    examples = [41]
 
     def to(self, device):
         return self
@@ -120,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value):
     model = Poisoned(value)
     optimizer = torch.optim.AdamW(model.parameters())
     args = argparse.Namespace(bf16=False, out="out/x")
-    with pytest.raises(InputError, match="step 8: the loss is (nan|inf).*out/x/last.safetensors"):
+    with pytest.raises(InputError, match=r"step 8: the loss is (nan|inf) \(training examples 41\).*out/x/last.safetensors"):
         train_step(model, [OneBatch()], 1.0, optimizer, 0.1, Processes(0, 1, torch.device("cpu")), args, 7)
     assert (model.weight == 1).all()
 
@@ -155,7 +205,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
         def forward(self, batch):
             return (self.weight - 1).abs().sqrt().sum(), torch.tensor(1.0)    # 0, with a slope without end
     model = Cliff(0)
-    with pytest.raises(InputError, match="step 1: the gradient's norm is (nan|inf)"):
+    with pytest.raises(InputError, match=r"step 1: the gradient's norm is (nan|inf) \(training examples 41\)"):
         train_step(model, [OneBatch()], 1.0, torch.optim.AdamW(model.parameters()), 0.1,
                    Processes(0, 1, torch.device("cpu")), argparse.Namespace(bf16=False, out="x"), 0)
     assert (model.weight == 1).all()
