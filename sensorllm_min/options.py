@@ -150,8 +150,9 @@ def new_recipe(args, data, processes):
     if args.encoder:
         encoder, chronos = read_chronos_configs(encoder_directory)
     return Recipe(
-        dataset=data.name, row=data.meta.get("row"), added_tokens=tuple(new_tokens(data.dataset.channels)), scaling=args.scaling,
-        projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json, chat_format=chat_format,
+        dataset=data.name, row=data.meta.get("row"), added_tokens=tuple(new_tokens(data.dataset.channels)),
+        scaling=args.scaling, projector=args.projector, trained=args.train, tokenizer_json=tokenizer_json,
+        chat_format=chat_format,
         llm=pinned(args.llm), llm_fingerprint=args.llm and fingerprint(llm_directory), llm_config=llm,
         encoder=pinned(args.encoder), encoder_fingerprint=args.encoder and fingerprint(encoder_directory),
         encoder_config=encoder, chronos=chronos)

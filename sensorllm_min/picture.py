@@ -56,8 +56,9 @@ def save(figure, path):
 
 def draw_curves(path, metrics):
     """Draws the lines of a metrics.jsonl to a PNG: losses, the other validation scores, and the learning rate by step."""
-    names = list(dict.fromkeys(name for line in metrics for name in line if name not in ("step", "loss", "val_loss", "grad_norm")))
-    panels = [["loss", "val_loss"], *([name] for name in names if name != "lr"), ["grad_norm"], ["lr"]]
+    known = ("step", "loss", "val_loss", "grad_norm", "lr")
+    scores = list(dict.fromkeys(name for line in metrics for name in line if name not in known))
+    panels = [["loss", "val_loss"], *([name] for name in scores), ["grad_norm"], ["lr"]]
     figure, axes = plotting().subplots(len(panels), 1, figsize=(8, 2.3 * len(panels)), sharex=True, layout="constrained")
     for axis, panel in zip(axes, panels):
         for name in panel:

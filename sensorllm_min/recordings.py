@@ -335,8 +335,8 @@ def read_capture24(subject, files, dataset, seed, counts):
         raise InputError(f"{dictionary_path} does not hold the labels of capture24 ({error}); unpack the archive again")
     pieces = []
     try:
-        for piece in pd.read_csv(path, chunksize=100_000, dtype={"time": str, "annotation": str} | dict.fromkeys("xyz", np.float32),
-                                 usecols=["time", "x", "y", "z", "annotation"]):
+        columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
+        for piece in pd.read_csv(path, chunksize=100_000, usecols=list(columns), dtype=columns):
             piece = piece[piece["annotation"].notna()]
             labels = piece["annotation"].map(label_of)
             if labels.isna().any():
@@ -372,7 +372,8 @@ def read_own(subject, files, dataset, seed, counts):
     tokens = [channel.token for channel in dataset.channels]
     for path in files:
         if path.parent.name not in dataset.classes:
-            raise InputError(f"{path}: '{path.parent.name}' is none of the classes in dataset.json: {', '.join(dataset.classes)}")
+            raise InputError(f"{path}: '{path.parent.name}' is none of the classes in dataset.json: "
+                             f"{', '.join(dataset.classes)}")
         try:
             samples = (pd.read_csv(path, usecols=tokens)[tokens].to_numpy(np.float64) if path.suffix == ".csv"
                        else np.load(path, allow_pickle=False).astype(np.float64))

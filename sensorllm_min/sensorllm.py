@@ -48,7 +48,7 @@ class HeadLoss(torch.autograd.Function):
             top, true = logits.amax(-1, keepdim=True), logits.gather(-1, wanted)
             exps = logits.sub_(top).exp_()                                    # in place: the one large tensor
             total = exps.sum(-1, keepdim=True)
-            loss += (total.log() + top - true).sum()
+            loss += (total.log() + (top - true)).sum()                        # top - true first: it is 0 for a sure token
             if d_hidden is None and d_weight is None:
                 continue
             d_logits = exps.div_(total).scatter_add_(-1, wanted, torch.full_like(true, -1)).to(weight.dtype)

@@ -168,8 +168,8 @@ def own_dataset(raw):
         for channel in channels:
             refuse_unless(re.fullmatch("[a-z0-9_]+", channel.token), f"token '{channel.token}' must be of a-z, 0-9 and _")
             refuse_unless(not re.search(r"\d|[.\n]|" + "|".join(DIRECTION_OF_WORD), channel.spoken),
-                          f"spoken name '{channel.spoken}' holds a digit, a dot or a trend word ({', '.join(DIRECTION_OF_WORD)}): "
-                          "what a text says of it could not be told from its name")
+                          f"spoken name '{channel.spoken}' holds a digit, a dot or a trend word "
+                          f"({', '.join(DIRECTION_OF_WORD)}): what a text says of it could not be told from its name")
         subjects = {key: tuple(map(str, given[key])) for key in ("test_subjects", "val_subjects")}
         for what, values in {"channel tokens": [channel.token for channel in channels], "classes": given["classes"],
                              "test and val subjects": [*subjects["test_subjects"], *subjects["val_subjects"]]}.items():

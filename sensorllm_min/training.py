@@ -35,7 +35,8 @@ def run_script(main):
     except RuntimeError as error:                                             # gloo and nccl say in many ways that one is gone
         if not dist.is_initialized() or not any(word in str(error) for word in ("onnect", "gloo", "NCCL", "timed out", "eset")):
             raise
-        code, message = 1, f"another process died or cannot be reached; this one stops, too ({str(error).splitlines()[0][:200]})"
+        code, message = 1, ("another process died or cannot be reached; this one stops, too "
+                            f"({str(error).splitlines()[0][:200]})")
     except Stopped as stopped:
         code, message = 128 + signal.SIGTERM, None if int(os.environ.get("RANK", 0)) else stopped    # all stop alike
     except KeyboardInterrupt:
@@ -192,7 +193,8 @@ def train_step(model, batches, filler, optimizer, rate, processes, args, step):
     loss = loss_sum / weight_sum
     shown = [example for batch in batches for example in batch.examples]
     stopped = (f"(training examples {', '.join(map(str, shown[:8]))}{', ...' if len(shown) > 8 else ''}); stopped before the "
-               f"update; {args.out}/last.safetensors and best.safetensors, where written, are good. Lower --lr, or look at the data")
+               f"update; {args.out}/last.safetensors and best.safetensors, where written, are good. Lower --lr, or look at "
+               "the data")
     if not math.isfinite(loss):
         raise InputError(f"step {step + 1}: the loss is {loss} {stopped}")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
