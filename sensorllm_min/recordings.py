@@ -59,7 +59,7 @@ def one_file_a_subject(raw, pattern, name, dataset):
 def read_table(path, n_columns=None, columns=None, counts=None):
     """A text file of numbers separated by white space -> (rows, columns) float64.
 
-    n_columns, columns: how many a line has, and which of them to read. A last line with fewer, as an interrupted copy
+    n_columns, columns: how many a line has, and which of them to read, in the file's order. A last line with fewer, as an interrupted copy
     leaves it, is left out and counted.
     """
     try:
@@ -127,11 +127,11 @@ def without_gaps(samples, rate, counts):
 
 
 def to_rate(samples, raw_rate, rate):
-    """Resampled through scipy's anti-aliasing filter, float32. Rounded to 1e-4 of the unit: rest stays rest."""
+    """Resampled through scipy's anti-aliasing filter, float32. A straight line, rest among them, stays as it is."""
     if raw_rate in (None, rate):
         return samples.astype(np.float32)
     resampled = scipy.signal.resample_poly(samples.astype(np.float64), int(rate), int(raw_rate), axis=0, padtype="line")
-    return (resampled.round(4) + 0.0).astype(np.float32)                      # + 0.0: no -0.0
+    return resampled.astype(np.float32)
 
 
 def cut_log(subject, samples, labels, dataset, source, counts, seconds=None):

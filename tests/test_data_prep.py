@@ -62,7 +62,11 @@ def test_demo(demo):
     data = check_prepared(demo)
     assert np.load(demo / "samples" / "1.npy").dtype == np.float32            # one line of numpy
     assert {path.suffix for path in demo.rglob("*") if path.is_file()} == {".npy", ".jsonl", ".json"}
-    rows = data.rows("align", "test")
+    for split, times in (("train", 2), ("val", 1), ("test", 1)):              # cut twice over for training, once else
+        rows = data.rows("align", split)
+        cut = sum(rows[i]["length"] for i in range(0, len(rows), len(data.dataset.channels)))
+        samples = sum(counts["samples"] for counts in data.meta["subjects"].values() if counts["split"] == split)
+        assert 0.98 * times * samples < cut <= times * samples
     tokens = [channel.token for channel in data.dataset.channels]
     for i in range(0, len(rows), 50):                                         # every stored answer is true of its series
         series = data.window(rows[i])[:, tokens.index(rows[i]["channel"])]

@@ -285,7 +285,7 @@ def test_head_loss_in_chunks_equals_the_whole(monkeypatch, n, chunk, dtype):
     generator = torch.Generator().manual_seed(n)
     hidden, weight = (torch.randn(shape, generator=generator) * 3 for shape in ((n, 8), (50, 8)))
     targets = torch.randint(0, 50, (n,), generator=generator)
-    mine, theirs = ([t.to(dtype).requires_grad_() for t in (hidden, weight)] for _ in range(2))
+    mine, theirs = ([t.to(dtype).clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
     loss = HeadLoss.apply(*mine, targets)
     reference = torch.nn.functional.cross_entropy((theirs[0] @ theirs[1].T).float(), targets, reduction="sum")
     (loss * 0.25).backward()
