@@ -75,7 +75,7 @@ def main():
     parser.add_argument("--longest", type=count, help="samples of the longest stage-1 window (default: the dataset's)")
     parser.add_argument("--workers", type=count, default=min(os.cpu_count(), 3),
                         help="processes; the bytes do not depend on it (default: the cores, at most 3)")
-    parser.add_argument("--show", type=int, metavar="N", help="instead of preparing: draw training window N of the prepared "
+    parser.add_argument("--show", type=seed, metavar="N", help="instead of preparing: draw training window N of the prepared "
                                                                "dataset in --out, and print its prompts")
     parser.add_argument("--llm", help="with --show: whose tokenizer and chat format (default: the built-in one)")
     args = parser.parse_args()

@@ -290,6 +290,7 @@ class Run:
                 if self.processes.first:
                     save_checkpoint(self.out / "last.safetensors", self.model, self.recipe, self.progress, self.optimizer)
                 raise Stopped(f"ended on request after step {step[0] + 1}; --resume goes on from {self.out}/last.safetensors")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)                         # all is saved: what follows may be ended at once
 
     def stepped(self, step, n_steps, loss, norm, rate, n_tokens, every):
         """Notes one training step; a line on every `every`-th."""
