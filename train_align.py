@@ -6,15 +6,17 @@
 import argparse
 import math
 
+import numpy as np
 import torch
 
 from sensorllm_min.checkpoint import build_model
 from sensorllm_min.data import AlignExamples
-from sensorllm_min.evaluation import describe, direction_accuracy, direction_chance, mean_loss
+from sensorllm_min.evaluation import describe, mean_loss, trend_sums
 from sensorllm_min.options import (add_shared_arguments, check_out, count, default_parts, fill_in, frozen_dtype,
                                    new_recipe, open_data, set_up)
 from sensorllm_min.training import (Run, Steps, distributed, learning_rate, new_optimizer, run_script, start_processes,
                                     train_step)
+from sensorllm_min.trend_scores import WIDTH, Guess, in_one_line, scores_of
 
 # Defaults where an option is not given: the paper's for public weights, what suits two cores for the built-in sizes.
 PUBLIC = {"projector": 2048, "epochs": 8, "batch_size": 4, "accumulate": 8, "lr": 2e-3}
@@ -56,7 +58,8 @@ def main():
     run.say(f"{data.name}: {len(train)} training pairs, {steps.count} steps of {steps.size}; trained: "
             f"{', '.join(args.train)}, {run.trained_parameters:,} parameters")
     # the untrained model rambles: three windows of it are enough
-    before = dict(describe(model, tokenizer, test, processes, 32, 64, args.bf16, only=3)) if not args.resume else {}
+    few = np.argsort(test.sizes)[np.linspace(0, len(test) - 1, min(3, len(test))).astype(int)]      # short to long
+    before = {} if args.resume else {i: text for i, text, _ in describe(model, tokenizer, test, processes, 32, 64, args.bf16, few)}
 
     # ---- loop ----
     for step, batches, filler in run.steps(steps):
@@ -69,14 +72,17 @@ def main():
 
     # ---- what it learned: the best checkpoint on test subjects ----
     run.load_best()
-    after = dict(describe(model, tokenizer, test, processes, 32, args.max_new_tokens, args.bf16))
+    after = {i: {**test[i].row, "generated": text, "ended": ended} for i, text, ended in
+             describe(model, tokenizer, test, processes, 32, args.max_new_tokens, args.bf16)}
     for i in [i for i in after if i in before] or list(after)[:3]:
-        run.say(f"\n--- test window {i}: {test[i].row['channel']}, {test[i].row['length']} samples\ntrue:\n"
-                f"{test[i].row['answer']}\nbefore training:\n{before.get(i, '(resumed)')[:300]}\n"
-                f"after training:\n{after[i]}")
-    accuracy, chance = direction_accuracy(after, test, processes), direction_chance(test, train)
-    run.say(f"\ndirection right for {accuracy:.1%} of the time, guessing gets {chance:.1%}")
-    run.finish({"val_loss": run.progress["best"], "direction_accuracy": accuracy, "direction_chance": chance})
+        run.say(f"\n--- test window {i}: {after[i]['channel']}, {after[i]['length']} samples\ntrue:\n{after[i]['answer']}\n"
+                f"before training:\n{before.get(i, '(resumed)')[:300]}\nafter training:\n{after[i]['generated']}")
+    guess = Guess(train)
+    sums = sum((trend_sums(row, test[i].series[0], guess) for i, row in after.items()), np.zeros((2, WIDTH)))
+    ours, fixed = map(scores_of, np.reshape(processes.sum(*sums.ravel()), (2, WIDTH)))
+    run.say("\n" + in_one_line(ours, fixed))
+    run.finish({"val_loss": run.progress["best"], "direction_accuracy": ours["direction"],
+                "direction_chance": fixed["direction"], "scores": ours, "guess": fixed})
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ class Recipe:
     classes: tuple = ()                 # none: stage 1
     text: tuple = ()                    # parts of the stage-2 text
     channel_names: bool = False         # in the stage-2 prompt
+    answer: str = "class"               # of stage 2, one of data.HAR_ANSWERS
+    control: str | None = None          # one of sensorllm.CONTROLS
+    llm_seed: int | None = None         # of an LLM with random weights (a control)
     trained: tuple = ()                 # parts trained so far, in either stage
     chat_format: str | None = None      # one of text_tokenizer.CHAT_FORMATS; None: as the tokenizer's tokens tell
     row: dict | None = None             # of a dataset of one's own: what sensors.py says of the others
@@ -68,6 +71,11 @@ class Recipe:
     @property
     def limits(self):
         return Limits(self.chronos.context_length, self.llm_config.max_positions)
+
+    @property
+    def n_classes(self):
+        """Of the class head; None without one."""
+        return len(self.classes) if self.classes and self.answer == "class" else None
 
     @property
     def saved_parts(self):
@@ -103,6 +111,15 @@ def fingerprint(directory):
     return digest.hexdigest()[:16]
 
 
+def random_llm(config, dtype, seed):
+    """A LLaMA of this shape whose weights nobody has trained; the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        llm = Llama(config).to(dtype)
+        llm.init_from_scratch()
+    return llm
+
+
 def build_model(recipe, dtype=torch.float32, int8=False):
     """The model of a recipe -> (SensorLLM, TextTokenizer). Random where there is no source: seed torch before.
 
@@ -130,13 +147,15 @@ def build_model(recipe, dtype=torch.float32, int8=False):
         tokenizer = built_tokenizer(backend, recipe.sensors.channels, recipe.llm_config.vocab_size)
     else:
         llm = load_llama(located(recipe.llm), dtype)
-        if int8:
-            quantize(llm)
         tokenizer = load_text_tokenizer(located(recipe.llm), llm.config, recipe.sensors.channels, recipe.chat_format)
+    if recipe.llm_seed is not None:
+        llm = random_llm(recipe.llm_config, dtype, recipe.llm_seed)
+    if int8:
+        quantize(llm)
     if tuple(tokenizer.added) != recipe.added_tokens:
         raise InputError(f"the checkpoint's special tokens are not those of {recipe.dataset} any more; train it again")
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling)
-    return SensorLLM(encoder, chronos, llm, tokenizer, recipe.projector, len(recipe.classes) or None), tokenizer
+    return SensorLLM(encoder, chronos, llm, tokenizer, recipe.projector, recipe.n_classes, recipe.control), tokenizer
 
 
 def trained_tensors(model, recipe):
@@ -189,10 +208,11 @@ def read_checkpoint(path):
 
 
 def fill_model(model, recipe, tensors, path, new_parts=()):
-    """Copies a checkpoint's tensors into the model: nothing missing but new_parts, nothing left over."""
+    """Copies a checkpoint's tensors into the model, but for new_parts: else nothing missing, nothing left over."""
     wanted = {name: parameter for name, parameter in trained_tensors(model, recipe).items()
               if model.part_of(name) not in new_parts}
-    given = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    given = {name: tensor for name, tensor in tensors.items()
+             if not name.startswith("optimizer.") and model.part_of(name) not in new_parts}
     different = sorted(wanted.keys() ^ given.keys()) or sorted(
         name for name in wanted if wanted[name].shape != given[name].shape)
     if different:

@@ -11,7 +11,7 @@ from .config import InputError, read_json, understanding
 from .prepare import VERSION
 from .sensors import known_dataset
 from .text_tokenizer import SENSOR
-from .trend_text import har_text, system_prompt
+from .trend_text import har_answer, har_system_prompt, har_text, system_prompt
 
 IGNORED = -100                                                                # a label that no loss looks at
 
@@ -89,9 +89,9 @@ class Limits:
 
 @dataclass
 class Example:
-    """One prompt, with its answer (stage 1) or its label (stage 2)."""
+    """One prompt, with its answer in words, its label (stage 2), or both."""
     prompt: list                        # token ids
-    answer: list                        # token ids; none in stage 2
+    answer: list                        # token ids; none for a class head
     series: list                        # of (T,) arrays, one for each run of placeholders
     label: int
     row: dict                           # the line it comes from
@@ -134,9 +134,26 @@ class Examples:
                                 "leave parts of --text out"))
         return example
 
-    def marked(self, channel, n_samples):
-        """A channel in the prompt: start marker, a placeholder for each sample and one for the end of series, end."""
-        return channel.start + SENSOR * (n_samples + 1) + channel.end
+
+def marked(channel, n_samples):
+    """A channel in the prompt: start marker, a placeholder for each sample and one for the end of series, end."""
+    return channel.start + SENSOR * (n_samples + 1) + channel.end
+
+
+def align_prompt(tokenizer, channel, n_samples, rate, question):
+    """Stage 1: the ids of a question about one channel."""
+    return tokenizer.chat(system_prompt(n_samples, rate), marked(channel, n_samples) + question)
+
+
+def har_prompt(tokenizer, window, dataset, text, channel_names, answer):
+    """Stage 2: the ids of all channels of a window (S, C) and a text about them; a dialogue for an answer in words."""
+    user = "".join((f"{channel.spoken}: " if channel_names else "") + marked(channel, len(window)) + "\n"
+                   for channel in dataset.channels)
+    if text:
+        user += "\n" + har_text(window, dataset, text)
+    if answer == "class":
+        return [tokenizer.bos_id] + tokenizer.encode(user)
+    return tokenizer.chat(har_system_prompt(len(window), dataset), user)
 
 
 class AlignExamples(Examples):
@@ -149,31 +166,36 @@ class AlignExamples(Examples):
 
     def make(self, row, window):
         column, channel = self.channels[row["channel"]]
-        prompt = self.tokenizer.chat(system_prompt(len(window), self.data.dataset.rate),
-                                     self.marked(channel, len(window)) + row["question"])
+        prompt = align_prompt(self.tokenizer, channel, len(window), self.data.dataset.rate, row["question"])
         return Example(prompt, self.tokenizer.answer(row["answer"]), [window[:, column]], IGNORED, row)
 
 
+HAR_ANSWERS = ("class", "text", "reasoning")                                  # from a class head, or in words
+
+
 class HarExamples(Examples):
-    """Stage 2: all channels of a window and a text about them; the label is the activity. text: parts of HAR_TEXTS."""
+    """Stage 2: all channels of a window and a text about them; the label is the activity.
+
+    text: parts of HAR_TEXTS. answer: of HAR_ANSWERS; the prompt of an answer in words is a dialogue, as in stage 1.
+    """
     kind = "har"
 
-    def __init__(self, data, split, tokenizer, limits, limit=None, seed=0, text=("smry", "Q"), channel_names=False):
-        self.text, self.channel_names = text, channel_names
+    def __init__(self, data, split, tokenizer, limits, limit=None, seed=0, text=("smry", "Q"), channel_names=False,
+                 answer="class"):
+        self.text, self.channel_names, self.answer = text, channel_names, answer
         super().__init__(data, split, tokenizer, limits, limit, seed)
 
     def labels(self):
         return [self.rows[i]["label"] for i in self.index]
 
     def make(self, row, window):
-        dataset = self.data.dataset
-        prompt = "".join((f"{channel.spoken}: " if self.channel_names else "")
-                         + self.marked(channel, len(window)) + "\n" for channel in dataset.channels)
-        if self.text:
-            prompt += "\n" + har_text(window, dataset, self.text)
+        dataset, answer = self.data.dataset, []
         if row["label"] not in range(len(dataset.classes)):
             raise ValueError(f"label {row['label']} is not one of {len(dataset.classes)} classes")
-        return Example([self.tokenizer.bos_id] + self.tokenizer.encode(prompt), [], list(window.T), row["label"], row)
+        if self.answer != "class":
+            answer = self.tokenizer.answer(har_answer(window, dataset, row["label"], self.answer == "reasoning"))
+        prompt = har_prompt(self.tokenizer, window, dataset, self.text, self.channel_names, self.answer)
+        return Example(prompt, answer, list(window.T), row["label"], row)
 
 
 @dataclass

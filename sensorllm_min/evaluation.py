@@ -1,13 +1,19 @@
-"""A model over a split: loss, generated descriptions, confusion matrix. Each process takes its share; sums are added."""
+"""A model over a split: loss, generated answers, predicted classes. Each process takes its share; sums are added."""
+import json
 import math
 import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from .config import write_whole
 from .data import collate, share
-from .generate import generate
-from .metrics import direction_counts
+from .generate import GREEDY, generate
+from .metrics import confusion_of, parse_activity, parse_claims
+from .trend_scores import groups_of, row_of_sums, scores_of
 
 
 def batches_of(examples, processes, batch_size, pad_id, order=None, for_generation=False):
@@ -33,65 +39,119 @@ def mean_loss(model, examples, processes, batch_size, pad_id, bf16=False):
 
 
 @torch.no_grad()
-def describe(model, tokenizer, examples, processes, batch_size, max_new_tokens=None, bf16=False, only=None):
-    """Generates the description of each example of this process's share: yields (position, text).
+def describe(model, tokenizer, examples, processes, batch_size, max_new_tokens=None, bf16=False, positions=None,
+             sampling=GREEDY):
+    """Generates the answer to each example of this process's share: yields (position, text, whether it ended by itself).
 
     max_new_tokens None: as long as the longest true answer; never beyond what the LLM takes.
-    only: so many examples, spread over the lengths.
+    positions: of the examples to answer, in this order; None: all of them, short ones first.
     """
     longest = max_new_tokens or max(len(examples[i].answer) for i in range(len(examples)))
-    order = np.argsort(examples.sizes, kind="stable")
-    if only is not None:
-        order = order[np.linspace(0, len(order) - 1, min(only, len(order))).astype(int)]
-    for positions, batch in batches_of(examples, processes, batch_size, tokenizer.pad_id, order, for_generation=True):
-        room = examples.limits.max_positions - batch.ids.shape[1]
+    for positions, batch in batches_of(examples, processes, batch_size, tokenizer.pad_id, positions, for_generation=True):
+        room = min(longest, examples.limits.max_positions - batch.ids.shape[1])
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
-            answers = generate(model.llm, model.embed(batch), batch.mask, tokenizer.stop_ids, min(longest, room))
-        yield from zip(positions.tolist(), map(tokenizer.decode, answers))
+            answers = generate(model.llm, model.embed(batch), batch.mask, tokenizer.stop_ids, room, sampling, batch.examples)
+        yield from ((int(i), tokenizer.decode(answer), len(answer) < room) for i, answer in zip(positions, answers))
 
 
-def series_of(example):
-    return example.series[0]
+def trend_sums(row, series, guess):
+    """A described window -> (2, WIDTH): the sums of trend_scores, of the answer and of the guess.
+
+    row: the window's line with what was "generated", and whether it "ended" by itself; series (T,).
+    """
+    text = row["generated"]
+    return np.stack([row_of_sums(text, parse_claims(text), row["answer"], series, guess.rate, row["ended"]),
+                     guess.row_of_sums(row, series)])
 
 
-def direction_accuracy(texts, examples, processes):
-    """texts: {position: generated text} of this process -> share of all windows' time whose direction is right."""
-    rate = examples.data.dataset.rate
-    counts = [direction_counts(text, series_of(examples[i]), rate) for i, text in texts.items()]
-    right, total = processes.sum(sum(c[0] for c in counts), sum(c[1] for c in counts))
-    return right / max(total, 1)
-
-
-def direction_chance(examples, train_examples, n_windows=2000):
-    """What guessing gets: the share of time that goes in the direction most frequent in the training windows."""
-    step = max(1, len(train_examples) // n_windows)
-    signs = np.concatenate([np.sign(np.diff(series_of(train_examples[i]))) for i in range(0, len(train_examples), step)])
-    guess = max((-1, 0, 1), key=lambda direction: (signs == direction).sum())
-    truth = np.concatenate([np.sign(np.diff(series_of(examples[i]))) for i in range(len(examples))])
-    return float((truth == guess).mean())
+def trend_scores(rows, data, guess):
+    """Described windows -> {group: {"windows", "answers", "guess"}}: of all, each channel, each quarter of the lengths."""
+    columns = {channel.token: column for column, channel in enumerate(data.dataset.channels)}
+    sums, counts = {}, Counter()
+    for row in rows:
+        series = data.window(row)[:, columns[row["channel"]]]
+        both = trend_sums(row, series, guess)
+        for group in groups_of(row, data.meta["align_lengths"]):
+            sums[group] = sums.get(group, 0) + both
+            counts[group] += 1
+    order = ["all", *(token for token in columns if token in sums)]
+    order += sorted(sums.keys() - set(order), key=lambda group: int(group.split()[0]))
+    return {group: {"windows": counts[group], "answers": scores_of(sums[group][0]), "guess": scores_of(sums[group][1])}
+            for group in order}
 
 
 @torch.no_grad()
-def confusion_matrix(model, examples, processes, batch_size, pad_id, bf16=False, say=None):
-    """(n, n) counts over all examples: rows true, columns predicted; and the mean loss, in the same pass.
+def classify(model, tokenizer, examples, processes, batch_size, bf16=False, positions=None, sampling=GREEDY):
+    """Yields a row for each window of this process's share: where it is from, its label, the predicted one.
 
-    say: takes a line about the progress every ten seconds or so.
+    From a class head with probabilities (n,) and loss, the weighted cross entropy; from an answer in words with the
+    text, and predicted None where it names no class.
     """
-    n = model.head.out_features
-    confusion = torch.zeros(n * n, dtype=torch.float64)
-    loss_sum = weight_sum = done = 0
-    began = said = time.time()
-    for positions, batch in batches_of(examples, processes, batch_size, pad_id):
+    def row_of(i, **found):
+        row = examples[i].row
+        return {"window": int(examples.index[i]), "subject": row["subject"], "label": row["label"], **found}
+
+    classes = examples.data.dataset.classes
+    if model.head is None:
+        for i, text, _ in describe(model, tokenizer, examples, processes, batch_size, None, bf16, positions, sampling):
+            yield row_of(i, predicted=parse_activity(text, classes), generated=text)
+        return
+    for positions, batch in batches_of(examples, processes, batch_size, tokenizer.pad_id, positions):
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
             logits = model.class_logits(batch)
-        loss, weight = model.class_loss(logits, batch.labels)
-        loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
-        cells = batch.labels * n + logits.argmax(-1)
-        confusion += torch.bincount(cells.cpu(), minlength=n * n)
-        done += len(positions)
-        if say and time.time() - said > 10:
-            said = time.time()
-            rate = done / (said - began)
-            say(f"{done}/{len(examples)} windows, {rate:.1f} windows/s, {(len(examples) - done) / rate / 60:.1f} min left")
-    *cells, loss_sum, weight_sum = processes.sum(*confusion.tolist(), loss_sum, weight_sum)
-    return np.array(cells, dtype=int).reshape(n, n), loss_sum / weight_sum if weight_sum else math.nan
+        losses = model.class_weights[batch.labels] * F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        for i, loss, probabilities in zip(positions, losses.tolist(), logits.float().softmax(-1).tolist()):
+            yield row_of(i, predicted=int(np.argmax(probabilities)), probabilities=probabilities, loss=loss)
+
+
+def score_classes(model, tokenizer, examples, processes, batch_size, bf16=False):
+    """Over all examples: the confusion matrix of `confusion_of`, and the mean loss."""
+    rows = list(classify(model, tokenizer, examples, processes, batch_size, bf16))
+    n = len(examples.data.dataset.classes)
+    counts = np.array(processes.sum(*confusion_of(rows, n).ravel()), int).reshape(n, n + 1)
+    if model.head is None:
+        return counts, mean_loss(model, examples, processes, batch_size, tokenizer.pad_id, bf16)
+    counts, weights = counts[:, :-1], model.class_weights.tolist()            # a class head names one always
+    loss, weight = processes.sum(sum(row["loss"] for row in rows), sum(weights[row["label"]] for row in rows))
+    return counts, loss / weight if weight else math.nan
+
+
+# ---- a long evaluation that may be interrupted ----
+
+def rows_so_far(path, settings):
+    """The whole lines of a partial file -> rows; none where it is missing or was begun with other settings."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]        # a kill may cut the last one
+    return rows[1:] if rows and rows[0] == settings else []
+
+
+def written_as_they_come(path, settings, examples, answer, say):
+    """answer(positions) yields a row for each example, with its "window"; they are written to `path` -> all rows.
+
+    Until all are there the file is PATH.partial, with the settings as its first line: the same evaluation, started
+    again, goes on behind its last row, and another one begins anew.
+    """
+    partial = Path(f"{path}.partial")
+    rows = rows_so_far(partial, settings)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (settings, *rows)]
+    write_whole(partial, "".join(lines))
+    done = {row["window"] for row in rows}
+    positions = [i for i in np.argsort(examples.sizes, kind="stable") if int(examples.index[i]) not in done]
+    if rows:
+        say(f"going on where an interrupted evaluation stopped: {len(rows)} of {len(examples)} windows are done")
+    began = said = time.time()
+    size, all_sizes = 0, examples.sizes[positions].sum()                      # long windows come last, and take longer
+    with open(partial, "a", encoding="utf-8", buffering=1) as file:        # line by line
+        for count, (i, row) in enumerate(zip(positions, answer(positions)), start=1):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            rows.append(row)
+            size += examples.sizes[i]
+            if time.time() - said > 10:
+                said = time.time()
+                say(f"{len(rows)}/{len(examples)} windows, {count / (said - began):.1f} windows/s, "
+                    f"{(said - began) / size * (all_sizes - size) / 60:.1f} min left")
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    partial.unlink()
+    return rows

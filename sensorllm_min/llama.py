@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import RMSNorm, attend, init_from_scratch, join_heads, split_heads
+from .layers import Linear, RMSNorm, attend, init_from_scratch, join_heads, linear, split_heads
 
 
 def rotary_frequencies(config):
@@ -52,11 +52,24 @@ class KVCache:
         self.length = 0                                                       # tokens that every layer holds
 
     def extend(self, layer, k, v):
-        """Writes k, v (B, Hkv, T, Dh) behind what layer holds -> all of its keys and values."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length:end] = k
-        self.values[layer, :, :, self.length:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Writes k, v (b, Hkv, T, Dh) behind what layer holds of the first b rows -> all of their keys and values."""
+        b, end = k.shape[0], self.length + k.shape[2]
+        self.keys[layer, :b, :, self.length:end] = k
+        self.values[layer, :b, :, self.length:end] = v
+        return self.keys[layer, :b, :, :end], self.values[layer, :b, :, :end]
+
+    def keep(self, rows):
+        """Goes on with these rows alone (ascending), at the front -> the rows in their new order.
+
+        In place: the last ones move into the holes, nothing is allocated.
+        """
+        holes = [place for place in range(len(rows)) if place not in rows]
+        order = [place for place in rows if place < len(rows)]
+        for hole, row in zip(holes, [row for row in rows if row >= len(rows)]):
+            for stored in (self.keys, self.values):
+                stored[:, hole, :, :self.length] = stored[:, row, :, :self.length]
+            order.insert(hole, row)
+        return order
 
 
 class Packing:
@@ -82,10 +95,10 @@ class LlamaAttention(nn.Module):
         super().__init__()
         self.config = config
         self.backend = None                                                   # of `attend`; see layers.use_backend
-        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+        self.q_proj = Linear(config.d_model, config.n_heads * config.head_dim)
+        self.k_proj = Linear(config.d_model, config.n_kv_heads * config.head_dim)
+        self.v_proj = Linear(config.d_model, config.n_kv_heads * config.head_dim)
+        self.o_proj = Linear(config.n_heads * config.head_dim, config.d_model)
 
     def forward(self, x, cos, sin, mask, cache, layer, packing):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)                      # (B, T, H*Dh), or (N, H*Dh)
@@ -125,9 +138,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.gate_proj = Linear(config.d_model, config.d_ff)
+        self.up_proj = Linear(config.d_model, config.d_ff)
+        self.down_proj = Linear(config.d_ff, config.d_model)
 
     def forward(self, x):
         return self.down_proj(GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))
@@ -159,7 +172,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.d_model, config.vocab_size)
 
     def forward(self, x, mask=None, cache=None, real=None, wanted=None):
         """Embeddings x (B, T, D) -> hidden states (B, T, D), ready for `logits`; or (n, D) of the n `wanted` tokens.
@@ -200,7 +213,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden):
         """Hidden states (..., D) -> next-token scores (..., V)."""
-        return nn.functional.linear(hidden, self.head_weight)
+        return linear(hidden, self.head_weight)
 
     def init_from_scratch(self):
         init_from_scratch(self, self.config.n_layers)

@@ -1,4 +1,5 @@
-"""What a person would rather look at: a window with its trends and the bins that the encoder sees; a run's curves."""
+"""What a person would rather look at: a window with its trends and the bins that the encoder sees; curves; a report's pictures."""
+import io
 import textwrap
 
 import numpy as np
@@ -70,3 +71,62 @@ def draw_curves(path, metrics):
         axis.tick_params(labelsize=7)
     axes[-1].set_xlabel("step", fontsize=8)
     save(figure, path)
+
+
+# ---- for a report: pictures as SVG text ----
+
+def svg_of(figure):
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})             # the same picture, the same bytes
+    plotting().close(figure)
+    return buffer.getvalue()
+
+
+def draw_confusion(confusion, classes):
+    """Counts (n, n) or (n, n + 1) -> SVG: rows true, columns predicted, coloured by the share of the row."""
+    confusion = np.asarray(confusion)
+    n, columns = confusion.shape
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    figure, axis = plotting().subplots(figsize=(2.5 + 0.5 * columns, 1.8 + 0.45 * n), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=8,
+                      color="white" if shares[row, column] > 0.5 else "black")
+    axis.set_xticks(range(columns), [*classes, "no class"][:columns], rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(range(n), classes, fontsize=8)
+    axis.set_xlabel("predicted", fontsize=9)
+    axis.set_ylabel("true", fontsize=9)
+    return svg_of(figure)
+
+
+def draw_class_bars(per_class, classes):
+    """per_class of metrics.class_scores -> SVG: three bars a class."""
+    figure, axis = plotting().subplots(figsize=(6.5, 1 + 0.42 * len(classes)), layout="constrained")
+    places = np.arange(len(classes))
+    for offset, name, colour in ((-0.27, "precision", "#aed6f1"), (0, "recall", "#f5b041"), (0.27, "f1", "#2471a3")):
+        axis.barh(places + offset, per_class[name], 0.25, label=name, color=colour)
+    axis.set_yticks(places, classes, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.tick_params(axis="x", labelsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return svg_of(figure)
+
+
+def draw_signals(window, dataset):
+    """A window (S, C) -> SVG: a panel for each unit, a line for each of its channels."""
+    units = list(dict.fromkeys(channel.unit for channel in dataset.channels))
+    figure, axes = plotting().subplots(len(units), 1, figsize=(6.5, 1.7 * len(units)), squeeze=False, sharex=True,
+                                       layout="constrained")
+    seconds = np.arange(len(window)) / dataset.rate
+    for axis, unit in zip(axes.flat, units):
+        for channel, series in zip(dataset.channels, window.T):
+            if channel.unit == unit:
+                axis.plot(seconds, series, linewidth=1, label=channel.spoken)
+        axis.set_ylabel(unit, fontsize=8)
+        axis.tick_params(labelsize=7)
+        if len(axis.lines) <= 9:                                              # more names than that hide the lines
+            axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes[-1, 0].set_xlabel("seconds", fontsize=8)
+    return svg_of(figure)

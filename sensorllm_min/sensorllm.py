@@ -6,6 +6,7 @@
 
 Reference: SensorLLM, arXiv 2410.10624.
 """
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,6 +14,17 @@ from torch import nn
 from .data import IGNORED
 
 PARTS = ("encoder", "llm", "projector", "tokens", "head")                     # what can be trained, or frozen
+
+# What the one model becomes, in stage 2, to see what a part of it is worth: each changes one thing.
+# name -> (what it is, the parts that do not learn then)
+CONTROLS = {
+    "random-llm": ("the LLM's weights are drawn at random and stay so", {"llm"}),
+    "no-llm": ("no LLM: the projector's output, averaged over each channel, goes into the head", {"llm", "tokens"}),
+    "encoder-mlp": ("the encoder's features, averaged over each channel, go into an MLP (Chronos + MLP)",
+                    {"llm", "tokens", "projector"}),
+    "shuffled": ("the sensor embeddings of a window stand in a random order, always the same", set()),
+    "text-only": ("every sample is 0: only the text tells windows apart", set()),
+}
 
 
 class Projector(nn.Sequential):
@@ -71,17 +83,23 @@ class SensorLLM(nn.Module):
 
     With a class head (n_classes) the loss is stage 2's, otherwise stage 1's. new_rows are the embeddings of the new
     special tokens, a parameter of their own: the vocabulary gets neither gradient nor optimizer state.
+    control: of CONTROLS, or None for the model itself; it needs a class head.
     """
 
-    def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
+    def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None, control=None):
         super().__init__()
-        self.encoder, self.chronos, self.llm = encoder, chronos, llm
+        self.encoder, self.chronos, self.llm, self.control = encoder, chronos, llm, control
         self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
         d_model = llm.config.d_model
         self.projector = Projector(encoder.config.d_model, projector_hidden, d_model)
         mean_row = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)      # (D,)
         self.new_rows = nn.Parameter(mean_row.repeat(len(tokenizer.added), 1))
         self.head = nn.Linear(d_model, n_classes, bias=False) if n_classes else None
+        n_channels = sum(token.endswith("_start>") for token in tokenizer.added)
+        if control == "no-llm":
+            self.head = nn.Linear(n_channels * d_model, n_classes, bias=False)
+        elif control == "encoder-mlp":
+            self.head = Projector(n_channels * encoder.config.d_model, projector_hidden, n_classes)
         self.register_buffer("class_weights", torch.ones(n_classes or 0), persistent=False)
 
     @staticmethod
@@ -115,10 +133,16 @@ class SensorLLM(nn.Module):
 
     def sensor_features(self, series, series_lengths):
         """series (N, S) float, NaN on the left -> encoder features (sum of lengths + 1, D_enc), one after another."""
+        if self.control == "text-only":
+            series = series * 0                                               # NaN, the padding, stays NaN
         ids, mask, _, _ = self.chronos.encode(series)                         # (N, S+1)
         features = self.encoder(ids, mask)                                    # all channels of all rows at once
         steps = torch.arange(ids.shape[1], device=ids.device)
         return features[steps >= ids.shape[1] - 1 - series_lengths[:, None]]  # without the padding
+
+    def sensor_embeddings(self, batch):
+        """What the projector makes of a batch's series -> (sum of lengths + 1, D), one after another."""
+        return self.projector(self.sensor_features(batch.series, batch.series_lengths).to(self.new_rows.dtype))
 
     def embed(self, batch):
         """A batch -> embeddings (B, T, D): words, new special tokens, and the sensors spliced over <ts>."""
@@ -126,15 +150,25 @@ class SensorLLM(nn.Module):
         is_new = batch.ids >= self.vocab_size
         x = self.llm.embed_tokens(batch.ids.masked_fill(is_new, 0))           # (B, T, D)
         x[is_new] = F.embedding(batch.ids[is_new] - self.vocab_size, self.new_rows).to(x.dtype)   # summed in a fixed order
-        sensors = self.projector(self.sensor_features(batch.series, batch.series_lengths).to(self.new_rows.dtype))
+        sensors = self.sensor_embeddings(batch)
+        if self.control == "shuffled":
+            counts = (batch.ids == self.sensor_id).sum(1).tolist()            # of each row
+            sensors = torch.cat([row[np.random.default_rng(place).permutation(len(row))]
+                                 for row, place in zip(sensors.split(counts), batch.examples)])
         x[batch.ids == self.sensor_id] = sensors.to(x.dtype)                  # the splice
         return x
 
     def class_logits(self, batch):
-        """(B, n_classes) from the hidden state of each row's last real token."""
-        last = F.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()   # (B, T)
-        hidden = self.llm(self.embed(batch), real=batch.mask, wanted=last)    # (B, D)
-        return self.head(hidden.to(self.head.weight.dtype))
+        """(B, n_classes) from the hidden state of each row's last real token; without an LLM, from each channel's mean."""
+        if self.control in ("no-llm", "encoder-mlp"):
+            x = self.sensor_embeddings(batch) if self.control == "no-llm" else \
+                self.sensor_features(batch.series, batch.series_lengths)
+            hidden = x.unflatten(0, (len(batch.series), -1)).mean(1)          # (B*C, S+1, width) -> (B*C, width)
+            hidden = hidden.reshape(len(batch.labels), -1)                    # (B, C*width)
+        else:
+            last = F.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()   # (B, T)
+            hidden = self.llm(self.embed(batch), real=batch.mask, wanted=last)    # (B, D)
+        return self.head(hidden.to(self.new_rows.dtype))
 
     def class_loss(self, logits, labels):
         """(weighted cross entropy summed, weights summed) of logits (B, n_classes) and labels (B,)."""

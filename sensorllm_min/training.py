@@ -331,6 +331,7 @@ class Run:
         fill_model(self.model, recipe, tensors, path)
 
     def finish(self, results):
+        """Writes results.json and curves.png -> the results."""
         results |= {"seconds": round(time.time() - self.began, 1), "trained_parameters": self.trained_parameters}
         if self.processes.first:
             write_json(self.out / "results.json", results)
@@ -338,4 +339,6 @@ class Run:
                 draw_curves(self.out / "curves.png", [json.loads(line) for line in open(self.out / "metrics.jsonl")])
             except ImportError:
                 self.say("no curves.png: matplotlib is not installed")
-        self.say(f"wrote {self.out}/results.json: " + json.dumps(results))
+        shown = {key: value for key, value in results.items() if not isinstance(value, dict)}
+        self.say(f"wrote {self.out}/results.json: " + json.dumps(shown))
+        return results

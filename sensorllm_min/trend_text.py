@@ -422,3 +422,38 @@ HAR_TEXTS = {"smry": statistics_text, "trend": window_trends_text, "corr": corre
 def har_text(window, dataset, parts):
     """The text of stage 2 after the sensors: window (S, C), parts of HAR_TEXTS in order, a line break between them."""
     return "\n".join(HAR_TEXTS[part](window, dataset) for part in parts)
+
+
+# ---- stage 2 answered in words ----
+
+def har_system_prompt(n_samples, dataset):
+    """The system prompt of stage 2 where the answer is text."""
+    return (f"A dialogue between a researcher and an assistant. The assistant recognises activities from "
+            f"{len(dataset.channels)} sensor channels of {n_samples} points sampled at {dataset.rate} Hz.")
+
+
+def strongest_rhythm(series, rate):
+    """The frequency, in Hz, at which a series (T,) swings most: the peak of its spectrum, its mean left out."""
+    spectrum = np.abs(np.fft.rfft(series - series.mean()))
+    return float(np.argmax(spectrum[1:]) + 1) * rate / len(series)
+
+
+def reasoning_text(window, dataset):
+    """What speaks for an activity, computed from the window (S, C): a sentence for each unit, of the channel that varies most."""
+    sentences = []
+    for unit in dict.fromkeys(channel.unit for channel in dataset.channels):
+        columns = [column for column, channel in enumerate(dataset.channels) if channel.unit == unit]
+        column = max(columns, key=lambda column: window[:, column].std(dtype=float))
+        series, spoken = window[:, column].astype(float), dataset.channels[column].spoken
+        sentence = f"In {unit}, the {spoken} varies most, by {number(series.std())} around {number(series.mean())}"
+        rhythm = f", with its strongest rhythm at {number(strongest_rhythm(series, dataset.rate), 1)} Hz"
+        sentences.append(sentence + (rhythm if len(series) > 1 and np.ptp(series) > 0 else "") + ".")
+    return " ".join(sentences)
+
+
+ACTIVITY = "Activity: "                                                       # begins the line that names the class
+
+
+def har_answer(window, dataset, label, reasoning):
+    """The answer of stage 2 in words: a line that names the class, before it what speaks for it where reasoning is wanted."""
+    return (reasoning_text(window, dataset) + "\n" if reasoning else "") + ACTIVITY + dataset.classes[label]

@@ -10,10 +10,11 @@ from conftest import digest, quiet, read_all
 
 from sensorllm_min.config import InputError
 from sensorllm_min.data import PreparedData
-from sensorllm_min.metrics import direction_counts, parse_claims
+from sensorllm_min.metrics import parse_claims
 from sensorllm_min.prepare import prepare, random_windows, strided_windows
 from sensorllm_min.recordings import join_overlapping
 from sensorllm_min.sensors import DATASETS
+from sensorllm_min.trend_scores import truth_sums
 from sensorllm_min.trend_text import HAR_TEXTS, align_pair, har_text, pair_rng, trend_segments
 
 
@@ -70,8 +71,9 @@ def test_demo(demo):
     tokens = [channel.token for channel in data.dataset.channels]
     for i in range(0, len(rows), 50):                                         # every stored answer is true of its series
         series = data.window(rows[i])[:, tokens.index(rows[i]["channel"])]
-        right, total = direction_counts(rows[i]["answer"], series, data.dataset.rate)
-        assert right == total
+        claims = parse_claims(rows[i]["answer"])
+        sums = truth_sums(claims, claims, series, data.dataset.rate)
+        assert all(sums[name][0] == sums[name][1] for name in ("direction", "segment_f1", "well_formed")), rows[i]
 
 
 def test_shorter_windows_and_other_answers_on_request(tmp_path):

@@ -4,33 +4,80 @@ import re
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import (accuracy_score, balanced_accuracy_score, cohen_kappa_score, confusion_matrix, f1_score,
+                             precision_recall_fscore_support)
 
 from sensorllm_min import trend_text
-from sensorllm_min.metrics import class_report, class_scores, direction_counts, parse_claims, parse_segments
+from sensorllm_min.metrics import (bootstrap_intervals, class_report, class_scores, confusion_of, parse_activity, parse_claims,
+                                   parse_segments)
 from sensorllm_min.sensors import DATASETS
+from sensorllm_min.trend_scores import truth_sums
 from sensorllm_min.trend_text import DIRECTION_OF_WORD, FirstWording, align_pair, trend_segments
 
 CHANNEL = DATASETS["demo"].channels[0]
 
 
+def direction_counts(text, series, rate):
+    """(intervals whose direction the text gets right, all intervals)."""
+    asked = parse_claims("0.0s to 1.0s: rising")                              # segments were asked for
+    return tuple(int(number) for number in truth_sums(parse_claims(text), asked, series, rate)["direction"])
+
+
+@pytest.mark.parametrize("unread", [0, 0.2], ids=["class head", "answers in words"])
 @pytest.mark.parametrize("seed", range(5))
-def test_class_scores_equal_scikit_learn(seed):
+def test_class_scores_equal_scikit_learn(seed, unread):
+    """Also where some answers name no class: to scikit-learn, a label of its own that is never averaged over."""
     rng = np.random.default_rng(seed)
     labels = list(range(6))
     true = rng.integers(0, 5, 200)                                            # class 5 never occurs
     predicted = np.where(rng.random(200) < 0.6, true, rng.integers(0, 4, 200))   # 4 is predicted only where true
-    ours = class_scores(confusion_matrix(true, predicted, labels=labels))
-    assert ours["accuracy"] == pytest.approx(accuracy_score(true, predicted))
-    for average in ("macro", "micro"):
-        assert ours[f"{average}_f1"] == pytest.approx(f1_score(true, predicted, labels=labels, average=average,
-                                                               zero_division=0))
-    precision, recall, f1, support = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
-    per_class = ours["per_class"]
-    for mine, theirs in ((per_class["precision"], precision), (per_class["recall"], recall), (per_class["f1"], f1),
-                         (per_class["windows"], support)):
-        np.testing.assert_allclose(mine, theirs)
-    assert ours["macro_precision"] == pytest.approx(precision.mean()) and ours["macro_recall"] == pytest.approx(recall.mean())
+    predicted = np.where(rng.random(200) < unread, 6, predicted)
+    rows = [{"label": int(label), "predicted": None if guess == 6 else int(guess)} for label, guess in zip(true, predicted)]
+    confusion = confusion_of(rows, 6)
+    assert confusion.tolist() == confusion_matrix(true, predicted, labels=range(7))[:6].tolist()
+    for shape in (confusion, confusion[:, :6]) if not unread else (confusion,):
+        ours = class_scores(shape)
+        assert ours["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+        for average in ("macro", "micro"):
+            assert ours[f"{average}_f1"] == pytest.approx(f1_score(true, predicted, labels=labels, average=average,
+                                                                   zero_division=0))
+        precision, recall, f1, support = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+        per_class = ours["per_class"]
+        for mine, theirs in ((per_class["precision"], precision), (per_class["recall"], recall), (per_class["f1"], f1),
+                             (per_class["windows"], support)):
+            np.testing.assert_allclose(mine, theirs)
+        assert ours["macro_precision"] == pytest.approx(precision.mean()) and ours["macro_recall"] == pytest.approx(recall.mean())
+        assert ours["kappa"] == pytest.approx(cohen_kappa_score(true, predicted))
+        assert ours["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted))
+        assert ours["chance"] == pytest.approx(np.bincount(true).max() / 200)
+
+
+def test_class_scores_at_the_edges():
+    for confusion in (np.zeros((3, 3)), np.diag([4, 0, 0])):                  # no window; one class alone, all right
+        assert all(np.isfinite(score) for name, score in class_scores(confusion).items() if name != "per_class")
+
+
+def test_bootstrap_draws_subjects_not_windows():
+    """Two subjects, one all right and one all wrong: a draw is 0, 1/2 or 1, with probabilities 1/4, 1/2, 1/4."""
+    right, wrong = np.diag([50, 50]), np.array([[0, 50], [50, 0]])
+    low, high = bootstrap_intervals([right, wrong])["accuracy"]
+    assert (low, high) == (0, 1)                                              # over windows it would be about 0.43 to 0.57
+    assert bootstrap_intervals([right])["macro_f1"] == [1, 1]
+    rng = np.random.default_rng(0)
+    people = [np.array([[right, 100 - right], [0, 0]]) for right in rng.binomial(100, 0.7, 40)]
+    low, high = bootstrap_intervals(people)["accuracy"]
+    shares = np.array([person[0, 0] / 100 for person in people])
+    half = 1.96 * shares.std() / len(shares) ** 0.5                           # 40 people of as many windows: the mean's error
+    assert low == pytest.approx(shares.mean() - half, abs=0.003) and high == pytest.approx(shares.mean() + half, abs=0.003)
+
+
+@pytest.mark.parametrize("text,label", [
+    ("Activity: Walking", 0), ("In g, the x-axis varies most.\nActivity: Walking Left", 1), ("Activity: Lying", 2),
+    ("Activity: walking", None), ("Walking", None), ("Activity: Walking.", None), ("Activity: ", None), ("", None),
+    ("Activity: Walking\nActivity: Lying", None), ("Activity: Walking\n", None), ("Activity: Walking\nYes.", None),
+    (" Activity: Walking", None), ("Activity: Walking Left or Lying", None)])
+def test_an_answer_in_words_is_read_strictly(text, label):
+    assert parse_activity(text, ("Walking", "Walking Left", "Lying")) == label
 
 
 def test_report_names_every_class_and_count():

@@ -1,0 +1,208 @@
+"""Decoding: any batch like each prompt alone, with a cache like without, greedy like transformers, samples by their definition."""
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_chronos, make_llama
+
+from sensorllm_min import generate as module
+from sensorllm_min.chronos_tokenizer import ChronosTokenizer
+from sensorllm_min.data import AlignExamples, HarExamples, Limits, PreparedData, collate
+from sensorllm_min.generate import Sampling, generate, next_tokens, stream, token_probabilities
+from sensorllm_min.layers import FEW_ROWS, linear
+from sensorllm_min.llama import KVCache
+from sensorllm_min.options import sample_texts
+from sensorllm_min.sensorllm import SensorLLM
+from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend
+from sensorllm_min.weights import load_llama, load_t5_encoder
+
+SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(demo, tmp_path_factory):
+    """A random sensor-language model, transformers' LLaMA of the same weights, and prompts of unequal length as a batch."""
+    folder, data = tmp_path_factory.mktemp("sources"), PreparedData(demo)
+    theirs = make_llama(folder / "llm", train_backend(sample_texts(data), 500), vocab_size=512)
+    make_chronos(folder / "encoder")
+    torch.manual_seed(0)
+    llm, (encoder, chronos) = load_llama(folder / "llm"), load_t5_encoder(folder / "encoder")
+    tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
+    ours = SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,)).requires_grad_(False)
+    return ours, theirs, tokenizer, data
+
+
+def prompts(model, kind, indices):
+    ours, _, tokenizer, data = model
+    examples = (AlignExamples(data, "test", tokenizer, Limits(512, 4096)) if kind == "align" else
+                HarExamples(data, "test", tokenizer, Limits(512, 4096), answer="text"))
+    return collate([examples[i] for i in indices], tokenizer.pad_id, for_generation=True)
+
+
+@pytest.mark.parametrize("kind,indices", [("align", (0, 100, 333, 7)), ("har", (0, 400))])
+@pytest.mark.parametrize("sampling", [module.GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_batch_says_what_each_prompt_says_alone(model, kind, indices, sampling):
+    """Prompts and sensor windows of unequal length; stop tokens that end the rows at different places."""
+    ours, _, tokenizer, _ = model
+    batch = prompts(model, kind, indices)
+    assert kind == "har" or len({int(n) for n in batch.series_lengths}) > 1 and not batch.mask.all()
+    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 40, sampling, batch.examples)
+    stops = {free[0][5], free[-1][20], free[1][30]}                           # several, met at different steps
+    together = generate(ours.llm, ours.embed(batch), batch.mask, stops, 40, sampling, batch.examples)
+    assert together == [row[:next((i for i, token in enumerate(row) if token in stops), 40)] for row in free]
+    assert len({len(answer) for answer in together}) > 1
+    for i, index in enumerate(indices):
+        alone = prompts(model, kind, (index,))
+        assert alone.mask.all()
+        assert generate(ours.llm, ours.embed(alone), alone.mask, stops, 40, sampling, alone.examples) == [together[i]]
+
+
+def test_greedy_with_sensors_equals_transformers(model):
+    """The same spliced embeddings into transformers' generate, token by token."""
+    ours, theirs, _, _ = model
+    batch = prompts(model, "align", (0, 100, 333, 7))
+    x = ours.embed(batch)
+    mine = generate(ours.llm, x, batch.mask, {5, 9, 2}, 50)
+    for row, tokens in enumerate(mine):
+        alone = x[row:row + 1, batch.mask[row]]
+        expected = theirs.generate(inputs_embeds=alone, attention_mask=torch.ones(alone.shape[:2], dtype=torch.long),
+                                   max_new_tokens=50, do_sample=False, eos_token_id=[5, 9, 2], pad_token_id=0)[0].tolist()
+        assert tokens == (expected[:-1] if expected[-1] in (5, 9, 2) else expected)
+
+
+@torch.no_grad()
+def test_with_a_cache_as_without(model):
+    """Each token from the whole text so far, run again."""
+    ours, _, _, _ = model
+    batch = prompts(model, "align", (50,))
+    x, tokens = ours.embed(batch), []
+    for _ in range(30):
+        tokens.append(int(ours.llm.logits(ours.llm(x)[0, -1]).argmax()))
+        x = torch.cat([x, ours.llm.embed_tokens(torch.tensor([[tokens[-1]]]))], 1)
+    assert generate(ours.llm, ours.embed(batch), batch.mask, set(), 30) == [tokens]
+
+
+def test_the_cache_is_allocated_once(model, monkeypatch):
+    """One KVCache, as long as prompt and answer; its storage stays where it is while rows end."""
+    ours, _, _, _ = model
+    made = []
+    real = module.KVCache
+    monkeypatch.setattr(module, "KVCache", lambda *shape: made.append(real(*shape)) or made[-1])
+    batch = prompts(model, "align", (0, 100, 333, 7))
+    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 20)
+    where, shapes = [(c.keys.data_ptr(), c.values.data_ptr()) for c in made], [c.keys.shape for c in made]
+    generate(ours.llm, ours.embed(batch), batch.mask, {free[2][3]}, 20)
+    assert len(made) == 2 and shapes[0] == (2, 4, 2, batch.ids.shape[1] + 20, 12)
+    assert where == [(c.keys.data_ptr(), c.values.data_ptr()) for c in made][:1]
+
+
+def test_rows_that_stay_move_to_the_front(model):
+    """Every choice of rows out of five: each kept one's keys and values lie where the new order says."""
+    config = model[0].llm.config
+    for choice in range(1, 32):
+        rows = [row for row in range(5) if choice >> row & 1]
+        cache = KVCache(config, 5, 3, torch.float32, "cpu")
+        for layer in range(config.n_layers):
+            marked = torch.arange(5.0)[:, None, None, None].expand(5, config.n_kv_heads, 3, config.head_dim) + 10 * layer
+            cache.extend(layer, marked, -marked)
+        cache.length = 3
+        order = cache.keep(rows)
+        assert sorted(order) == rows
+        for layer in range(config.n_layers):
+            assert cache.keys[layer, :len(rows), 0, 2, 0].tolist() == [row + 10 * layer for row in order]
+            assert cache.values[layer, :len(rows), 1, 0, 3].tolist() == [-row - 10 * layer for row in order]
+
+
+def test_tokens_stream_as_they_are_made(model):
+    """Row by row at each step, before the next step is computed."""
+    ours, _, _, _ = model
+    batch = prompts(model, "align", (0, 100))
+    calls = []
+    hook = ours.llm.register_forward_hook(lambda *_: calls.append(1))
+    steps = stream(ours.llm, ours.embed(batch), batch.mask, set(), 6)
+    for made in range(12):
+        row, _ = next(steps)
+        assert row == made % 2 and len(calls) == made // 2 + 1
+    hook.remove()
+    assert next(steps, None) is None
+    assert generate(ours.llm, ours.embed(batch), batch.mask, set(), 0) == [[], []]
+
+
+@pytest.mark.parametrize("temperature,top_k,top_p", [(1.0, 0, 1.0), (0.6, 50, 0.9), (2.0, 7, 1.0), (0.3, 0, 0.5), (1.0, 1, 1.0),
+                                                     (1.0, 0, 1e-6), (0.7, 1000, 0.999)])
+def test_the_distribution_equals_transformers(temperature, top_k, top_p):
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    logits = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)) * 4
+    expected = TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
+    expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
+    expected = TopPLogitsWarper(top_p)(None, expected).softmax(-1)
+    ours = token_probabilities(logits, Sampling(temperature, top_k, top_p))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_distribution_by_hand():
+    """Probabilities 1/2, 1/4, 1/8, 1/8 of tokens 2, 0, 3, 1."""
+    logits = torch.tensor([[2.0, 1.0, 3.0, 1.0]]) * np.log(2)
+    def probabilities(**settings):
+        return token_probabilities(logits, Sampling(**{"temperature": 1.0} | settings))[0].tolist()
+    assert probabilities() == pytest.approx([1 / 4, 1 / 8, 1 / 2, 1 / 8])
+    assert probabilities(top_k=2) == pytest.approx([1 / 3, 0, 2 / 3, 0])
+    assert probabilities(top_p=0.6) == pytest.approx([1 / 3, 0, 2 / 3, 0])    # one is not enough, two are
+    assert probabilities(top_p=0.4) == pytest.approx([0, 0, 1, 0])
+    assert probabilities(temperature=0.5) == pytest.approx([4 / 22, 1 / 22, 16 / 22, 1 / 22])
+    assert probabilities(top_k=3, temperature=0.5)[0] == pytest.approx(4 / 22)   # a tie at the border stays whole
+
+
+def test_draws_follow_the_distribution():
+    """40,000 draws of one row: chi-square within what chance allows (five sigma); what was cut off never comes."""
+    n = 40_000
+    logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(1)) * 2
+    settings = Sampling(temperature=0.8, top_k=12, top_p=0.97, seed=0)
+    expected = token_probabilities(logits, settings)[0].double().numpy()
+    streams = [np.random.default_rng([0, place]) for place in range(n)]
+    drawn = np.bincount(next_tokens(logits.expand(n, -1), settings, streams).numpy(), minlength=30)
+    assert drawn[expected == 0].sum() == 0 and (expected == 0).sum() >= 18
+    kept = expected > 0
+    chi_square = ((drawn[kept] - n * expected[kept]) ** 2 / (n * expected[kept])).sum()
+    freedom = kept.sum() - 1
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+class Fixed:
+    """A stream that always draws the same number."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def random(self):
+        return self.number
+
+
+def test_draws_at_the_very_edges():
+    """0 takes the first token that is possible, the largest number below 1 the last; neither takes an impossible one."""
+    logits = torch.tensor([[-np.inf, 1.0, -np.inf, 2.0, -np.inf]])
+    settings = Sampling(temperature=1.0)
+    assert next_tokens(logits, settings, [Fixed(0.0)]).item() == 1
+    assert next_tokens(logits, settings, [Fixed(np.nextafter(1, 0))]).item() == 3
+
+
+def test_a_seed_fixes_what_is_said(model):
+    ours, _, _, _ = model
+    batch = prompts(model, "align", (0, 100))
+    def said(**settings):
+        return generate(ours.llm, ours.embed(batch), batch.mask, set(), 20, Sampling(temperature=1.5, **settings), [4, 5])
+    assert said(seed=1) == said(seed=1) != said(seed=2)
+    same = prompts(model, "align", (0, 0))                                    # one prompt twice draws apart
+    first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5), [4, 5])
+    assert first != second
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("d_out", [4096, 4095])
+def test_a_few_rows_times_a_weight(n, d_out):
+    """The way that decoding takes gives what PyTorch's linear gives, dense in memory."""
+    x, weight = torch.randn(n, 1, 64), torch.randn(d_out, 64)
+    with torch.no_grad():
+        ours = linear(x, weight)
+    torch.testing.assert_close(ours, F.linear(x, weight), rtol=0, atol=1e-4)  # sums of 64 products of size 1, reordered
+    assert ours.is_contiguous()
