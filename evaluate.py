@@ -56,13 +56,13 @@ def evaluate_align(args, model, tokenizer, recipe, progress, data, settings, pro
             yield {"window": int(examples.index[i]), **row, "generated": text, "ended": ended}
 
     rows = written_as_they_come(out / f"descriptions_{args.split}.jsonl", settings, examples, described, say)
-    scores = trend_scores(rows, data, Guess(AlignExamples(data, "train", tokenizer, recipe.limits)))
+    scores = trend_scores(rows, data, Guess(AlignExamples(data, "train", tokenizer, recipe.limits)), say)
     table = scores_table(scores)
     write_whole(out / f"scores_{args.split}.md", f"# {data.name}, stage 1\n\n`{COMMAND}`\n\n{table}")
     everything = scores["all"]
     say(f"{table}\n{in_one_line(everything['answers'], everything['guess'])}\nwrote {out}/scores_{args.split}.md")
-    return {"windows": len(rows), **everything["answers"], **{f"guess_{name}": score for name, score in everything["guess"].items()},
-            "groups": scores}
+    return {"windows": len(rows), **everything["answers"],
+            **{f"guess_{name}": score for name, score in everything["guess"].items()}, "groups": scores}
 
 
 def evaluate_har(args, model, tokenizer, recipe, progress, data, settings, processes, out):
@@ -79,7 +79,8 @@ def evaluate_har(args, model, tokenizer, recipe, progress, data, settings, proce
     if recipe.answer == "class":
         confusion = confusion[:, :-1]                                         # a class head names one always
     subjects = sorted({row["subject"] for row in rows}, key=str)
-    intervals = bootstrap_intervals([confusion_of([row for row in rows if row["subject"] == subject], n) for subject in subjects])
+    intervals = bootstrap_intervals([confusion_of([row for row in rows if row["subject"] == subject], n)
+                                     for subject in subjects])
     scores = class_scores(confusion)
     say(class_report(confusion, recipe.classes))
     say("\n95 % over subjects: macro F1 {:.3f} to {:.3f}, accuracy {:.3f} to {:.3f}"

@@ -59,7 +59,8 @@ def main():
             f"{', '.join(args.train)}, {run.trained_parameters:,} parameters")
     # the untrained model rambles: three windows of it are enough
     few = np.argsort(test.sizes)[np.linspace(0, len(test) - 1, min(3, len(test))).astype(int)]      # short to long
-    before = {} if args.resume else {i: text for i, text, _ in describe(model, tokenizer, test, processes, 32, 64, args.bf16, few)}
+    before = {} if args.resume else {
+        i: text for i, text, _ in describe(model, tokenizer, test, processes, 32, 64, args.bf16, few)}
 
     # ---- loop ----
     for step, batches, filler in run.steps(steps):

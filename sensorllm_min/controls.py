@@ -11,7 +11,7 @@ from .sensorllm import CONTROLS
 # The rows of the table: what is changed in the command of the full model, and what that leaves.
 ROWS = {
     "full": ({}, "the model as it is, after stage 1"),
-    "no-stage-1": ({"align": "none"}, "stage 2 alone: projector and markers start at random, as does a network without a source"),
+    "no-stage-1": ({"align": "none"}, "stage 2 alone: projector and markers new, and a network that has no source"),
     **{name: ({"control": name}, what) for name, (what, _) in CONTROLS.items()},
     "sensors-only": ({"text": "none"}, "no text in the prompt"),
 }

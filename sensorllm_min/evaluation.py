@@ -43,10 +43,10 @@ def describe(model, tokenizer, examples, processes, batch_size, max_new_tokens=N
              sampling=GREEDY):
     """Generates the answer to each example of this process's share: yields (position, text, whether it ended by itself).
 
-    max_new_tokens None: as long as the longest true answer; never beyond what the LLM takes.
+    max_new_tokens None: as many as the longest true answer, of the thousand longest lines; never beyond what the LLM takes.
     positions: of the examples to answer, in this order; None: all of them, short ones first.
     """
-    longest = max_new_tokens or max(len(examples[i].answer) for i in range(len(examples)))
+    longest = max_new_tokens or max(len(examples[i].answer) for i in np.argsort(-examples.sizes)[:1000])
     for positions, batch in batches_of(examples, processes, batch_size, tokenizer.pad_id, positions, for_generation=True):
         room = min(longest, examples.limits.max_positions - batch.ids.shape[1])
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
@@ -64,11 +64,14 @@ def trend_sums(row, series, guess):
                      guess.row_of_sums(row, series)])
 
 
-def trend_scores(rows, data, guess):
+def trend_scores(rows, data, guess, say):
     """Described windows -> {group: {"windows", "answers", "guess"}}: of all, each channel, each quarter of the lengths."""
     columns = {channel.token: column for column, channel in enumerate(data.dataset.channels)}
-    sums, counts = {}, Counter()
-    for row in rows:
+    sums, counts, said = {}, Counter(), time.time()
+    for place, row in enumerate(rows):
+        if time.time() - said > 10:
+            said = time.time()
+            say(f"scored {place} of {len(rows)} descriptions")
         series = data.window(row)[:, columns[row["channel"]]]
         both = trend_sums(row, series, guess)
         for group in groups_of(row, data.meta["align_lengths"]):

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+from conftest import quiet
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from test_metrics import CHANNEL, random_series
@@ -124,7 +125,7 @@ def test_groups_add_up_and_equal_the_references(examples):
     for i in range(0, len(test), 23):
         row = test[i].row
         rows.append({**row, "window": i, "generated": guess.text(row["channel"], row["length"] + i % 3), "ended": i % 5 > 0})
-    scores = trend_scores(rows, data, guess)
+    scores = trend_scores(rows, data, guess, quiet)
     assert list(scores)[:7] == ["all", *(channel.token for channel in data.dataset.channels)] and len(scores) == 11
     assert scores["all"]["windows"] == len(rows) == sum(scores[c.token]["windows"] for c in data.dataset.channels) \
         == sum(group["windows"] for name, group in scores.items() if "samples" in name)
