@@ -61,7 +61,7 @@ def main():
         train(args, processes, data)
         return
     results = {}
-    for name, run_args in planned(args):
+    for name, run_args in planned(args, processes):
         if processes.first:
             print(f"\n==== {name}, seed {run_args.seed} ====", flush=True)
         results.setdefault(name, []).append(finished(run_args.out) or train(run_args, processes, data))

@@ -24,10 +24,25 @@ READING = (
     "stage 2, which share one stage 1; behind it stand people: {subjects} of them in the test.")
 
 
-def planned(args):
+def check_settings(args, processes):
+    """A comparison may go on, or get more seeds; InputError where --out holds one with other settings."""
+    path = Path(args.out, "settings.json")
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "controls", "resume", "log_every")}
+    if processes.first and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+    processes.wait()
+    old = read_json(path)
+    different = [f"{key} {old.get(key)}, not {value}" for key, value in settings.items() if old.get(key) != value]
+    if different:
+        raise InputError(f"{args.out} holds a comparison with {'; '.join(different)}; choose another --out, or remove it")
+
+
+def planned(args, processes):
     """The runs, one seed after another: yields (row of the table, the run's own arguments). A run once begun is resumed."""
     if args.answer != "class" or args.control:
         raise InputError("--controls compares class heads; leave --answer and --control out")
+    check_settings(args, processes)
     for seed in range(args.seed, args.seed + args.controls):
         for name, (changes, _) in ROWS.items():
             if changes and all(getattr(args, option) == value for option, value in changes.items()):

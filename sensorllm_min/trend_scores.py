@@ -65,7 +65,8 @@ def truth_sums(claims, asked, series, rate, ended=True):
         true_counts = Counter(direction for *_, direction in true)
         sums["count_error"] = sum(abs(min(counts.get(d, 0), n) - true_counts[d]) for d in DIRECTIONS), len(true)
     if asked.segments or asked.totals:
-        totals = claims.totals or {d: sum(end - start for start, end, one in claimed if one == d) / rate for d in DIRECTIONS}
+        totals = claims.totals or {d: sum(max(end - start, 0) for start, end, one in claimed if one == d) / rate
+                                   for d in DIRECTIONS}                       # max: a model may write an end before its start
         sums["duration_error"] = sum(abs(min(totals.get(d, 0), n / rate) - (signs == d).sum() / rate)
                                      for d in DIRECTIONS), n / rate
     if asked.overall is not None:

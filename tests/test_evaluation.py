@@ -347,15 +347,18 @@ def test_a_control_is_evaluated_like_any_model(trained, compared):
     assert "encoder-mlp" in (trained / "out/controls/encoder-mlp-1/report_test.md").read_text()
 
 
-def test_which_runs_are_planned():
-    args = Namespace(seed=5, controls=2, out="c", align="a", text="smry", control=None, answer="class")
-    runs = list(planned(args))
+def test_which_runs_are_planned(tmp_path):
+    args = Namespace(seed=5, controls=2, out=str(tmp_path / "c"), align="a", text="smry", control=None, answer="class")
+    runs = list(planned(args, ALONE))
     assert [name for name, _ in runs] == [*ROWS] * 2 and {run.seed for _, run in runs} == {5, 6}
     assert {run.control for _, run in runs} == {None, *CONTROLS}
-    assert {name for name, _ in planned(Namespace(**vars(args) | {"align": "none", "text": "none"}))} == \
-        {"full", *CONTROLS}                                                   # what the full model lacks is no control
+    assert len(list(planned(Namespace(**vars(args) | {"controls": 3}), ALONE))) == 3 * len(ROWS)      # more seeds: it goes on
+    with pytest.raises(InputError, match="holds a comparison with text smry, not none; choose another --out"):
+        list(planned(Namespace(**vars(args) | {"text": "none"}), ALONE))
+    bare = Namespace(**vars(args) | {"align": "none", "text": "none", "out": str(tmp_path / "d")})
+    assert {name for name, _ in planned(bare, ALONE)} == {"full", *CONTROLS}         # what the full model lacks is no control
     with pytest.raises(InputError, match="class heads"):
-        next(planned(Namespace(**vars(args) | {"answer": "text"})))
+        next(planned(Namespace(**vars(args) | {"answer": "text"}), ALONE))
 
 
 def test_the_table_pairs_seeds():
