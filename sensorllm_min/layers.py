@@ -39,12 +39,13 @@ FEW_ROWS, LARGE_WEIGHT = 32, 1 << 17
 def linear(x, weight):
     """x (..., D_in) times weight (D_out, D_in)^T -> (..., D_out).
 
-    Decoding has a few rows at a time on a CPU, and all its time goes into reading the weights. PyTorch's x W^T reads them
-    with one core, or slowly; W x^T, the weight in two halves, is the same and reads them two to four times as fast
-    (tests/bench_generate.py).
+    Decoding in float32 on a CPU has a few rows at a time, and all its time goes into reading the weights. PyTorch's x W^T
+    reads them with one core, or slowly; W x^T, the weight in two halves, is the same and reads them two to four times as
+    fast (tests/bench_generate.py; in bfloat16 it is the other way round).
     """
     n, d_in = x.numel() // x.shape[-1], x.shape[-1]
-    if n > FEW_ROWS or weight.numel() < LARGE_WEIGHT or x.is_cuda or torch.is_grad_enabled():
+    decoding = n <= FEW_ROWS and x.device.type == "cpu" and not torch.is_grad_enabled()
+    if not decoding or weight.numel() < LARGE_WEIGHT or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
     halves = weight.view(2 - len(weight) % 2, -1, d_in)                       # (2, D_out/2, D_in), a view
     out = torch.bmm(halves, x.reshape(n, d_in).T.expand(len(halves), -1, -1)) # (2, D_out/2, n)
