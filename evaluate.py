@@ -85,8 +85,11 @@ def evaluate_har(args, model, tokenizer, recipe, progress, data, settings, proce
     say(class_report(confusion, recipe.classes))
     say("\n95 % over subjects: macro F1 {:.3f} to {:.3f}, accuracy {:.3f} to {:.3f}"
         .format(*intervals["macro_f1"], *intervals["accuracy"]))
-    write_report(out / f"report_{args.split}", rows, confusion, scores, intervals, recipe, progress, data, args.split, COMMAND)
-    say(f"wrote {out}/report_{args.split}.html and .md, with pictures and the windows it got most wrong")
+    try:
+        write_report(out / f"report_{args.split}", rows, confusion, scores, intervals, recipe, progress, data, args.split, COMMAND)
+        say(f"wrote {out}/report_{args.split}.html and .md, with pictures and the windows it got most wrong")
+    except ImportError:
+        say("no report: matplotlib is not installed")
     return {"windows": len(rows), **scores, "unparsable": sum(row["predicted"] is None for row in rows),
             "intervals": intervals, "classes": recipe.classes, "confusion": confusion.tolist()}
 
@@ -173,12 +176,14 @@ def main():
     args = parser.parse_args()
     args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
 
-    asking = args.ask is not None or args.window is not None or args.csv is not None
+    asking = any(option is not None for option in (args.ask, args.window, args.csv, args.channel))
     checkpoints = args.checkpoint or [path for path in ("out/align", "out/har") if checkpoint_file(path).is_file()]
     if args.export and len(args.checkpoint or ()) != 1:
         raise InputError("--export takes one --checkpoint")
     if not checkpoints:
         raise InputError("no checkpoint in out/align or out/har; run train_align.py first, or give --checkpoint")
+    if args.csv and args.window is not None:
+        raise InputError("--csv and --window are two windows; give one of them")
     if not 0 < args.top_p <= 1:
         raise InputError(f"--top-p {args.top_p}: a probability above 0, at most 1")
     processes = Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -237,6 +237,7 @@ def test_files_that_cannot_be_asked_about(trained, tmp_path, content, options, w
     (("--window", 10**6), ["holds test windows 0 to"]), (("--ask", "What?", "--data", "nowhere"), ["nowhere/meta.json not found"]),
     (("--checkpoint", "out/har", "--window", 1, "--ask", "What?"), ["which activity", "without --ask"]),
     (("--checkpoint", "out/har", "--window", 1, "--channel", "x_acc"), ["--channel is for stage 1"]),
+    (("--csv", "my.csv", "--window", 1), ["give one of them"]), (("--channel", "nose"), ["--channel nose"]),
     (("--top-p", 0), ["--top-p 0"]), (("--top-p", 2), ["--top-p 2"]),
 ], ids=str)
 def test_questions_that_make_no_sense(trained, options, words):
