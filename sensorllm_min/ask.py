@@ -3,7 +3,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .config import InputError
@@ -47,9 +46,10 @@ def prepared_window(data, kind, split, index, token=None):
 
 def csv_window(path, dataset, kind, token=None):
     """The samples of a CSV with a column for each channel, named by its token; in stage 1 of one of them."""
+    import pandas as pd                                                       # where it is used: it takes a second
     try:
         table = pd.read_csv(path)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as CSV ({error})")
     known = [channel.token for channel in dataset.channels if channel.token in table.columns]
     if kind == "align":

@@ -41,7 +41,7 @@ def linear(x, weight):
 
     Decoding in float32 on a CPU has a few rows at a time, and all its time goes into reading the weights. PyTorch's x W^T
     reads them with one core, or slowly; W x^T, the weight in two halves, is the same and reads them two to four times as
-    fast (tests/bench_generate.py; in bfloat16 it is the other way round).
+    fast (tests/bench/generate.py; in bfloat16 it is the other way round).
     """
     n, d_in = x.numel() // x.shape[-1], x.shape[-1]
     decoding = n <= FEW_ROWS and x.device.type == "cpu" and not torch.is_grad_enabled()

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import scipy.io
-import scipy.signal
 
 from .config import InputError
 from .sensors import DATASETS
@@ -62,6 +59,7 @@ def read_table(path, n_columns=None, columns=None, counts=None):
     n_columns, columns: how many a line has, and which of them to read, in the file's order. A last line with fewer, as an interrupted copy
     leaves it, is left out and counted.
     """
+    import pandas as pd                                                       # where it is used: it takes a second
     try:
         table = pd.read_csv(path, sep=r"\s+", header=None, usecols=columns, dtype=np.float64).to_numpy()
         if n_columns:
@@ -73,7 +71,7 @@ def read_table(path, n_columns=None, columns=None, counts=None):
                 counts["cut last lines"] += 1
     except OSError:
         raise InputError(f"{path} not found or not readable; unpack the archive again")
-    except (ValueError, pd.errors.ParserError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is truncated or not a table of numbers ({error}); unpack the archive again")
     return table
 
@@ -130,7 +128,8 @@ def to_rate(samples, raw_rate, rate):
     """Resampled through scipy's anti-aliasing filter, float32. A straight line, rest among them, stays as it is."""
     if raw_rate in (None, rate):
         return samples.astype(np.float32)
-    resampled = scipy.signal.resample_poly(samples.astype(np.float64), int(rate), int(raw_rate), axis=0, padtype="line")
+    from scipy.signal import resample_poly
+    resampled = resample_poly(samples.astype(np.float64), int(rate), int(raw_rate), axis=0, padtype="line")
     return resampled.astype(np.float32)
 
 
@@ -224,12 +223,13 @@ def usc_had_files(raw):
 
 def read_usc_had(subject, files, dataset, seed, counts):
     """Subject*/a*t*.mat, key `sensor_readings` (N, 6): acc in g, gyro in deg/s."""
+    from scipy.io import loadmat
     for path in files:
         activity = int(re.match(r"a(\d+)", path.name)[1])
         if not 1 <= activity <= len(dataset.classes):
             raise InputError(f"{path}: activity {activity} is not one of 1 to {len(dataset.classes)}")
         try:
-            samples = scipy.io.loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
+            samples = loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
         except Exception as error:                                            # scipy raises many kinds on a broken file
             raise InputError(f"{path} is truncated or not a USC-HAD .mat ({type(error).__name__}: {error}); "
                              "unpack the archive again")
@@ -327,6 +327,7 @@ def read_capture24(subject, files, dataset, seed, counts):
 
     Read in pieces, without what has no annotation: of a day at 100 Hz, never more than the numbers are in memory.
     """
+    import pandas as pd
     path, dictionary_path = files
     try:
         dictionary = pd.read_csv(dictionary_path).set_index("annotation")["label:WillettsSpecific2018"]
@@ -343,7 +344,7 @@ def read_capture24(subject, files, dataset, seed, counts):
                 raise InputError(f"{path}: '{piece['annotation'][labels.isna()].iloc[0]}' is not in {dictionary_path}")
             seconds = pd.to_datetime(piece["time"], format="ISO8601").to_numpy("datetime64[ns]").astype(np.int64) / 1e9
             pieces.append((piece[["x", "y", "z"]].to_numpy(), labels.to_numpy(np.int8), seconds))
-    except (OSError, EOFError, ValueError, KeyError, pd.errors.ParserError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"{path} is truncated or not a Capture-24 recording ({error}); unpack the archive again")
     if pieces:
         samples, labels, seconds = map(np.concatenate, zip(*pieces))
@@ -369,6 +370,7 @@ def read_own(subject, files, dataset, seed, counts):
 
     An empty or NaN value is a lost sample.
     """
+    import pandas as pd
     tokens = [channel.token for channel in dataset.channels]
     for path in files:
         if path.parent.name not in dataset.classes:
@@ -377,7 +379,7 @@ def read_own(subject, files, dataset, seed, counts):
         try:
             samples = (pd.read_csv(path, usecols=tokens)[tokens].to_numpy(np.float64) if path.suffix == ".csv"
                        else np.load(path, allow_pickle=False).astype(np.float64))
-        except (OSError, ValueError, pd.errors.ParserError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} does not hold the channels {', '.join(tokens)} ({error})")
         if samples.ndim != 2 or samples.shape[1] != len(tokens):
             raise InputError(f"{path} has shape {samples.shape}, expected (samples, {len(tokens)})")

@@ -116,7 +116,7 @@ def distributed(model, processes):
 #     trained parts   6 P s, and the optimizer's dozen operations a weight: of P, never of the vocabulary
 #
 # Kept for the backward pass, a token and layer: the block's input, both norms' inputs, q, k, v, attention's output, gate
-# and up; with --gradient-checkpointing the block's input alone. tests/bench_train.py measures all of it.
+# and up; with --gradient-checkpointing the block's input alone. tests/bench/train.py measures all of it.
 
 def learning_rate(step, n_steps, peak, warmup):
     """Linear from 0 over the warm-up share of the steps, then a half cosine to 0 (step counts from 0)."""

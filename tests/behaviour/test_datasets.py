@@ -15,7 +15,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, digest, quiet, read_all
+from helpers import ROOT, digest, quiet, read_all
 
 from sensorllm_min.config import InputError
 from sensorllm_min.data import PreparedData

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_chronos, make_llama
+from helpers import make_chronos, make_llama
 
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import InputError

@@ -8,7 +8,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import run
+from helpers import run
 
 from sensorllm_min import download as module
 from sensorllm_min.config import InputError

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, run
+from helpers import ROOT, run
 from safetensors.torch import load_file
 from test_training import losses, metrics, same_tensors
 

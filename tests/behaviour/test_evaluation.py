@@ -13,7 +13,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from helpers import ROOT, run
 
 from sensorllm_min.checkpoint import load_checkpoint
 from sensorllm_min.config import InputError

@@ -1,6 +1,6 @@
 """One optimizer step of both stages: ours beside the same model of transformers' parts, as the original does it.
 
-    python tests/bench_train.py [--repeats 3]            without a GPU eight minutes on two cores
+    python tests/bench/train.py [--repeats 3]            without a GPU eight minutes on two cores
 
 Without a GPU: a small LLaMA and T5 of random weights in float32. First losses and gradients of both are compared, then
 steps are timed in turns. Memory is what a first step adds at its peak, in a process for each: VmHWM after the step (a
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from sensorllm_min.checkpoint import Recipe, save_checkpoint  # noqa: E402

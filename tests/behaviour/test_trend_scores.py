@@ -3,7 +3,7 @@ import random
 
 import numpy as np
 import pytest
-from conftest import quiet
+from helpers import quiet
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from test_metrics import CHANNEL, random_series

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import scipy.io
-from conftest import digest, quiet, read_all
+from helpers import digest, quiet, read_all
 
 from sensorllm_min.config import InputError
 from sensorllm_min.data import PreparedData

@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, run
+from helpers import ROOT, run
 from test_datasets import write_own
 
 SMALL = ("--train-limit", 64, "--eval-limit", 16, "--test-limit", 8, "--log-every", 1)

@@ -1,6 +1,6 @@
 """Loading a sharded model: seconds and memory of our loader beside transformers' from_pretrained, each in its own process.
 
-    python tests/bench_load.py [--gigabytes 2] [--repeats 5]      a LLaMA of random bf16 weights, made in a temporary folder
+    python tests/bench/load.py [--gigabytes 2] [--repeats 5]      a LLaMA of random bf16 weights, made in a temporary folder
 
 Memory is what the process holds for itself at its peak (RssAnon) and with the pages of the mapped files (RssAnon +
 RssFile); the second runs up to the size of the files with any loader that maps them, and is shared by the processes of
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import DEVICE, ROOT, make_chronos, make_llama, run
+from helpers import DEVICE, ROOT, make_chronos, make_llama, run
 
 from sensorllm_min.config import read_llama_config
 from sensorllm_min.generate import generate

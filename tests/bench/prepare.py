@@ -1,4 +1,4 @@
-"""How fast data is prepared, and in how much memory: python tests/bench_prepare.py
+"""How fast data is prepared, and in how much memory: python tests/bench/prepare.py
 
     text            stage-1 pairs a second of one process: questions, trends and summaries of noisy series
     usc-had         all of it, where it lies beside the project, on one process and on two
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT, SHARED
+from helpers import ROOT, SHARED
 
 from sensorllm_min.sensors import DATASETS
 from sensorllm_min.trend_text import align_pair, pair_rng

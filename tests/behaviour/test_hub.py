@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import make_chronos, make_llama, run
+from helpers import make_chronos, make_llama, run
 from safetensors import safe_open
 
 from sensorllm_min.config import InputError

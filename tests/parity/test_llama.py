@@ -1,7 +1,7 @@
 """The decoder against transformers' LlamaForCausalLM, through the production loader: every shape of the family."""
 import pytest
 import torch
-from conftest import make_llama
+from helpers import make_llama
 
 from sensorllm_min.generate import generate
 from sensorllm_min.llama import KVCache

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import make_chronos, make_llama
+from helpers import make_chronos, make_llama
 from safetensors.torch import load_file, save_file
 
 from sensorllm_min.config import InputError, LlamaConfig

@@ -1,6 +1,6 @@
 """Greedy decoding: ours beside transformers' `generate` on the same weights, and beside decoding without a cache.
 
-    python tests/bench_generate.py [--repeats 5] [--new-tokens 200] [--sizes small medium]
+    python tests/bench/generate.py [--repeats 5] [--new-tokens 200] [--sizes small medium]
 
 Prompts of about 200 tokens of unequal length, padded on the left; no stop token, so that all make as many new ones. Without
 a cache is transformers with use_cache=False: each token runs the whole prompt again, as the original does. In turns,
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from conftest import make_llama                                               # noqa: E402
+from helpers import make_llama                                               # noqa: E402
 
 from sensorllm_min.generate import generate                                   # noqa: E402
 from sensorllm_min.weights import load_llama                                  # noqa: E402

@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_chronos, make_llama, run
+from helpers import make_chronos, make_llama, run
 
 from sensorllm_min.int8 import Int8Linear, quantize
 from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend

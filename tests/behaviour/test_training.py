@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_chronos, make_llama, run
+from helpers import ROOT, make_chronos, make_llama, run
 from safetensors.torch import load_file
 
 from sensorllm_min.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_chronos
+from helpers import make_chronos
 
 from sensorllm_min.t5_encoder import distance_bucket
 from sensorllm_min.weights import load_t5_encoder

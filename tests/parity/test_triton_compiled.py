@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 triton = pytest.importorskip("triton")
 
@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton")
 @pytest.fixture(scope="module")
 def rows():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "tests/bench_attention.py", "--compiled", "--json"], cwd=ROOT, env=environment,
+    done = subprocess.run([sys.executable, "tests/bench/attention.py", "--compiled", "--json"], cwd=ROOT, env=environment,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

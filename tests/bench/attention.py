@@ -1,8 +1,8 @@
 """What the Triton kernels cost, and what they compile to.
 
-    python tests/bench_attention.py               on a GPU: correctness, then times beside PyTorch's backends
+    python tests/bench/attention.py               on a GPU: correctness, then times beside PyTorch's backends
                                                   elsewhere: the interpreter's checks, then what --compiled prints
-    python tests/bench_attention.py --compiled    registers, shared memory and instructions of every row of TILES,
+    python tests/bench/attention.py --compiled    registers, shared memory and instructions of every row of TILES,
                                                   compiled for Ampere and Hopper; needs no GPU
 """
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 CHIPS = {   # capability, shared memory a program may take, bytes (CUDA programming guide, table of compute capabilities)
