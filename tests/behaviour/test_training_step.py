@@ -1,0 +1,299 @@
+"""One optimizer step in isolation: which examples it sees, what it does with their loss, and with which rate."""
+import argparse
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sensorllm_min.config import TINY_LLAMA, InputError
+from sensorllm_min.data import AlignExamples, Example, HarExamples, Limits, PreparedData, epoch_order
+from sensorllm_min.llama import Llama
+from sensorllm_min.options import sample_texts, set_up
+from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
+from sensorllm_min.training import Processes, Steps, learning_rate, new_optimizer, train_step
+
+CPU = torch.device("cpu")
+ALONE = Processes(0, 1, CPU)
+
+
+# ---- the learning rate ----
+
+@pytest.mark.parametrize("n_steps,n_warmup", [(200, 6), (130, 4), (10, 1)])   # 3 % of 130 is 3.9, of 10 it is 0.3
+def test_schedule_equals_transformers(n_steps, n_warmup):
+    """The original's trainer rounds the warm-up up to a whole step, and so does ours."""
+    from transformers import TrainingArguments, get_cosine_schedule_with_warmup
+    try:
+        rounded = TrainingArguments(warmup_ratio=0.03, use_cpu=True).get_warmup_steps(n_steps)
+    except (ImportError, TypeError, AttributeError):                          # not every release has all of it
+        rounded = n_warmup
+    assert rounded == n_warmup
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
+    theirs = get_cosine_schedule_with_warmup(optimizer, n_warmup, n_steps).lr_lambdas[0]
+    for step in range(n_steps):
+        # Theirs spends its first step at rate 0. Ours warms up one notch ahead, so that no step is wasted.
+        expected = theirs(step + 1) if step < n_warmup else theirs(step)
+        assert learning_rate(step, n_steps, 2e-3, 0.03) == pytest.approx(2e-3 * expected)
+
+
+# ---- the update ----
+
+class OneBatch:
+    """As much of a Batch as train_step reads."""
+    mask = torch.ones(2, 3)
+    examples = [41]
+
+    def to(self, device):
+        return self
+
+
+class Told(torch.nn.Module):
+    """A model whose loss sum and weight are what it is told: loss_of(its one parameter), weight."""
+
+    def __init__(self, loss_of, weight=1.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.loss_of, self.counted = loss_of, torch.tensor(weight)
+
+    def forward(self, batch):
+        return self.loss_of(self.weight), self.counted
+
+
+def one_step(model, optimizer, batches=1, filler=1.0, rate=1.0, processes=ALONE, step=0):
+    args = argparse.Namespace(bf16=False, out="out/x")
+    return train_step(model, [OneBatch()] * batches, filler, optimizer, rate, processes, args, step)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100])
+def test_an_optimizer_step_equals_the_formulas(scale):
+    """Clipping to norm 1 and AdamW (arXiv 1711.05101, algorithm 2), in numpy; norms and biases do not decay."""
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1, bias=False))
+    args = argparse.Namespace(lr=0.01, weight_decay=0.1, train=("all",))
+    optimizer = new_optimizer(model, args)
+    decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert [name for name, p in model.named_parameters() if id(p) in decays] == ["0.weight", "2.weight"]
+
+    class Quadratic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, batch):
+            loss = sum(((p - 0.3) ** 2).sum() for p in model.parameters())
+            return scale * 3 * loss, torch.tensor(3.0)                        # 3 tokens
+    weights = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    m, v = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in "mv")
+    for step in range(1, 6):
+        rate = 0.01 / step
+        _, norm, _ = one_step(Quadratic(), optimizer, rate=rate)
+        gradients = {name: scale * 2 * (w - 0.3) for name, w in weights.items()}
+        total = np.sqrt(sum((g ** 2).sum() for g in gradients.values()))
+        assert norm == pytest.approx(total, rel=1e-5)
+        for name, w in weights.items():
+            g = gradients[name] * min(1, 1 / (total + 1e-6))
+            m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.95 * v[name] + 0.05 * g * g
+            update = m[name] / (1 - 0.9 ** step) / (np.sqrt(v[name] / (1 - 0.95 ** step)) + 1e-8)
+            w -= rate * update + (rate * 0.1 * w if name in ("0.weight", "2.weight") else 0)
+            np.testing.assert_allclose(model.get_parameter(name).detach().numpy(), w, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [0.5, 1.5, 5.0, 500.0])
+def test_gradients_are_clipped_to_a_norm_of_1(norm):
+    """Plain gradient descent shows the clipped gradient itself; Adam would hide a constant factor."""
+    direction = torch.tensor([2.0, -1.0, 2.0]) / 3                            # of length 1
+    model = Told(lambda weight: norm * (direction * weight).sum())
+    _, shown, _ = one_step(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    assert shown == pytest.approx(norm)                                       # the norm before clipping is what is logged
+    torch.testing.assert_close(1 - model.weight.detach(), min(norm, 1.0) * direction, rtol=1e-5, atol=0)
+
+
+def test_the_gradient_is_divided_by_all_that_counted_in_all_micro_batches():
+    model = Told(lambda weight: 0.6 * weight.sum(), weight=3.0)
+    loss, _, n_tokens = one_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batches=2)
+    assert loss == pytest.approx(2 * 1.8 / 6) and n_tokens == 12
+    torch.testing.assert_close(model.weight.detach(), torch.full((3,), 1 - 2 * 0.6 / 6))
+    assert model.weight.grad is None                                          # the next step begins from nothing
+
+
+class TwoProcesses(Processes):
+    """The first of two processes; what the other one adds to each sum is known, and what this one adds is noted."""
+    OTHER = (6.0, 3.0, 10.0)
+
+    def sum(self, *values):
+        self.added.append([float(value) for value in values])
+        return [mine + other for mine, other in zip(self.added[-1], self.OTHER)]
+
+    def __init__(self):
+        super().__init__(0, 2, CPU)
+        object.__setattr__(self, "added", [])
+
+
+@pytest.mark.parametrize("filler", [0.0, 1.0])
+def test_an_example_that_fills_in_counts_nowhere(filler):
+    """Neither in the loss, nor in its weight, nor among the tokens, nor in the gradient."""
+    processes, model = TwoProcesses(), Told(lambda weight: 0.5 * weight.sum(), weight=2.0)
+    loss, norm, n_tokens = one_step(model, torch.optim.SGD(model.parameters(), lr=1.0), filler=filler, processes=processes)
+    assert processes.added == [[1.5 * filler, 2.0 * filler, 6.0 * filler]]
+    assert loss == pytest.approx((6.0 + 1.5 * filler) / (3.0 + 2.0 * filler)) and n_tokens == 10 + 6 * filler
+    # DDP averages over two processes: the mean is turned back into the sum before it is divided by what counted.
+    assert norm == pytest.approx(math.sqrt(3) * 0.5 * filler * 2 / (3.0 + 2.0 * filler))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(value):
+    model = Told(lambda weight: (weight * value).sum())
+    message = r"step 8: the loss is (nan|inf) \(training examples 41\).*out/x/last.safetensors"
+    with pytest.raises(InputError, match=message):
+        one_step(model, torch.optim.AdamW(model.parameters()), step=7)
+    assert (model.weight == 1).all()
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update():
+    model = Told(lambda weight: (weight - 1).abs().sqrt().sum())              # it is 0, and its slope is infinite
+    with pytest.raises(InputError, match=r"step 1: the gradient's norm is (nan|inf) \(training examples 41\)"):
+        one_step(model, torch.optim.AdamW(model.parameters()))
+    assert (model.weight == 1).all()
+
+
+class JustAnLlm(torch.nn.Module):
+    """What set_up and train_step need of a model, with a LLaMA that counts how often each block is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.llm = Llama(dataclasses.replace(TINY_LLAMA, vocab_size=16))
+        self.llm.init_from_scratch()
+        self.encoder = torch.nn.Identity()
+        self.calls = [0] * len(self.llm.layers)
+        for index, layer in enumerate(self.llm.layers):
+            layer.register_forward_pre_hook(lambda *_, index=index: self.count(index))
+
+    def count(self, index):
+        self.calls[index] += 1
+
+    def train_only(self, parts):
+        pass
+
+    def forward(self, batch):
+        return self.llm(torch.ones(1, 5, TINY_LLAMA.d_model)).square().mean(), torch.tensor(1.0)
+
+
+@pytest.mark.parametrize("recompute,times", [(False, 1), (True, 2)])
+def test_gradient_checkpointing_computes_each_block_again_for_the_backward_pass(recompute, times):
+    model = JustAnLlm()
+    set_up(model, argparse.Namespace(train=("llm",), attention="torch", compile=False, gradient_checkpointing=recompute))
+    one_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert model.calls == [times] * 3
+
+
+# ---- which examples a step sees ----
+
+class Numbered:
+    """Examples of which each knows its number."""
+
+    def __init__(self, count):
+        self.sizes = np.arange(count) % 7 + 1
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        return Example([1] * int(self.sizes[index]), [2], [np.ones(3)], 0, {}, place=int(index))
+
+
+def steps_of(count, world=1, rank=0, batch_size=8, accumulate=1, epochs=1, seed=0):
+    args = argparse.Namespace(batch_size=batch_size, accumulate=accumulate, epochs=epochs, seed=seed)
+    return Steps(Numbered(count), args, Processes(rank, world, CPU), pad_id=0)
+
+
+def numbers(steps, first=0):
+    """The examples that count in each step from `first` on, micro-batch by micro-batch."""
+    return [[batch.examples for batch in batches if filler] for _, batches, filler in steps(first)]
+
+
+def flat(lists):
+    return [item for inner in lists for item in inner]
+
+
+@pytest.mark.parametrize("world,batch_size,accumulate", [(2, 4, 1), (1, 2, 4), (4, 1, 2), (8, 1, 1)])
+@pytest.mark.parametrize("count", [49, 52, 56])
+def test_processes_and_micro_batches_share_the_examples_of_a_step(count, world, batch_size, accumulate):
+    """Each step has the examples it has in one process, each once; the last step of 49 leaves all but one without."""
+    alone = [sorted(flat(step)) for step in numbers(steps_of(count))]
+    assert sorted(flat(alone)) == list(range(count))
+    ranks = [steps_of(count, world, rank, batch_size, accumulate) for rank in range(world)]
+    assert [sorted(flat(flat(step))) for step in zip(*map(numbers, ranks))] == alone
+    for steps in ranks:
+        assert steps.count == len(alone) and steps.size == 8
+        for step, batches, filler in steps(0):
+            if filler and len(alone[step]) == 8:
+                assert [len(batch.examples) for batch in batches] == [batch_size] * accumulate
+            assert all(len(batch.examples) <= batch_size for batch in batches) and len(batches) <= accumulate
+
+
+def test_a_process_without_an_example_fills_in_with_one_of_the_step():
+    steps = steps_of(9, world=2, rank=1, batch_size=4)
+    first = {step: batches for step, batches, filler in steps(0) if filler == 0.0}
+    assert len(first) == 1 and steps.count == 2
+    (step, batches), = first.items()
+    partner = next(batches for number, batches, _ in steps_of(9, world=2, rank=0, batch_size=4)(0) if number == step)
+    assert [batch.examples for batch in batches] == [batch.examples for batch in partner]
+
+
+def test_the_order_follows_from_seed_and_epoch_and_a_resumed_run_takes_it_up():
+    steps = numbers(steps_of(50, epochs=3, seed=5))
+    epochs = [steps[start:start + 7] for start in (0, 7, 14)]
+    assert len(steps) == 21 and all(sorted(flat(flat(epoch))) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] and epochs[1] != epochs[2] and epochs[0] != epochs[2]
+    assert numbers(steps_of(50, epochs=3, seed=5)) == steps
+    assert numbers(steps_of(50, epochs=3, seed=6))[:7] != epochs[0]
+    for first in (3, 7, 16, 21):
+        assert numbers(steps_of(50, epochs=3, seed=5), first) == steps[first:]
+
+
+def test_a_part_of_an_epoch_is_a_part_of_its_steps():
+    assert steps_of(50, epochs=0.5).count == 4                                # of 7, rounded up
+    assert numbers(steps_of(50, epochs=1.5)) == numbers(steps_of(50, epochs=2))[:11]
+
+
+def test_orders_of_other_seeds_and_epochs_are_others():
+    """Also the examples that share a step, not only the order of the steps."""
+    sizes = np.random.default_rng(0).integers(10, 500, 640)
+    orders = [epoch_order(sizes, 8, seed, epoch) for seed, epoch in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    together = [{tuple(sorted(step)) for step in order} for order in orders]
+    for index, one in enumerate(together):
+        for other in together[index + 1:]:
+            assert len(one & other) < 8                                       # of 80; by chance hardly ever one
+    assert all(map(np.array_equal, orders[1], epoch_order(sizes, 8, 1, 0)))
+
+
+@pytest.fixture(scope="module")
+def prepared(demo):
+    data = PreparedData(demo)
+    return data, built_tokenizer(train_backend(sample_texts(data), 500), data.dataset.channels, 500)
+
+
+@pytest.mark.parametrize("examples_of", [AlignExamples, HarExamples])
+def test_a_limited_split_is_a_seeded_sample_of_all_of_it(prepared, examples_of):
+    data, tokenizer = prepared
+
+    def sample(limit, seed):
+        return examples_of(data, "train", tokenizer, Limits(512, 4096), limit, seed)
+    everything = len(sample(None, 0))
+    drawn = [sample(40, seed).index for seed in (0, 1, 0)]
+    assert np.array_equal(drawn[0], drawn[2]) and len(set(drawn[0]) & set(drawn[1])) < 10
+    for index in drawn:
+        assert len(index) == len(set(index)) == 40 and (np.diff(index) > 0).all()
+        assert index.min() < everything / 4 and index.max() > everything * 3 / 4     # from the first part and the last
+    one = sample(40, 0)
+    assert [one[i].place for i in range(40)] == one.index.tolist()
+    assert np.array_equal(sample(everything, 0).index, np.arange(everything))
+
+
+def test_a_sample_reaches_every_class_and_subject(prepared):
+    """Of 100 of 1960 windows in order of subject and class, each of the five classes and of the seven people has some."""
+    data, tokenizer = prepared
+    examples = HarExamples(data, "train", tokenizer, Limits(512, 4096), 100, seed=0)
+    assert np.bincount(examples.labels(), minlength=5).min() >= 8             # 20 are expected, give or take 4
+    assert len({examples[i].row["subject"] for i in range(100)}) == len({row for row in data.meta["subjects"]
+                                                                          if data.meta["subjects"][row]["split"] == "train"})
