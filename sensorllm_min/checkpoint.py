@@ -251,6 +251,12 @@ def optimizer_tensors(model, optimizer):
 
 
 def fill_optimizer(model, optimizer, tensors, path):
+    """Takes up the moments of all that is trained; InputError where one is missing, or belongs to what is not trained."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = {name.removeprefix("optimizer.").rpartition(".")[0] for name in tensors if name.startswith("optimizer.")}
+    if kept - trained:
+        raise InputError(f"{path} holds optimizer state for {', '.join(sorted(kept - trained)[:4])}, not trained now; "
+                         "--resume with the run's own --train")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             try:

@@ -1,135 +1,182 @@
-"""Training end to end: two processes equal one, a killed run resumes to the same bytes, guards, schedule, checkpoints."""
+"""Training end to end: two processes equal one, what each script trains and validates on, and what it leaves behind."""
 import argparse
 import json
-import math
-import os
+import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, make_chronos, make_llama, run
+from helpers import json_lines, losses, make_chronos, make_llama, metrics, results, run
 from safetensors.torch import load_file
 
-from sensorllm_min.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from sensorllm_min.checkpoint import load_checkpoint, read_checkpoint
 from sensorllm_min.config import InputError
-from sensorllm_min.data import PreparedData
+from sensorllm_min.data import AlignExamples, HarExamples, PreparedData
+from sensorllm_min.evaluation import mean_loss, score_classes
 from sensorllm_min.layers import RMSNorm
+from sensorllm_min.metrics import class_scores
 from sensorllm_min.options import sample_texts
 from sensorllm_min.sensorllm import PARTS
 from sensorllm_min.text_tokenizer import train_backend
-from sensorllm_min.training import Processes, learning_rate, new_optimizer, train_step
+from sensorllm_min.training import Processes, learning_rate, new_optimizer
 
+ALONE = Processes(0, 1, torch.device("cpu"))
 SMALL = ("--train-limit", 52, "--eval-limit", 16, "--test-limit", 4, "--log-every", 1)
-BRIEF = ("--max-new-tokens", 8)             # of stage 1: what a model that learned nothing writes
+BRIEF = ("--max-new-tokens", 8)             # for stage 1: what a model that learned nothing writes
 
 
-def metrics(folder):
-    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A run in this process takes over SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
-def losses(folder):
-    return [line["loss"] for line in metrics(folder) if "loss" in line]
-
-
-def same_tensors(one, other, tolerance):
-    one, other = load_file(one), load_file(other)
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=lambda m: f"{name}: {m}")
-
+# ---- many processes, one result ----
 
 def test_two_processes_equal_one_and_accumulation(demo, tmp_path):
-    """Batch 8 in one process, 4 in two, 2 x 4 accumulated: answers of unequal length, an uneven last step of 52 = 6*8+4.
+    """Batch 8 in one process, 4 in two, 4 x 2 accumulated: answers of unequal length, and 49 = 6 * 8 + 1 examples.
 
-    Only the order of float32 sums differs. Losses agree to 1e-6, and so does every weight but a few in a hundred
-    thousand: Adam divides by the gradient's own size, so where that is hardly more than rounding, the rounding is
-    blown up. Those are within two hundredths of one update (the rate is 1e-3).
+    In the step with one example the second process has none. Only the order of float32 sums differs, which is 6e-8 a
+    sum: losses agree to 1e-6, the norms of the gradients (which Adam would hide) and the losses on other windows to 1e-5.
+    The optimizer's first moments, a mean of gradients, agree to 1e-4 of their norm, each tensor's by itself. The weights
+    are not compared one by one: Adam divides a gradient by its own size, so that where it is hardly more than rounding,
+    the rounding decides the sign of an update. Together they have moved alike to a hundredth of the way they have gone.
     """
-    options = ("--data", demo, "--eval-every", 7, *SMALL, *BRIEF)
+    options = ("--data", demo, "--eval-every", 7, *SMALL, *BRIEF, "--train-limit", 49)
     run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
     run("train_align.py", *options, "--batch-size", 4, "--out", "two", cwd=tmp_path, processes=2)
     run("train_align.py", *options, "--batch-size", 2, "--accumulate", 4, "--out", "accumulated", cwd=tmp_path)
-    assert len(losses(tmp_path / "one")) == 7
+    run("train_align.py", *options, "--batch-size", 8, "--lr", 0, "--epochs", 0.1, "--out", "start", cwd=tmp_path)
+    start, one = (load_file(tmp_path / out / "last.safetensors") for out in ("start", "one"))
+    weights = [name for name in one if not name.startswith("optimizer.")]
+    moments = [name for name in one if name.endswith(".exp_avg")]
+    assert len(losses(tmp_path / "one")) == 7 and len(weights) == len(moments) > 20
     for other in ("two", "accumulated"):
         assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
         norms = [[line["grad_norm"] for line in metrics(tmp_path / out) if "grad_norm" in line] for out in ("one", other)]
-        assert norms[1] == pytest.approx(norms[0], rel=1e-5)                  # Adam would hide a wrong factor
-        one, two = (load_file(tmp_path / out / "last.safetensors") for out in ("one", other))
-        apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in one if not name.startswith("optimizer.")])
-        assert (apart > 1e-6).float().mean() < 1e-4 and apart.max() < 2e-5
+        assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+        two = load_file(tmp_path / other / "last.safetensors")
+        for name in moments:
+            assert (two[name] - one[name]).norm() <= 1e-4 * one[name].norm(), name
+        apart = sum((two[name] - one[name]).square().sum() for name in weights)
+        gone = sum((one[name] - start[name]).square().sum() for name in weights)
+        assert 0 < gone and apart < 1e-4 * gone
         for key in ("val_loss", "direction_accuracy", "trained_parameters"):
-            assert json.loads((tmp_path / other / "results.json").read_text())[key] == pytest.approx(
-                json.loads((tmp_path / "one" / "results.json").read_text())[key], rel=1e-5)
+            assert results(tmp_path / other)[key] == pytest.approx(results(tmp_path / "one")[key], rel=1e-5)
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(demo, tmp_path):
-    """SIGKILL in the middle; --resume ends with the weights and metrics of the run that was not killed, to the bit."""
-    options = ["--data", str(demo), "--batch-size", "4", "--eval-every", "4", *map(str, SMALL + BRIEF)]
-    run("train_align.py", *options, "--out", "whole", cwd=tmp_path)
-    process = subprocess.Popen([sys.executable, str(ROOT / "train_align.py"), *options, "--out", "killed"], cwd=tmp_path,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    log, deadline = tmp_path / "killed" / "log.txt", time.time() + 120
-    while not (log.exists() and "step     6/" in log.read_text()) and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    killed_at = len(losses(tmp_path / "killed"))
-    assert 6 <= killed_at < 13
-    run("train_align.py", *options, "--out", "killed", "--resume", cwd=tmp_path)
-    same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "killed" / "last.safetensors", 0)
-    same_tensors(tmp_path / "whole" / "best.safetensors", tmp_path / "killed" / "best.safetensors", 0)
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+# ---- what each script trains, validates and tests on ----
 
-    assert "--resume needs the same settings" in run(
-        "train_align.py", *options, "--out", "killed", "--resume", "--lr", "0.5", cwd=tmp_path, expect=2)
-    assert "another model" in run(
-        "train_align.py", *options, "--out", "killed", "--resume", "--train", "projector", cwd=tmp_path, expect=2)
+@pytest.fixture(scope="module")
+def untouched(demo, tmp_path_factory):
+    """Both scripts with a rate of 0, one step over all of a sample: the checkpoint is the model that gave each score."""
+    folder = tmp_path_factory.mktemp("untouched")
+    options = ("--data", demo, "--lr", 0, "--epochs", 1, "--seed", 3, "--train-limit", 21, "--eval-limit", 22,
+               "--test-limit", 23, "--batch-size", 21)
+    run("train_align.py", *options, *BRIEF, "--out", "align", cwd=folder)
+    run("train_har.py", *options, "--align", "none", "--text", "none", "--out", "har", cwd=folder)
+    return folder
 
 
-def test_schedule_equals_transformers():
-    from transformers import get_cosine_schedule_with_warmup
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
-    theirs = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=math.ceil(0.03 * 200), num_training_steps=200)
-    for step in range(200):
-        # theirs spends its first step at rate 0; ours starts one notch up, so that no step is wasted
-        theirs_next = theirs.lr_lambdas[0](step + 1) if step < 6 else theirs.lr_lambdas[0](step)
-        assert learning_rate(step, 200, 2e-3, 0.03) == pytest.approx(2e-3 * theirs_next)
+SPLITS = (("train", 21), ("val", 22), ("test", 23))
 
 
-@pytest.mark.parametrize("scale", [0.01, 100])
-def test_an_optimizer_step_equals_the_formulas(scale):
-    """Clipping to norm 1 and AdamW (arXiv 1711.05101, algorithm 2), in numpy; norms and biases do not decay."""
-    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1, bias=False))
-    args = argparse.Namespace(lr=0.01, weight_decay=0.1, train=("all",), bf16=False, out="x")
-    optimizer = new_optimizer(model, args)
-    decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    assert [name for name, p in model.named_parameters() if id(p) in decays] == ["0.weight", "2.weight"]
+def test_stage_1_trains_validates_and_tests_on_a_sample_of_the_split_for_it(untouched, demo):
+    """Losses to 1e-5: batches of another size add in another order."""
+    model, tokenizer, recipe, _ = load_checkpoint(untouched / "align/last.safetensors")
+    data, losses_of, tests = PreparedData(demo), {}, None
+    for split, limit in SPLITS:
+        tests = AlignExamples(data, split, tokenizer, recipe.limits, limit, 3)
+        losses_of[split] = mean_loss(model, tests, ALONE, 4, tokenizer.pad_id)
+    assert len({round(loss, 3) for loss in losses_of.values()}) == 3          # the splits can be told apart
+    first, validation = metrics(untouched / "align")
+    assert first["loss"] == pytest.approx(losses_of["train"], rel=1e-5)
+    assert validation["val_loss"] == pytest.approx(losses_of["val"], rel=1e-5)
+    shown = (untouched / "align/log.txt").read_text().split("--- test window ")[1:]
+    assert len(shown) == 3
+    for text in shown:
+        row = tests[int(text.split(":")[0])].row
+        assert f"{row['channel']}, {row['length']} samples\ntrue:\n{row['answer']}\nbefore" in text
 
-    class Quadratic(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = model
 
-        def forward(self, batch):
-            return scale * 3 * sum(((p - 0.3) ** 2).sum() for p in model.parameters()), torch.tensor(3.0)    # 3 tokens
-    weights = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
-    m, v = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in "mv")
-    for step in range(1, 6):
-        rate = 0.01 / step
-        _, norm, _ = train_step(Quadratic(), [OneBatch()], 1.0, optimizer, rate, Processes(0, 1, torch.device("cpu")), args, step)
-        gradients = {name: scale * 2 * (w - 0.3) for name, w in weights.items()}
-        total = np.sqrt(sum((g ** 2).sum() for g in gradients.values()))
-        assert norm == pytest.approx(total, rel=1e-5)
-        for name, w in weights.items():
-            g = gradients[name] * min(1, 1 / (total + 1e-6))
-            m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.95 * v[name] + 0.05 * g * g
-            update = m[name] / (1 - 0.9 ** step) / (np.sqrt(v[name] / (1 - 0.95 ** step)) + 1e-8)
-            w -= rate * update + (rate * 0.1 * w if name in ("0.weight", "2.weight") else 0)
-            np.testing.assert_allclose(model.get_parameter(name).detach().numpy(), w, atol=1e-6)
+def test_stage_2_trains_validates_and_tests_on_a_sample_of_the_split_for_it(untouched, demo):
+    """The loss is weighted by the rarity of each class among the windows trained on, in training and validation."""
+    model, tokenizer, recipe, _ = load_checkpoint(untouched / "har/last.safetensors")
+    examples = {split: HarExamples(PreparedData(demo), split, tokenizer, recipe.limits, limit, 3, ())
+                for split, limit in SPLITS}
+    counts = np.bincount(examples["train"].labels(), minlength=5)
+    assert len(set(counts)) > 2 and counts.min() > 0                          # weights of the sample, not of the whole
+    unweighted = mean_loss(model, examples["train"], ALONE, 4, tokenizer.pad_id)
+    model.class_weights = torch.tensor(1 / counts / (1 / counts).sum(), dtype=torch.float32)
+    weighted = {split: mean_loss(model, examples[split], ALONE, 4, tokenizer.pad_id) for split in examples}
+    assert abs(weighted["train"] - unweighted) > 1e-3 * unweighted
+    first, validation = metrics(untouched / "har")
+    assert first["loss"] == pytest.approx(weighted["train"], rel=1e-5)
+    assert validation["val_loss"] == pytest.approx(weighted["val"], rel=1e-5)
+    scores = {split: class_scores(score_classes(model, tokenizer, examples[split], ALONE, 4)[0]) for split in examples}
+    assert len({score["accuracy"] for score in scores.values()}) == 3
+    assert validation["macro_f1"] == scores["val"]["macro_f1"] and validation["accuracy"] == scores["val"]["accuracy"]
+    tested = results(untouched / "har")
+    assert all(tested[name] == scores["test"][name] for name in ("accuracy", "macro_f1", "kappa", "chance"))
+
+
+# ---- the schedule, and which checkpoint is kept and tested ----
+
+@pytest.mark.parametrize("stage,eval_every", [("align", 3), ("har", 2)])
+def test_each_step_has_the_rate_of_the_schedule_and_each_nth_a_validation(trained, stage, eval_every):
+    lines = metrics(trained / stage)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7]          # 52 examples in steps of 4 x 2
+    assert [line["lr"] for line in steps] == [learning_rate(step, 7, 2e-3, 0.3) for step in range(7)]
+    assert steps[0]["lr"] < steps[1]["lr"] < steps[2]["lr"] == steps[3]["lr"] == 2e-3 > steps[4]["lr"] > steps[6]["lr"]
+    validated = [line["step"] for line in lines if "val_loss" in line]
+    assert validated == [*range(eval_every, 7, eval_every), 7]
+    assert lines == sorted(lines, key=lambda line: (line["step"], "val_loss" in line))
+
+
+CONFUSIONS = [np.diag([4] * 5), np.full((5, 5), 1), np.diag([3] * 5) + 1]    # of three validations, the first the best
+
+
+@pytest.mark.parametrize("stage", ["align", "har"])
+def test_the_test_scores_come_from_the_checkpoint_that_validated_best(demo, tmp_path, monkeypatch, stage):
+    """The first of three validations is told to be the best: its weights are what is tested, not the last ones."""
+    import train_align
+    import train_har
+    monkeypatch.chdir(tmp_path)
+    module, tested, validations = {"align": train_align, "har": train_har}[stage], [], iter(range(3))
+    real_describe = train_align.describe
+
+    def told_loss(model, *args):
+        return [0.5, 0.9, 0.7][next(validations)]
+
+    def told_classes(model, tokenizer, examples, *args):
+        if "test" in examples.rows.path.name:
+            tested.append(model.projector[0].weight.detach().clone())
+            return CONFUSIONS[1], 1.0
+        return CONFUSIONS[next(validations)], 1.0
+
+    def noted_describe(model, *args):
+        tested.append(model.projector[0].weight.detach().clone())
+        return real_describe(model, *args)
+    if stage == "align":
+        monkeypatch.setattr(train_align, "mean_loss", told_loss)
+        monkeypatch.setattr(train_align, "describe", noted_describe)
+    else:
+        monkeypatch.setattr(train_har, "score_classes", told_classes)
+    options = ["--data", demo, *SMALL, "--train-limit", 12, "--batch-size", 4, "--epochs", 1, "--eval-every", 1, "--out", "out"]
+    options += BRIEF if stage == "align" else ["--align", "none", "--text", "none"]
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, options)])
+    module.main()
+    best, last = (load_file(f"out/{name}.safetensors")["projector.0.weight"] for name in ("best", "last"))
+    assert torch.equal(tested[-1], best) and not torch.equal(best, last)
+    _, progress, _ = read_checkpoint("out/best.safetensors")
+    assert progress["step"] == progress["best_step"] == 1 and progress["best"] == (0.5 if stage == "align" else 1.0)
+    if stage == "align":
+        assert results("out")["val_loss"] == 0.5
 
 
 def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):
@@ -144,35 +191,6 @@ def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):
     for name, parameter in model.named_parameters():
         relative_bias = "relative_bias" in name                               # T5's: a table, whatever it is called
         assert (id(parameter) in ours) == (name in theirs or relative_bias), name
-
-
-class Poisoned(torch.nn.Module):
-    """A model whose loss is what it is told."""
-    def __init__(self, value):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(3))
-        self.value = value
-
-    def forward(self, batch):
-        return (self.weight * self.value).sum(), torch.tensor(1.0)
-
-
-class OneBatch:
-    mask = torch.ones(1, 1)
-    examples = [41]
-
-    def to(self, device):
-        return self
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_update(value):
-    model = Poisoned(value)
-    optimizer = torch.optim.AdamW(model.parameters())
-    args = argparse.Namespace(bf16=False, out="out/x")
-    with pytest.raises(InputError, match=r"step 8: the loss is (nan|inf) \(training examples 41\).*out/x/last.safetensors"):
-        train_step(model, [OneBatch()], 1.0, optimizer, 0.1, Processes(0, 1, torch.device("cpu")), args, 7)
-    assert (model.weight == 1).all()
 
 
 def test_a_run_whose_loss_turns_nan_keeps_its_checkpoint(demo, tmp_path, monkeypatch):
@@ -200,29 +218,20 @@ def test_a_run_whose_loss_turns_nan_keeps_its_checkpoint(demo, tmp_path, monkeyp
             assert progress["step"] == 4 and model.head.weight.isfinite().all()
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_update():
-    class Cliff(Poisoned):
-        def forward(self, batch):
-            return (self.weight - 1).abs().sqrt().sum(), torch.tensor(1.0)    # 0, with a slope without end
-    model = Cliff(0)
-    with pytest.raises(InputError, match=r"step 1: the gradient's norm is (nan|inf) \(training examples 41\)"):
-        train_step(model, [OneBatch()], 1.0, torch.optim.AdamW(model.parameters()), 0.1,
-                   Processes(0, 1, torch.device("cpu")), argparse.Namespace(bf16=False, out="x"), 0)
-    assert (model.weight == 1).all()
-
-
 @pytest.fixture(scope="module")
 def trained(demo, tmp_path_factory):
-    """Both stages on random public-layout weights, a step or two each -> the folder of it all."""
+    """Both stages on random weights in the public layout, seven steps each -> the folder of it all."""
     folder = tmp_path_factory.mktemp("trained")
     backend = train_backend(sample_texts(PreparedData(demo)), 500)
     make_llama(folder / "llm", backend, vocab_size=512)
     make_llama(folder / "other", backend, vocab_size=512, num_hidden_layers=3)
     make_chronos(folder / "encoder")
-    common = ("--data", demo, "--batch-size", 4, "--accumulate", 2, "--epochs", 1, *SMALL)
+    make_chronos(folder / "blunt", num_layers=1)
+    common = ("--data", demo, "--batch-size", 4, "--accumulate", 2, "--epochs", 1, *SMALL, "--lr", 2e-3, "--warmup", 0.3)
     run("train_align.py", *common, *BRIEF, "--llm", "llm", "--encoder", "encoder", "--out", "align", "--gradient-checkpointing",
-        cwd=folder)
-    run("train_har.py", *common, "--align", "align", "--out", "har", "--dtype", "bfloat16", cwd=folder, processes=1)
+        "--eval-every", 3, cwd=folder)
+    run("train_har.py", *common, "--align", "align", "--out", "har", "--dtype", "bfloat16", "--eval-every", 2, cwd=folder,
+        processes=1)
     return folder
 
 
@@ -233,9 +242,9 @@ def test_checkpoints_hold_what_was_trained_alone(trained):
     recipe, _, tensors = read_checkpoint(trained / "har" / "best.safetensors")
     assert {name.split(".")[0] for name in tensors} == {"projector", "new_rows", "head"}
     assert recipe.stage == "har" and recipe.text == ("smry", "Q") and recipe.projector == (2048,)
-    results = json.loads((trained / "har" / "results.json").read_text())
-    assert results["trained_parameters"] == 32 * 2048 + 2048 + 2048 * 48 + 48 + 5 * 48
-    assert {"macro_f1", "accuracy", "chance", "seconds"} <= results.keys()
+    found = results(trained / "har")
+    assert found["trained_parameters"] == 32 * 2048 + 2048 + 2048 * 48 + 48 + 5 * 48
+    assert {"macro_f1", "accuracy", "chance", "seconds"} <= found.keys()
 
 
 def test_stage_2_goes_on_where_stage_1_stopped(trained):
@@ -254,18 +263,21 @@ def test_a_checkpoint_makes_the_same_model_again(trained, monkeypatch):
     assert tuple(tokenizer.added) == recipe.added_tokens and again.head is None
 
 
-def test_a_checkpoint_of_another_llm_is_refused(trained, monkeypatch):
+@pytest.mark.parametrize("network,others", [("llm", ("other", "encoder")), ("encoder", ("llm", "blunt"))])
+def test_a_checkpoint_on_another_network_is_refused(trained, monkeypatch, network, others):
+    """Moved or changed in place: config, tokenizer, and one number at the very end of the weights all tell."""
     monkeypatch.chdir(trained)
-    for moved in ("other", "encoder"):
-        with pytest.raises(InputError, match=f"{moved} does not hold the weights"):
-            load_checkpoint("align", llm=moved)
-    with pytest.raises(InputError, match="nowhere is not there any more; say with --llm"):
-        load_checkpoint("align", llm="nowhere")
+    for other in others:
+        with pytest.raises(InputError, match=f"{other} does not hold the weights.*--{network}"):
+            load_checkpoint("align", **{network: other})
+    with pytest.raises(InputError, match=f"nowhere is not there any more; say with --{network}"):
+        load_checkpoint("align", **{network: "nowhere"})
     changes = {"model.safetensors": lambda good: good[:-4] + b"\0\0\0\0",    # same shapes, other numbers
-               "config.json": lambda good: good.replace(b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-03'),
-               "tokenizer.json": lambda good: good + b" "}
+               "config.json": lambda good: good.replace(b"e-06", b"e-03")}    # the epsilon of the norms
+    if network == "llm":
+        changes["tokenizer.json"] = lambda good: good + b" "
     for name, change in changes.items():
-        path = trained / "llm" / name
+        path = trained / network / name
         good = path.read_bytes()
         assert change(good) != good
         try:
@@ -274,9 +286,12 @@ def test_a_checkpoint_of_another_llm_is_refused(trained, monkeypatch):
                 load_checkpoint("align")
         finally:
             path.write_bytes(good)
+    shutil.copytree(trained / network, trained / "moved")
+    load_checkpoint("align", **{network: "moved"})                            # the same network at another place
+    shutil.rmtree(trained / "moved")
 
 
-def test_checkpoint_files_that_are_not_ours(trained, tmp_path, monkeypatch):
+def test_files_that_are_no_checkpoint_of_ours_are_refused(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained)
     good = (trained / "align" / "best.safetensors").read_bytes()
     for name, content in (("cut", good[:-50]), ("empty", b""), ("text", b"hello")):
@@ -292,30 +307,16 @@ def test_checkpoint_files_that_are_not_ours(trained, tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "format")
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(trained, monkeypatch):
-    monkeypatch.chdir(trained)
-    model, _, recipe, progress = load_checkpoint("align")
-    before = (trained / "align" / "best.safetensors").read_bytes()
-
-    def full_disk(*args):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(InputError, match="No space left"):
-        save_checkpoint("align/best.safetensors", model, recipe, progress)
-    assert (trained / "align" / "best.safetensors").read_bytes() == before
-    assert not list((trained / "align").glob("*.unfinished"))
-
-
 def test_evaluate_reports_on_both(trained, demo):
     out = run("evaluate.py", "--checkpoint", "align", "har", "--data", demo, "--limit", 12, "--max-new-tokens", 20, cwd=trained)
     assert "direction right for" in out and "guessing gets" in out and "macro f1" in out and "Walking" in out
     scores = json.loads((trained / "har" / "evaluation_test.json").read_text())
     assert sum(map(sum, scores["confusion"])) == scores["windows"] == 12
-    rows = [json.loads(line) for line in open(trained / "align" / "descriptions_test.jsonl")]
+    rows = json_lines(trained / "align" / "descriptions_test.jsonl")
     assert len(rows) == 12 and all({"answer", "generated", "channel"} <= row.keys() for row in rows)
 
 
-def test_stage_2_without_stage_1(trained, demo):
+def test_stage_2_without_stage_1_learns_its_markers(trained, demo):
     run("train_har.py", "--data", demo, "--align", "none", "--llm", "llm", "--encoder", "encoder", "--out", "only",
         "--text", "none", "--batch-size", 8, *SMALL, cwd=trained)
     _, _, tensors = read_checkpoint(trained / "only" / "best.safetensors")
@@ -342,7 +343,7 @@ def test_a_network_without_a_directory_learns(trained, demo, given, learns):
     assert {name.split(".")[0] for name in tensors} == learns
 
 
-def test_a_part_that_the_stage_does_not_have(trained, demo):
+def test_training_a_part_that_the_stage_does_not_have_is_refused(trained, demo):
     out = run("train_align.py", "--data", demo, "--train", "head", "--out", "x", cwd=trained, expect=2)
     assert "--train head leaves nothing to learn in this stage" in out and "Traceback" not in out
 
@@ -352,8 +353,7 @@ def test_what_stage_1_decides_cannot_be_given_again(trained, demo):
     assert "--projector comes from align" in out
 
 
-def test_a_checkpoint_of_another_dataset(trained, demo, tmp_path):
-    import shutil
+def test_a_checkpoint_of_another_dataset_is_refused_and_not_overwritten(trained, demo, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(demo, other)
     meta = json.loads((other / "meta.json").read_text())

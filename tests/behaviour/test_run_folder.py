@@ -1,0 +1,292 @@
+"""What a run keeps in its folder, without training: the best checkpoint, resuming, whole files, and what is refused."""
+import argparse
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+from helpers import digest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sensorllm_min import checkpoint
+from sensorllm_min.checkpoint import build_model, fill_model, load_checkpoint, read_checkpoint, save_checkpoint
+from sensorllm_min.config import InputError, write_bytes, write_whole
+from sensorllm_min.data import PreparedData
+from sensorllm_min.options import new_recipe
+from sensorllm_min.training import Processes, Run, new_optimizer
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+SETTINGS = {"data": "data/demo", "batch_size": 4, "accumulate": 2, "epochs": 3.0, "lr": 1e-3, "warmup": 0.03,
+            "weight_decay": 0.1, "seed": 0, "train_limit": 100, "eval_limit": 50, "dtype": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A Run takes over SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def recipe(demo, tmp_path_factory):
+    """The built-in networks, as stage 2 has them; projector and head learn."""
+    args = argparse.Namespace(out=tmp_path_factory.mktemp("recipe"), llm=None, encoder=None, chat_format=None, resume=False,
+                              scaling="StanNormalizeUniformBins", projector=(8,), train=("projector", "head"))
+    return dataclasses.replace(new_recipe(args, PreparedData(demo), ALONE), classes=("still", "moving"))
+
+
+def begin(recipe, out, resume=False, train=("projector", "head"), **changes):
+    """A run of a fresh model, of which nothing but `train` learns."""
+    model, _ = build_model(recipe)
+    model.train_only(train)
+    args = argparse.Namespace(**SETTINGS | changes, out=out, resume=resume, train=train)
+    return Run(args, ALONE, model, recipe, new_optimizer(model, args))
+
+
+def mark(run, value):
+    """Lets a number stand in the weights, by which they are known again; and steps the optimizer once."""
+    with torch.no_grad():
+        run.model.head.weight.fill_(value)
+    for group in run.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, value)
+        group["lr"] = 0.0
+    run.optimizer.step()
+
+
+def marked(path):
+    return load_file(path)["head.weight"].unique().tolist()
+
+
+# ---- the best checkpoint ----
+
+@pytest.mark.parametrize("higher_is_better,scores,best_step", [
+    (True, [0.25, 0.75, 0.5, 0.75], 2), (False, [0.5, 0.25, 0.75, 0.25], 2),      # of equal ones the first
+    (True, [0.5, 0.25], 1), (False, [0.5, 0.25], 2)])
+def test_the_best_validation_is_what_is_kept_and_loaded(recipe, tmp_path, higher_is_better, scores, best_step):
+    run = begin(recipe, tmp_path)
+    for step, score in enumerate(scores):
+        mark(run, step + 1.0)
+        run.evaluated(step, {"other": 9.0, "score": score}, "score", higher_is_better)
+    best, last = tmp_path / "best.safetensors", tmp_path / "last.safetensors"
+    assert marked(best) == [best_step] and marked(last) == [len(scores)]
+    _, progress, _ = read_checkpoint(best)
+    assert (progress["step"], progress["best_step"], progress["best"]) == (best_step, best_step, scores[best_step - 1])
+    _, progress, _ = read_checkpoint(last)
+    assert (progress["step"], progress["best_step"], progress["best"]) == (len(scores), best_step, scores[best_step - 1])
+    assert not any(name.startswith("optimizer.") for name in load_file(best))
+    mark(run, 99.0)
+    run.load_best()
+    assert run.model.head.weight.unique().tolist() == [best_step]
+
+
+def test_a_resumed_run_keeps_the_best_of_before(recipe, tmp_path):
+    run = begin(recipe, tmp_path)
+    for step, score in enumerate([0.75, 0.5]):
+        mark(run, step + 1.0)
+        run.evaluated(step, {"score": score}, "score", higher_is_better=True)
+    run = begin(recipe, tmp_path, resume=True)
+    assert run.progress["step"] == 2 and run.model.head.weight.unique().tolist() == [2.0]
+    mark(run, 3.0)
+    run.evaluated(2, {"score": 0.625}, "score", higher_is_better=True)
+    assert marked(tmp_path / "best.safetensors") == [1.0] and marked(tmp_path / "last.safetensors") == [3.0]
+    assert run.progress["best_step"] == 1
+
+
+def test_a_new_run_begins_with_a_clean_folder(recipe, tmp_path):
+    """What a demo left there would pass for the new run's, if that is interrupted before its first validation."""
+    left = ("best.safetensors", "last.safetensors", "results.json")
+    for name in left:
+        (tmp_path / name).write_text("an earlier demo's")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
+    begin(recipe, tmp_path)
+    assert not any((tmp_path / name).exists() for name in left)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+# ---- resuming ----
+
+@pytest.fixture(scope="module")
+def saved(recipe, tmp_path_factory):
+    """The folder of a run that has validated after steps 1 and 2."""
+    before = signal.getsignal(signal.SIGTERM)
+    out = tmp_path_factory.mktemp("saved")
+    run = begin(recipe, out)
+    for step in range(2):
+        mark(run, step + 1.0)
+        run.stepped(step, 4, 1.5, 0.5, 1e-3, 10, every=1)
+        run.evaluated(step, {"score": 0.5}, "score", higher_is_better=True)
+    run.metrics.close()
+    run.log.close()
+    signal.signal(signal.SIGTERM, before)
+    return out
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of it, to be changed."""
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("setting,other", [
+    ("data", "data/else"), ("batch_size", 8), ("accumulate", 1), ("epochs", 4.0), ("lr", 2e-3), ("warmup", 0.1),
+    ("weight_decay", 0.0), ("seed", 1), ("train_limit", 99), ("train_limit", None), ("eval_limit", 49),
+    ("dtype", "bfloat16")])
+def test_resuming_needs_the_same_settings(recipe, folder, setting, other):
+    before = digest(folder)
+    named = "batch" if setting in ("batch_size", "accumulate") else setting
+    with pytest.raises(InputError, match=f"was trained with {named} .*; --resume needs the same settings"):
+        begin(recipe, folder, resume=True, **{setting: other})
+    assert digest(folder) == before
+
+
+def test_a_batch_may_be_cut_otherwise_when_resuming(recipe, folder):
+    assert begin(recipe, folder, resume=True, batch_size=8, accumulate=1).progress["step"] == 2
+
+
+def test_resuming_takes_up_weights_moments_and_progress(recipe, folder):
+    run, tensors = begin(recipe, folder, resume=True), load_file(folder / "last.safetensors")
+    assert run.progress["step"] == 2 and run.progress["best"] == 0.5 and run.progress["best_step"] == 1
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, tensors[name])                          # the built-in networks are saved as well
+        if parameter.requires_grad:
+            state = run.optimizer.state[parameter]
+            assert all(torch.equal(state[moment], tensors[f"optimizer.{name}.{moment}"])
+                       for moment in ("exp_avg", "exp_avg_sq", "step"))
+            assert state["step"] == 2 and state["exp_avg"].abs().min() > 0
+
+
+def test_resuming_forgets_what_the_metrics_hold_beyond_the_checkpoint(recipe, folder):
+    path = folder / "metrics.jsonl"
+    kept = path.read_text()
+    assert len(kept.splitlines()) == 4
+    path.write_text(kept + '{"step": 3, "loss": 1.0}\n{"step": 4, "lo')       # the last line is cut by a kill
+    begin(recipe, folder, resume=True)
+    assert path.read_text() == kept
+
+
+def test_resuming_with_other_parts_to_train_is_refused(recipe, folder):
+    """Fewer parts than before have moments left over, more parts lack some: neither goes on as the run began."""
+    for train in (("head",), ("projector", "head", "tokens")):
+        with pytest.raises(InputError, match="optimizer state"):
+            begin(recipe, folder, resume=True, train=train)
+
+
+def test_resuming_another_model_is_refused(recipe, folder):
+    for changes in ({"control": "shuffled"}, {"channel_names": True}, {"trained": ("head",)}, {"llm_fingerprint": "x"}):
+        with pytest.raises(InputError, match="is of another model"):
+            begin(dataclasses.replace(recipe, **changes), folder, resume=True)
+
+
+# ---- tensors that do not fit ----
+
+def rewrite(path, change):
+    """Changes the tensors of a checkpoint file, and leaves its metadata."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+CHANGES = {
+    "missing": ("head.weight", lambda tensors: tensors.pop("head.weight")),
+    "missing in a part": ("projector.2.bias", lambda tensors: tensors.pop("projector.2.bias")),
+    "left over": ("projector.9.weight", lambda tensors: tensors.update({"projector.9.weight": torch.zeros(2)})),
+    "of no part": ("teeth.weight", lambda tensors: tensors.update({"teeth.weight": torch.zeros(2)})),
+    "of another shape": ("head.weight", lambda tensors: tensors.update({"head.weight": torch.zeros(3, 128)})),
+    "of a shape that would broadcast": ("head.weight", lambda tensors: tensors.update({"head.weight": torch.zeros(1, 128)})),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_checkpoint_whose_tensors_do_not_fit_is_refused(recipe, folder, change, resumes):
+    name, change = CHANGES[change]
+    rewrite(folder / "last.safetensors", change)
+    with pytest.raises(InputError, match=f"does not fit the model it describes: {name}"):
+        if resumes:
+            begin(recipe, folder, resume=True)
+        else:
+            load_checkpoint(folder / "last.safetensors")
+
+
+def test_only_the_named_parts_may_be_new(recipe, folder):
+    """Stage 2 takes up a checkpoint without a head, and nothing else may be missing from it."""
+    path = folder / "best.safetensors"
+    rewrite(path, lambda tensors: tensors.pop("head.weight"))
+    _, _, tensors = read_checkpoint(path)
+    model, _ = build_model(recipe)
+    with pytest.raises(InputError, match="does not fit .*: head.weight"):
+        fill_model(model, recipe, tensors, path)
+    fill_model(model, recipe, tensors, path, new_parts=("head",))
+    assert torch.equal(model.projector[0].weight, tensors["projector.0.weight"])
+    del tensors["new_rows"]
+    with pytest.raises(InputError, match="does not fit .*: new_rows"):
+        fill_model(model, recipe, tensors, path, new_parts=("head",))
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq", "step"])
+def test_a_checkpoint_without_a_moment_of_the_optimizer_is_refused(recipe, folder, moment):
+    rewrite(folder / "last.safetensors", lambda tensors: tensors.pop(f"optimizer.projector.0.weight.{moment}"))
+    with pytest.raises(InputError, match=f"holds no optimizer state for .*projector.0.weight.{moment}"):
+        begin(recipe, folder, resume=True)
+
+
+# ---- whole or not at all ----
+
+def test_a_file_has_its_old_content_until_all_of_the_new_is_written(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    with pytest.raises(ZeroDivisionError):
+        with write_bytes(path) as file:
+            file.write(b"half of the n")
+            file.flush()
+            assert path.read_text() == "old"
+            1 / 0
+    assert path.read_text() == "old"
+    with write_bytes(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "new" and [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("failing", ["save_file", "fsync", "replace"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(recipe, folder, monkeypatch, failing):
+    """The disk is full half-way through the tensors, when they should reach it, or when the file is moved."""
+    path = folder / "best.safetensors"
+    model, _, recipe, progress = load_checkpoint(path)
+    before = path.read_bytes()
+    model.head.weight.data.fill_(7.0)                                         # the new file would be another one
+
+    def full_disk(*args, **settings):
+        if failing == "save_file":
+            args[1].write_bytes(b"half of the tens")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(checkpoint if failing == "save_file" else checkpoint.os, failing, full_disk)
+    with pytest.raises(InputError, match="No space left.*the checkpoint before it is still there"):
+        save_checkpoint(path, model, recipe, progress)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    assert not list(folder.glob("*.unfinished"))
+    save_checkpoint(path, model, recipe, progress)
+    assert marked(path) == [7.0]
+
+
+def test_a_loss_that_is_not_finite_in_the_validation_saves_nothing(recipe, folder):
+    run = begin(recipe, folder, resume=True)
+    before = {name: (folder / name).read_bytes() for name in ("best.safetensors", "last.safetensors")}
+    with pytest.raises(InputError, match="step 3: score is nan"):
+        run.evaluated(2, {"other": 1.0, "score": float("nan")}, "score", higher_is_better=True)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_results_name_seconds_and_trained_parameters(recipe, tmp_path):
+    run = begin(recipe, tmp_path, train=("head",))
+    run.measured({"step": 1, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0})
+    run.finish({"score": 0.5})
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results.keys() == {"score", "seconds", "trained_parameters"} and results["trained_parameters"] == 2 * 128
