@@ -24,6 +24,7 @@ from sensorllm_min.training import Processes, learning_rate, new_optimizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SMALL = ("--train-limit", 52, "--eval-limit", 16, "--test-limit", 4, "--log-every", 1)
+ONE_STEP = ("--train-limit", 8, "--batch-size", 8, "--accumulate", 1, "--epochs", 1)
 BRIEF = ("--max-new-tokens", 8)             # for stage 1: what a model that learned nothing writes
 
 
@@ -318,7 +319,7 @@ def test_evaluate_reports_on_both(trained, demo):
 
 def test_stage_2_without_stage_1_learns_its_markers(trained, demo):
     run("train_har.py", "--data", demo, "--align", "none", "--llm", "llm", "--encoder", "encoder", "--out", "only",
-        "--text", "none", "--batch-size", 8, *SMALL, cwd=trained)
+        "--text", "none", *SMALL, *ONE_STEP, cwd=trained)
     _, _, tensors = read_checkpoint(trained / "only" / "best.safetensors")
     start = load_file(trained / "llm" / "model.safetensors")["model.embed_tokens.weight"].mean(0)
     assert (tensors["new_rows"][2:] - start).abs().max() > 1e-4               # the markers learned
@@ -337,8 +338,7 @@ def test_no_run_writes_over_another(trained, demo):
                                           ("--encoder", {"llm", "projector", "new_rows"})])
 def test_a_network_without_a_directory_learns(trained, demo, given, learns):
     out = given.strip("-") + "-alone"
-    run("train_align.py", "--data", demo, given, given.strip("-"), "--out", out, "--batch-size", 4, "--accumulate", 2,
-        *SMALL, *BRIEF, cwd=trained)
+    run("train_align.py", "--data", demo, given, given.strip("-"), "--out", out, *SMALL, *BRIEF, *ONE_STEP, cwd=trained)
     _, _, tensors = read_checkpoint(trained / out / "best.safetensors")
     assert {name.split(".")[0] for name in tensors} == learns
 
@@ -362,6 +362,6 @@ def test_a_checkpoint_of_another_dataset_is_refused_and_not_overwritten(trained,
         out = run(*script, "--data", other, cwd=trained, expect=2)
         assert "was trained on demo" in out and "holds uci-har" in out and "Traceback" not in out
     (other / "meta.json").write_text(json.dumps(meta | {"dataset": "usc-had"}))
-    run("train_har.py", "--data", other, "--align", "none", "--out", "real", "--text", "none", *SMALL, cwd=trained)
+    run("train_har.py", "--data", other, "--align", "none", "--out", "real", "--text", "none", *SMALL, *ONE_STEP, cwd=trained)
     out = run("train_har.py", "--data", demo, "--align", "align", "--out", "real", *SMALL, cwd=trained, expect=2)
     assert "real holds a run of stage har on usc-had" in out                  # a demo never writes over a real run
