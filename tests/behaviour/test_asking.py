@@ -59,6 +59,12 @@ def test_the_window_of_the_split_is_described_with_its_truth(folder, asked, spli
     assert f"{split} window 3, subject {line['subject']}" in out and f"(the dataset says:\nActivity: {activity})" in out
 
 
+def test_without_a_window_or_a_checkpoint_stage_1_is_asked_about_window_0(folder, asked):
+    out = asked("--ask", "Why?")
+    assert out.count("samples") == 1 and "test window 0, subject" in out
+    assert f"(the dataset says:\n{json_lines(folder / 'data/demo/align_test.jsonl')[0]['answer']})" in out
+
+
 def test_another_channel_of_a_window_is_read_where_it_is_asked_for(folder, stage_1):
     """Its samples, its markers in the prompt, and no truth, which the dataset has for the window's own channel alone."""
     _, tokenizer, recipe = stage_1

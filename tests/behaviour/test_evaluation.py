@@ -17,12 +17,13 @@ from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
 from sensorllm_min import evaluation, report
 from sensorllm_min.checkpoint import load_checkpoint
-from sensorllm_min.config import write_json, write_whole
+from sensorllm_min.config import InputError, write_json, write_whole
 from sensorllm_min.data import AlignExamples, HarExamples, Limits, PreparedData
 from sensorllm_min.evaluation import classify, describe, rows_so_far, score_classes
 from sensorllm_min.generate import Sampling, generate
 from sensorllm_min.metrics import class_scores, confusion_of
 from sensorllm_min.report import most_wrong
+from sensorllm_min.sensorllm import SensorLLM
 from sensorllm_min.trend_scores import Guess, scores_of
 from sensorllm_min.trend_text import har_answer, reasoning_text, strongest_rhythm
 
@@ -327,6 +328,47 @@ def test_answers_are_sampled_as_asked(folder, evaluated, monkeypatch, checkpoint
     assert drawn[0] != drawn[1]
 
 
+def test_a_sampled_answer_does_not_depend_on_the_batch_it_stands_in(folder, data):
+    model, tokenizer, recipe, _ = load_checkpoint(folder / "out/align/best.safetensors")
+    examples = AlignExamples(data, "test", tokenizer, recipe.limits, 6)
+
+    def said(batch_size):
+        return sorted(describe(model, tokenizer, examples, ALONE, batch_size, 6, sampling=Sampling(2.0, seed=1)))
+    assert said(6) == said(4) == said(1)
+
+
+def test_bfloat16_and_the_attention_asked_for_reach_the_model(evaluated, monkeypatch):
+    """bfloat16 is computed under autocast, float32 is not."""
+    seen = []
+    monkeypatch.setattr("evaluate.write_report", lambda *args: None)
+    monkeypatch.setattr("evaluate.use_backend", lambda model, attention: seen.append(attention))
+    embeddings = SensorLLM.sensor_embeddings
+
+    def noted(model, batch):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return embeddings(model, batch)
+    monkeypatch.setattr(SensorLLM, "sensor_embeddings", noted)
+    for dtype, bf16 in (("float32", False), ("bfloat16", True)):
+        for checkpoint in (ALIGN, HAR):
+            seen.clear()
+            evaluated(*checkpoint, "--limit", 2, "--max-new-tokens", 2, "--dtype", dtype, "--attention", "torch")
+            assert seen == ["torch", bf16]
+
+
+@pytest.mark.parametrize("options,words", [
+    (("--llm", "elsewhere"), "--llm elsewhere: the checkpoint holds its own"),
+    (("--encoder", "elsewhere"), "--encoder elsewhere: the checkpoint holds its own"),
+    (("--data", "data/other"), "the checkpoint was trained on demo, data/other holds mhealth"),
+    (("--export", "shared"), "--export takes one --checkpoint"),
+], ids=lambda value: value[0] if isinstance(value, tuple) else "")
+def test_files_that_do_not_fit_the_checkpoint_are_refused(folder, evaluated, options, words):
+    (folder / "data/other").mkdir(exist_ok=True)
+    meta = json.loads((folder / "data/demo/meta.json").read_text())
+    (folder / "data/other/meta.json").write_text(json.dumps(meta | {"dataset": "mhealth"}))
+    with pytest.raises(InputError, match=words):
+        evaluated(*(() if "--export" in options else ALIGN), *options)
+
+
 def test_show_prints_so_many_descriptions_beside_the_true_ones(folder, evaluated, monkeypatch):
     monkeypatch.setattr("evaluate.describe", scripted([]))
     for n in (0, 1, 5):
@@ -457,6 +499,27 @@ def test_the_most_wrong_windows_are_one_of_each_mistake():
     assert [found["window"] for found in most_wrong(rows)] == [2, 3]          # the worst first
     words = [{key: value for key, value in one.items() if key != "probabilities"} for one in rows]
     assert [found["window"] for found in most_wrong(words)] == [1, 3] and most_wrong(words[:1]) == []
+
+
+def test_what_a_model_wrote_cannot_become_markup_of_the_report(folder, data):
+    record = {"window": 0, "subject": 9, "label": 0, "predicted": None, "generated": "<script>alert(1)</script>"}
+    page = report.wrong_window(record, data, data.rows("har", "test"))
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "an answer that names no class" in page
+
+
+@pytest.mark.parametrize("stage", ["align", "har"])
+def test_the_loss_is_the_same_in_batches_of_any_size(folder, data, stage):
+    """Sums over all that counts, weighted by class in stage 2: no mean of means. Relative 1e-5: float32 sums."""
+    model, tokenizer, recipe, _ = load_checkpoint(folder / f"out/{stage}/best.safetensors")
+    examples_of = AlignExamples if stage == "align" else HarExamples
+    examples = examples_of(data, "val", tokenizer, recipe.limits)
+    if stage == "har":
+        model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
+        losses = [score_classes(model, tokenizer, examples, ALONE, size)[1] for size in (5, 24)]
+    else:
+        losses = []
+    losses += [evaluation.mean_loss(model, examples, ALONE, size, tokenizer.pad_id) for size in (1, 5, 24)]
+    assert losses == [pytest.approx(losses[0], rel=1e-5)] * len(losses)
 
 
 # ---- stage 2: answers in words ----
