@@ -30,8 +30,6 @@ from sensorllm_min.training import Processes, run_script
 from sensorllm_min.trend_scores import Guess, in_one_line, scores_table
 from sensorllm_min.trend_text import FirstWording, align_pair
 
-COMMAND = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-
 
 def sample_size(text):
     """argparse type: a whole number of at least 1, or "all"."""
@@ -58,7 +56,7 @@ def evaluate_align(args, model, tokenizer, recipe, progress, data, settings, pro
     rows = written_as_they_come(out / f"descriptions_{args.split}.jsonl", settings, examples, described, say)
     scores = trend_scores(rows, data, Guess(AlignExamples(data, "train", tokenizer, recipe.limits)), say)
     table = scores_table(scores)
-    write_whole(out / f"scores_{args.split}.md", f"# {data.name}, stage 1\n\n`{COMMAND}`\n\n{table}")
+    write_whole(out / f"scores_{args.split}.md", f"# {data.name}, stage 1\n\n`{args.command}`\n\n{table}")
     everything = scores["all"]
     say(f"{table}\n{in_one_line(everything['answers'], everything['guess'])}\nwrote {out}/scores_{args.split}.md")
     return {"windows": len(rows), **everything["answers"],
@@ -86,7 +84,8 @@ def evaluate_har(args, model, tokenizer, recipe, progress, data, settings, proce
     say("\n95 % over subjects: macro F1 {:.3f} to {:.3f}, accuracy {:.3f} to {:.3f}"
         .format(*intervals["macro_f1"], *intervals["accuracy"]))
     try:
-        write_report(out / f"report_{args.split}", rows, confusion, scores, intervals, recipe, progress, data, args.split, COMMAND)
+        write_report(out / f"report_{args.split}", rows, confusion, scores, intervals, recipe, progress, data, args.split,
+                     args.command)
         say(f"wrote {out}/report_{args.split}.html and .md, with pictures and the windows it got most wrong")
     except ImportError:
         say("no report: matplotlib is not installed")
@@ -174,6 +173,7 @@ def main():
                                                         "card; `hf upload NAME/MODEL DIR` puts it on the hub")
     parser.add_argument("--attention", choices=("torch", "triton"), help="default: triton on NVIDIA GPUs, torch elsewhere")
     args = parser.parse_args()
+    args.command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
 
     asking = any(option is not None for option in (args.ask, args.window, args.csv, args.channel))

@@ -2,6 +2,7 @@
 import http.server
 import json
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from sensorllm_min.hub import located
 from sensorllm_min.text_tokenizer import train_backend
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LATER = "89abcdef0123456789abcdef0123456789abcdef"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub's HTTP as huggingface_hub asks for: a model's file list, and its files with their hashes."""
     folder, asked = None, []
+    newest = COMMIT                     # of the main branch
 
     def do_GET(self):
         self.asked.append(self.path)
@@ -43,12 +46,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def model(self, name, revision, tree):
         if not (self.folder / name).is_dir():
             return self.refuse(404, "RepoNotFound")
-        if revision not in ("main", COMMIT):
+        if revision not in ("main", COMMIT, LATER):
             return self.refuse(404, "RevisionNotFound")
         files = [(str(path.relative_to(self.folder / name)), path.stat().st_size)
                  for path in sorted((self.folder / name).rglob("*")) if path.is_file()]
         body = json.dumps([{"type": "file", "path": file, "size": size, "oid": "0"} for file, size in files] if tree else {
-            "id": name, "modelId": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file, _ in files],
+            "id": name, "modelId": name, "sha": self.newest if revision == "main" else revision, "siblings": [{"rfilename": file} for file, _ in files],
             "tags": [], "private": False, "downloads": 0}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -89,7 +92,7 @@ def hub(models, tmp_path, monkeypatch):
     """The stand-in hub, and an environment in which huggingface_hub of a new process goes there."""
     handler = type("Handler", (Hub,), {"folder": models, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     for name, value in {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache"),
                         "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
@@ -100,7 +103,7 @@ def hub(models, tmp_path, monkeypatch):
 TRAIN = ("--train-limit", 8, "--epochs", 1, "--batch-size", 4, "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2)
 
 
-def test_training_from_hub_ids_and_again_without_a_network(demo, hub, tmp_path, monkeypatch):
+def test_hub_ids_are_pinned_to_a_commit_fetched_without_pickles_and_found_offline(demo, hub, tmp_path, monkeypatch):
     command = ("train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos", *TRAIN)
     printed = run(*command, "--out", "first", cwd=tmp_path)
     assert f"LLM made/llama@{COMMIT}" in printed and "chat format llama3" in printed
@@ -111,21 +114,28 @@ def test_training_from_hub_ids_and_again_without_a_network(demo, hub, tmp_path, 
         recipe = json.loads(file.metadata()["sensorllm_min"])["recipe"]
     assert recipe["llm"] == f"made/llama@{COMMIT}" and recipe["encoder"] == f"made/chronos@{COMMIT}"
 
+    hub.newest = LATER                                                        # the main branches move on
+    hub.asked.clear()
+    evaluate = ("evaluate.py", "--checkpoint", "first", "--data", demo, "--limit", 2, "--max-new-tokens", 2)
+    run(*evaluate, cwd=tmp_path)
+    assert hub.asked and not any("main" in path or LATER in path for path in hub.asked), hub.asked
+
+    hub.newest = COMMIT
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub.asked.clear()
     run(*command, "--out", "second", cwd=tmp_path)
-    run("evaluate.py", "--checkpoint", "first", "--data", demo, "--limit", 2, "--max-new-tokens", 2, cwd=tmp_path)
+    run(*evaluate, cwd=tmp_path)
     assert hub.asked == []
 
 
-def test_two_processes_fetch_at_once(demo, hub, tmp_path):
+def test_two_processes_may_fetch_at_once(demo, hub, tmp_path):
     run("train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos", *TRAIN, "--out", "out",
         cwd=tmp_path, processes=2)
     whole = [path for path in hub.asked if path.endswith("llama/resolve/" + COMMIT + "/model.safetensors")]
     assert (tmp_path / "out/best.safetensors").exists() and whole
 
 
-def test_a_gated_model_in_shards_at_a_revision(demo, hub, tmp_path, monkeypatch):
+def test_a_gated_model_in_shards_is_fetched_with_a_token_at_its_revision(demo, hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "open sesame")
     run("train_align.py", "--data", demo, "--llm", f"made/gated@{COMMIT}", "--encoder", "made/chronos", *TRAIN, "--out", "out",
         cwd=tmp_path)
@@ -142,15 +152,17 @@ def test_what_cannot_be_fetched_is_one_line(demo, hub, tmp_path, source, words):
     assert line.startswith("train_align.py: ") and all(word in line for word in words), line
 
 
-def test_offline_and_never_fetched(demo, hub, tmp_path, monkeypatch):
+def test_offline_a_model_never_fetched_is_one_line_and_the_hub_is_not_asked(demo, hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     line = run("train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2).splitlines()[-1]
     assert "not in the cache" in line and hub.asked == []
 
 
-def test_no_network_at_all(demo, hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")                   # nobody listens there
-    line = run("train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2).splitlines()[-1]
+def test_a_hub_that_cannot_be_reached_is_one_line(demo, hub, tmp_path, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))                                         # held here, and nobody listens
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        line = run("train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2).splitlines()[-1]
     assert "made/llama" in line and ("cannot be reached" in line or "could not be fetched" in line)
 
 
@@ -162,7 +174,7 @@ def test_a_directory_needs_no_hub(models, monkeypatch):
         located(Path("/no/where"))
 
 
-def test_export_and_back(demo, hub, models, tmp_path):
+def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(demo, hub, models, tmp_path):
     """A run on networks of this machine is exported, put on the hub and scored from there: the same scores, no path."""
     run("train_har.py", "--data", demo, "--align", "none", "--llm", models / "made/llama", "--encoder", "made/chronos",
         "--train-limit", 16, "--epochs", 1, "--eval-limit", 4, "--test-limit", 4, "--out", "run", cwd=tmp_path)

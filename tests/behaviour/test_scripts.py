@@ -1,47 +1,47 @@
-"""The scripts as a person runs them: the built-in demo end to end, and one clear line for each mistake."""
+"""The scripts as a person starts them: the demo and recordings of one's own end to end, and one line for each mistake."""
 import json
 import re
 
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, launch, results, run, torchrun
 from test_datasets import write_own
 
-SMALL = ("--train-limit", 64, "--eval-limit", 16, "--test-limit", 8, "--log-every", 1)
+SMALL = ("--train-limit", 48, "--eval-limit", 8, "--test-limit", 8, "--epochs", 1, "--log-every", 1)
 
 
-def test_the_demo_end_to_end(tmp_path):
-    """No arguments but sizes: the data is made, both stages train, evaluate reports, as the README says."""
-    out = run("train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path, processes=1)
+def test_the_scripts_do_what_the_readme_says_when_a_person_starts_them(tmp_path):
+    """In real interpreters, stage 2 through a real torchrun: the demo is made, both stages train, evaluate.py reports."""
+    out = launch(ROOT / "train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path)
     assert "making the demo dataset" in out and "min left" in out and "after training" in out
-    results = json.loads((tmp_path / "out/align/results.json").read_text())
-    assert {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"} <= results.keys()
-    out = run("train_har.py", *SMALL, cwd=tmp_path, processes=1)
-    assert "macro f1" in out
-    results = json.loads((tmp_path / "out/har/results.json").read_text())
-    assert {"macro_f1", "accuracy", "chance", "seconds", "trained_parameters"} <= results.keys()
-    out = run("evaluate.py", "--limit", 8, "--max-new-tokens", 16, cwd=tmp_path)
+    found = results(tmp_path / "out/align")
+    assert {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"} <= found.keys()
+    assert "macro f1" in torchrun("train_har.py", *SMALL, cwd=tmp_path)
+    assert {"macro_f1", "accuracy", "chance", "seconds", "trained_parameters"} <= results(tmp_path / "out/har").keys()
+    out = launch(ROOT / "evaluate.py", "--limit", 8, "--max-new-tokens", 16, cwd=tmp_path)
     assert "stage align" in out and "stage har" in out
     assert {path.name for path in (tmp_path / "out/har").iterdir()} >= {
         "best.safetensors", "last.safetensors", "log.txt", "metrics.jsonl", "results.json"}
+    assert "python evaluate.py --limit 8" in (tmp_path / "out/har/report_test.md").read_text()
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.pkl"))
-
-
-def test_data_prep(tmp_path):
-    out = run("data_prep.py", "--out", "demo", "--answer", "trend+summary", cwd=tmp_path)
-    assert "har_windows: train" in out and "Walking" in out and "wrote demo" in out
-    assert json.loads((tmp_path / "demo/meta.json").read_text())["answer"] == "trend+summary"
-
-
-def test_data_prep_shows_a_window(tmp_path):
-    """The prompts as the model reads them, special tokens in sight, and a picture; and then the counts of every subject."""
-    out = run("data_prep.py", "--workers", 2, cwd=tmp_path)
-    assert re.search(r"^10 +test +10 +3400 +280 +\d+$", out, re.MULTILINE)
-    out = run("data_prep.py", "--show", 5, cwd=tmp_path)
+    out = launch(ROOT / "data_prep.py", "--show", 5, cwd=tmp_path)
     assert out.count("<|begin_of_text|>") == 2 and "<x_acc_start><ts>*25<x_acc_end>\n<y_acc_start>" in out
     assert "<|start_header_id|>assistant<|end_header_id|>" in out and "Mean=" in out and out.count("<|eot_id|>") == 3
     picture = (tmp_path / "data/demo/window_5.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 30_000
     assert "holds training windows 0 to 1959" in run("data_prep.py", "--show", 5000, cwd=tmp_path, expect=2)
+
+
+@pytest.mark.slow
+def test_a_real_torchrun_starts_two_processes_of_which_the_first_prints(tmp_path):
+    out = torchrun("train_align.py", *SMALL, "--max-new-tokens", 4, cwd=tmp_path, processes=2)
+    assert out.count("making the demo dataset") == out.count("after training:") / 3 == out.count("results.json") == 1
+
+
+def test_data_prep_writes_the_answers_asked_for_and_prints_the_windows_of_every_subject(tmp_path):
+    out = run("data_prep.py", "--workers", 2, "--out", "prepared", "--answer", "trend+summary", cwd=tmp_path)
+    assert "har_windows: train" in out and "Walking" in out and "wrote prepared" in out
+    assert re.search(r"^10 +test +10 +3400 +280 +\d+$", out, re.MULTILINE)
+    assert json.loads((tmp_path / "prepared/meta.json").read_text())["answer"] == "trend+summary"
 
 
 @pytest.mark.parametrize("command,words", [
@@ -61,7 +61,7 @@ def test_data_prep_shows_a_window(tmp_path):
     (("evaluate.py",), ["no checkpoint", "train_align.py"]),
     (("evaluate.py", "--checkpoint", "nowhere"), ["nowhere not found"]),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
-def test_mistakes_end_in_one_line(tmp_path, command, words):
+def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, command, words):
     (tmp_path / "something").write_text("else")
     out = run(*command, cwd=tmp_path, expect=2)
     assert all(word in out for word in words), out
@@ -71,9 +71,10 @@ def test_mistakes_end_in_one_line(tmp_path, command, words):
 
 @pytest.mark.parametrize("option", ["--train-limit=0", "--train-limit=-5", "--lr=-1", "--epochs=nan", "--epochs=inf",
                                     "--batch-size=0", "--seed=-1", "--eval-every=-2", "--warmup=x"])
-def test_numbers_that_make_no_sense(tmp_path, option):
+def test_a_number_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path, option):
     out = run("train_align.py", option, cwd=tmp_path, expect=2)
-    assert f"argument {option.split('=')[0]}: invalid" in out and not list(tmp_path.iterdir())
+    assert f"argument {option.split('=')[0]}: invalid" in out
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]      # the harness's own files aside
 
 
 def test_the_reading_order_of_the_readme_holds():
@@ -95,7 +96,7 @@ def test_recordings_of_ones_own_through_both_stages(tmp_path):
     write_own(tmp_path / "raw")
     run("data_prep.py", "--dataset", "own", "--raw", "raw", cwd=tmp_path)
     small = ("--data", "data/gloves", *SMALL)
-    assert "gloves: 64 training pairs" in run("train_align.py", *small, "--max-new-tokens", 8, cwd=tmp_path)
+    assert "gloves: 48 training pairs" in run("train_align.py", *small, "--max-new-tokens", 8, cwd=tmp_path)
     assert "typing" in run("train_har.py", *small, cwd=tmp_path)
     out = run("evaluate.py", "--limit", 4, "--max-new-tokens", 8, cwd=tmp_path)
     assert "stage align, gloves" in out and "stage har, gloves" in out

@@ -1,7 +1,6 @@
 """BLEU against sacrebleu, ROUGE against rouge-score: the project's own texts, damaged; wild strings; the edges."""
 import math
 import random
-import time
 
 import numpy as np
 import pytest
@@ -26,7 +25,10 @@ EDGES = ["", " ", "\n", ".", "-", "&amp;", "a", "a b", "a b c", "a b c d", "a b 
 
 
 def assert_same(texts, references):
-    """Each pair alone, three groups, and all together, every order."""
+    """Each pair alone, three groups, and all together, every order.
+
+    Tolerance 1e-9: the same integers, then a logarithm and a division or two in float64, in another order.
+    """
     counts = np.array([bleu_counts(*pair) for pair in zip(texts, references)])
     assert counts.shape == (len(texts), 10) and counts.dtype.kind == "i"
     groups = [slice(i, i + 1) for i in range(len(texts))] + [slice(i, None, 3) for i in range(3)] + [slice(None)]
@@ -62,17 +64,17 @@ def damaged(text, other, rng):
         lambda: other, lambda: text + other, lambda: text])()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_the_projects_own_texts_score_as_in_the_references(seed):
-    rng, references = random.Random(seed), list(align_texts(200, seed))
+    rng, references = random.Random(seed), list(align_texts(150, seed))
     texts = [damaged(text, other, rng) for text, other in zip(references, references[1:] + references[:1])]
     assert_same(texts, references)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_wild_strings_score_as_in_the_references(seed):
     rng = random.Random(seed)
-    references = ["".join(rng.choices(PIECES, k=rng.randrange(40))) for _ in range(200)]
+    references = ["".join(rng.choices(PIECES, k=rng.randrange(40))) for _ in range(150)]
     texts = [reference[rng.randrange(5):] + rng.choice(PIECES) if rng.random() < 0.7 else rng.choice(references)
              for reference in references]
     assert_same(texts, references)
@@ -80,7 +82,7 @@ def test_wild_strings_score_as_in_the_references(seed):
 
 def test_tokens_are_sacrebleus():
     rng, tokenize = random.Random(0), SACREBLEU[4].tokenizer
-    for trial in range(8000):
+    for trial in range(4000):
         text = "".join(rng.choices("aZ09.,-' \n&\u0663" if trial % 2 else PIECES, k=rng.randrange(12)))
         assert bleu_tokens(text) == tokenize(text.rstrip()).split(), repr(text)    # it strips before it tokenises
     for mark in map(chr, range(0x250)):
@@ -120,13 +122,9 @@ def test_rouge_by_hand():
     assert longest_common_subsequence("xaybzc", "abcz") == 3
 
 
-def test_long_texts_are_quick_and_right():
+def test_the_longest_common_subsequence_of_long_texts_is_right():
+    """Long enough for carries through many machine words, few tokens, so that most rows match in many places."""
     rng = random.Random(0)
-    text, reference = (" ".join(rng.choices("abcdefghij", k=2000)) for _ in range(2))
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        ours = rouge_l(text, reference)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.05, seconds
-    assert ours == pytest.approx(ROUGE.score(reference, text)["rougeL"].fmeasure, abs=1e-9, rel=0)
+    text, reference = (" ".join(rng.choices("abcdefghij", k=length)) for length in (700, 500))
+    theirs = ROUGE.score(reference, text)["rougeL"].fmeasure
+    assert rouge_l(text, reference) == pytest.approx(theirs, abs=1e-9, rel=0)

@@ -1,0 +1,67 @@
+"""A small part of the demo dataset, and checkpoints that nobody trained: what the tests of evaluate.py start from.
+
+Most of what evaluate.py does is independent of what the model learned. So its checkpoints are made in a second, with
+random weights of a large standard deviation, and most tests call its `main` within their own process.
+"""
+import json
+import sys
+from argparse import Namespace
+from dataclasses import replace
+
+import numpy as np
+import torch
+from helpers import spread
+
+import evaluate
+from sensorllm_min.checkpoint import build_model, save_checkpoint
+from sensorllm_min.data import PreparedData
+from sensorllm_min.options import new_recipe
+from sensorllm_min.training import Processes
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+LINES = {"align_train": 120, "align_val": 24, "align_test": 300, "har_train": 40, "har_val": 24, "har_test": 40}
+
+
+def small_dataset(demo, folder):
+    """A seeded sample of the demo's lines, in their order, in a prepared dataset of its own -> its folder."""
+    folder.mkdir(parents=True)
+    (folder / "samples").symlink_to(demo / "samples")
+    meta = json.loads((demo / "meta.json").read_text())
+    rng = np.random.default_rng(0)
+    for name, n_lines in LINES.items():
+        lines = (demo / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        chosen = np.sort(rng.permutation(len(lines))[:n_lines])
+        (folder / f"{name}.jsonl").write_text("".join(lines[i] for i in chosen))
+        kind, split = name.split("_")
+        meta["har_windows" if kind == "har" else "align_pairs"][split] = n_lines
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+def save_untrained(out, data_folder, stage, seed=0, **changes):
+    """Writes out/best.safetensors, a checkpoint of a random model. changes: of its recipe."""
+    data = PreparedData(data_folder)
+    args = Namespace(llm=None, encoder=None, chat_format=None, resume=False, out=str(out), projector=(32,),
+                     scaling="StanNormalizeUniformBins", train=("projector", "tokens", "llm", "encoder"))
+    recipe = new_recipe(args, data, ALONE)
+    if stage == "har":
+        recipe = replace(recipe, classes=data.dataset.classes, text=("smry", "Q"))
+    recipe = replace(recipe, **changes)
+    torch.manual_seed(seed)
+    model, tokenizer = build_model(recipe)
+    spread(model, std=0.1)
+    with torch.no_grad():                                                     # so that some answers end by themselves
+        for index in tokenizer.stop_ids:
+            model.llm.embed_tokens.weight[index] *= 2
+    settings = {"data": str(data_folder), "seed": seed}
+    progress = {"step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0, "settings": settings}
+    save_checkpoint(out / "best.safetensors", model, recipe, progress)
+
+
+def evaluate_here(monkeypatch, capsys, folder, *options):
+    """Runs evaluate.py in a folder, within this process -> what it printed. A mistake of the user raises."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
+    capsys.readouterr()
+    evaluate.main()
+    return capsys.readouterr().out
