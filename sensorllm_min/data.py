@@ -72,7 +72,7 @@ class PreparedData:
         if subject not in self.samples:
             try:
                 self.samples[subject] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:                  # EOFError: an empty file
                 raise InputError(f"{path} is missing or truncated ({error}); prepare the dataset again")
         window = self.samples[subject][start:end]
         if len(window) != row["length"] or not np.isfinite(window).all():

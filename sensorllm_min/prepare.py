@@ -234,6 +234,12 @@ def put_together(job, done, folder, out):
     return meta
 
 
+def discard(unfinished):
+    """Removes what runs left in OUT.unfinished; its settings first, so that no run resumes from the half that is left."""
+    (unfinished / "settings.json").unlink(missing_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def prepare(name, raw, out, seed=0, answer_kinds=None, longest=None, workers=1, say=print):
     """Reads the raw recordings of a dataset and writes it prepared into the directory `out` -> its meta.
 
@@ -252,7 +258,7 @@ def prepare(name, raw, out, seed=0, answer_kinds=None, longest=None, workers=1, 
     unfinished, old = out.with_name(out.name + ".unfinished"), out.with_name(out.name + ".old")
     settings = {"version": VERSION, "job": repr(job)}
     if not (unfinished / "settings.json").exists() or read_json(unfinished / "settings.json") != settings:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard(unfinished)
         unfinished.mkdir(parents=True)
         write_json(unfinished / "settings.json", settings)
     done = prepare_parts(job, parts, unfinished / "parts", workers, say)
@@ -263,6 +269,6 @@ def prepare(name, raw, out, seed=0, answer_kinds=None, longest=None, workers=1, 
     if out.exists():
         os.replace(out, old)
     os.replace(whole, out)
-    for leftover in (old, unfinished):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    discard(unfinished)
     return meta

@@ -379,7 +379,7 @@ def read_own(subject, files, dataset, seed, counts):
         try:
             samples = (pd.read_csv(path, usecols=tokens)[tokens].to_numpy(np.float64) if path.suffix == ".csv"
                        else np.load(path, allow_pickle=False).astype(np.float64))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:                      # EOFError: an empty .npy
             raise InputError(f"{path} does not hold the channels {', '.join(tokens)} ({error})")
         if samples.ndim != 2 or samples.shape[1] != len(tokens):
             raise InputError(f"{path} has shape {samples.shape}, expected (samples, {len(tokens)})")

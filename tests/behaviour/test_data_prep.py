@@ -1,175 +1,287 @@
-"""Prepared datasets: counts, splits, windows that cross nothing, the same bytes for the same seed, broken raw files."""
+"""Prepared datasets: windows, splits, wording and counts; what the settings change; lines and files that are broken."""
 import json
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
-import scipy.io
-from helpers import digest, quiet, read_all
+from helpers import digest, quiet, run
+from raw_files import OWN, PEOPLE, write_small_own
 
 from sensorllm_min.config import InputError
 from sensorllm_min.data import PreparedData
 from sensorllm_min.metrics import parse_claims
-from sensorllm_min.prepare import prepare, random_windows, strided_windows
-from sensorllm_min.recordings import join_overlapping
+from sensorllm_min.prepare import Job, prepare, random_windows, strided_windows
 from sensorllm_min.sensors import DATASETS
 from sensorllm_min.trend_scores import truth_sums
-from sensorllm_min.trend_text import HAR_TEXTS, align_pair, har_text, pair_rng, trend_segments
+from sensorllm_min.trend_text import HAR_TEXTS, QUESTIONS, align_pair, har_text, pair_rng, trend_segments
+
+SPLITS = ("train", "val", "test")
+KINDS = ("simple_trend", "summary")                                           # of one's own recordings, where none are asked for
 
 
-def check_prepared(folder):
-    """What must hold of every prepared dataset."""
-    data = PreparedData(folder)
-    recordings = [json.loads(line) for line in open(folder / "recordings.jsonl")]
-    spans = {}
-    for one in recordings:
-        spans.setdefault(one["subject"], []).append((one["start"], one["start"] + one["length"], one["activity"]))
-    subjects = {}
-    for kind, count in (("har", "har_windows"), ("align", "align_pairs")):
-        for split in ("train", "val", "test"):
-            rows = data.rows(kind, split)
-            assert len(rows) == data.meta[count][split] > 0
-            for i in range(0, len(rows), max(1, len(rows) // 500)):
-                row = rows[i]
-                subjects.setdefault(split, set()).add(row["subject"])
-                inside = [activity for start, end, activity in spans[row["subject"]]
-                          if start <= row["start"] and row["start"] + row["length"] <= end]
-                assert len(inside) == 1                                       # within one recording: crosses nothing
-                if kind == "har":
-                    assert data.dataset.classes[row["label"]] == inside[0]
-                    assert row["length"] == data.dataset.window
-                else:
-                    shortest, longest = data.dataset.align_lengths
-                    assert shortest <= row["length"] <= longest
-    assert not (subjects["train"] & subjects["val"] or subjects["train"] & subjects["test"]
-                or subjects["val"] & subjects["test"])
-    assert subjects["test"] <= set(data.dataset.test_subjects) and subjects["val"] <= set(data.dataset.val_subjects)
-    return data
+def lines_of(data, kind, split):
+    rows = data.rows(kind, split)
+    return [rows[i] for i in range(len(rows))]
 
 
-def test_windows_fill_a_recording():
+def recordings_of(folder):
+    return [json.loads(line) for line in open(folder / "recordings.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Four people's recordings of 230 samples, four each, prepared with seed 3 -> (raw, out)."""
+    folder = tmp_path_factory.mktemp("small")
+    write_small_own(folder / "raw")
+    prepare("own", folder / "raw", folder / "out", seed=3, say=quiet)
+    return folder / "raw", folder / "out"
+
+
+# ---- windows ----
+
+def test_strided_windows_fit_at_the_stride_and_one_more_is_flush_with_the_end():
     assert strided_windows(199, 200, 100) == []
     assert strided_windows(200, 200, 100) == [0]
     assert strided_windows(400, 200, 100) == [0, 100, 200]
-    assert strided_windows(450, 200, 100) == [0, 100, 200, 250]               # the last one flush with the end
+    assert strided_windows(450, 200, 100) == [0, 100, 200, 250]
+
+
+def test_random_windows_follow_one_another_and_take_every_length():
     windows = random_windows(1000, 5, 200, np.random.default_rng(0))
     assert all(5 <= length <= 200 for _, length in windows)
     ends = [start + length for start, length in windows]
     assert [start for start, _ in windows] == [0, *ends[:-1]] and 1000 - ends[-1] < 5
+    lengths = {length for _, length in random_windows(5000, 2, 5, np.random.default_rng(0))}
+    assert lengths == {2, 3, 4, 5}
+    assert random_windows(4, 5, 200, np.random.default_rng(0)) == []
 
 
-def test_demo(demo):
-    data = check_prepared(demo)
+def check_splits(folder):
+    """Every window lies within one recording; subjects of the three splits are apart; counts are those of the lines."""
+    data = PreparedData(folder)
+    recordings, subjects = recordings_of(folder), {}
+    for kind, count in (("har", "har_windows"), ("align", "align_pairs")):
+        for split in SPLITS:
+            lines = lines_of(data, kind, split)
+            assert len(lines) == data.meta[count][split] > 0
+            for line in lines[::max(1, len(lines) // 500)]:
+                start, end = line["start"], line["start"] + line["length"]
+                around = [one for one in recordings if one["subject"] == line["subject"]
+                          and one["start"] <= start and end <= one["start"] + one["length"]]
+                assert len(around) == 1                                       # within one recording: crosses nothing
+                if kind == "har":
+                    assert data.dataset.classes[line["label"]] == around[0]["activity"]
+                    assert line["length"] == data.dataset.window
+                else:
+                    shortest, longest = data.dataset.align_lengths
+                    assert shortest <= line["length"] <= longest
+            subjects[kind, split] = {line["subject"] for line in lines}
+    for kind in ("har", "align"):
+        assert subjects[kind, "test"] == set(data.dataset.test_subjects)
+        assert subjects[kind, "val"] == set(data.dataset.val_subjects)
+        assert not subjects[kind, "train"] & (subjects[kind, "val"] | subjects[kind, "test"])
+    return data
+
+
+def test_windows_lie_within_one_recording_of_their_split(small):
+    """Recordings of one person and activity lie side by side: the ramp jumps back between them."""
+    data = check_splits(small[1])
+    for kind in ("har", "align"):
+        for split in SPLITS:
+            for line in lines_of(data, kind, split):
+                window = data.window(line)
+                np.testing.assert_allclose(np.diff(window[:, 0]), 0.01, atol=1e-5)        # float32 of up to 2.3
+                assert set(window[:, 1]) == {PEOPLE[line["subject"]]}
+    starts = {line["start"] % 230 for line in lines_of(data, "har", "train")}
+    assert starts == {0, 25, 50, 75, 100, 125, 150, 175, 180}                 # 180: flush with the end
+
+
+def test_training_recordings_are_cut_twice_over_for_descriptions_and_others_once(small):
+    data = PreparedData(small[1])
+    cut = Counter()
+    for split in SPLITS:
+        for line in lines_of(data, "align", split):
+            if line["channel"] == "ramp":
+                cut[split] += line["length"]
+    shortest = data.dataset.align_lengths[0]
+    for split, people, times in (("train", 2, 2), ("val", 1, 1), ("test", 1, 1)):
+        samples = people * times * 4 * 230
+        left_over = people * times * 4 * (shortest - 1)                       # at the end of each recording, at most
+        assert samples - left_over <= cut[split] <= samples
+
+
+def cuts(folder):
+    """{(subject, start of a recording): (start, length) of its stage-1 windows}, in order, starts within the recording."""
+    data, found = PreparedData(folder), {}
+    for split in SPLITS:
+        for line in lines_of(data, "align", split):
+            if line["channel"] == "ramp":
+                offset = line["start"] // 230 * 230
+                found.setdefault((line["subject"], offset), []).append((line["start"] - offset, line["length"]))
+    return found
+
+
+def test_stage_1_cuts_differ_by_subject_recording_and_seed(small, tmp_path):
+    """All recordings are of 230 samples: only the generator's place can make their cuts differ."""
+    prepare("own", small[0], tmp_path / "out", seed=4, say=quiet)
+    found = [tuple(sorted(one[:4])) for folder in (small[1], tmp_path / "out") for one in cuts(folder).values()]
+    assert len(found) == 2 * 4 * 4 and len(set(found)) == len(found)
+
+
+def test_draws_depend_on_the_seed_and_on_every_part_of_the_place():
+    def draw(seed, *place):
+        return Job("own", DATASETS["demo"], seed, (), (5, 50)).rng(*place).integers(1 << 60)
+
+    places = [("align", "anna", 0), ("har", "anna", 0), ("align", "ben", 0), ("align", "anna", 1), ("align", 1, 10)]
+    draws = [draw(seed, *place) for seed in (0, 1) for place in places]
+    assert len(set(draws)) == len(draws)
+    assert draws == [draw(seed, *place) for seed in (0, 1) for place in places]
+
+
+# ---- wording ----
+
+def test_wording_is_drawn_by_seed_dataset_subject_start_length_and_channel():
+    """A part that the generator left out would word alike what differs in this part alone."""
+    base = dict(seed=0, name="usc-had", subject=1, start=400, length=60, channel="x_acc")
+    others = [base | change for change in (
+        dict(seed=1), dict(name="mhealth"), dict(subject=2), dict(start=401), dict(length=61), dict(channel="y_acc"))]
+
+    def draws(seed, name, *place):
+        rng = pair_rng(seed, name, True, *place)
+        return [rng.random() for _ in range(3)]
+
+    found = [tuple(draws(*one.values())) for one in [base, *others]]
+    assert len(set(found)) == len(found)
+    assert found == [tuple(draws(*one.values())) for one in [base, *others]]  # and by nothing else
+
+
+def test_every_pair_can_be_made_again_alone_from_its_line(small):
+    """Question and answer follow from the samples, the seed and the place that a line names, whatever came before."""
+    data = PreparedData(small[1])
+    channels = {channel.token: (column, channel) for column, channel in enumerate(data.dataset.channels)}
+    for split in SPLITS:
+        for line in lines_of(data, "align", split):
+            column, channel = channels[line["channel"]]
+            place = (line["subject"], line["start"], line["length"], line["channel"])
+            series = data.window(line)[:, column]
+            made = align_pair(series, channel, data.dataset.rate, KINDS, pair_rng(3, "gloves", True, *place))
+            assert made == (line["question"], line["answer"]), line
+
+
+def test_questions_of_a_dataset_come_from_the_whole_pool(small):
+    """Some 300 questions drawn from 40 templates leave out one with a chance of 40 (39/40)^300, and the seed is fixed."""
+    data = PreparedData(small[1])
+    spoken = {channel.token: channel.spoken for channel in data.dataset.channels}
+    lines = lines_of(data, "align", "train")
+    asked = {line["question"].replace(f"normalized {spoken[line['channel']]}", "{sensor}") for line in lines}
+    assert len(lines) > 300 and asked == set(QUESTIONS)
+
+
+def test_the_demo_words_every_pair_alike_and_tells_the_truth(demo):
+    data = check_splits(demo)
     assert np.load(demo / "samples" / "1.npy").dtype == np.float32            # one line of numpy
     assert {path.suffix for path in demo.rglob("*") if path.is_file()} == {".npy", ".jsonl", ".json"}
-    for split, times in (("train", 2), ("val", 1), ("test", 1)):              # cut twice over for training, once else
-        rows = data.rows("align", split)
-        cut = sum(rows[i]["length"] for i in range(0, len(rows), len(data.dataset.channels)))
-        samples = sum(counts["samples"] for counts in data.meta["subjects"].values() if counts["split"] == split)
-        assert 0.98 * times * samples < cut <= times * samples
     tokens = [channel.token for channel in data.dataset.channels]
-    for i in range(0, len(rows), 50):                                         # every stored answer is true of its series
-        series = data.window(rows[i])[:, tokens.index(rows[i]["channel"])]
-        claims = parse_claims(rows[i]["answer"])
+    lines = lines_of(data, "align", "test")
+    for line in lines[::50]:                                                  # every stored answer is true of its series
+        series = data.window(line)[:, tokens.index(line["channel"])]
+        claims = parse_claims(line["answer"])
         sums = truth_sums(claims, claims, series, data.dataset.rate)
-        assert all(sums[name][0] == sums[name][1] for name in ("direction", "segment_f1", "well_formed")), rows[i]
+        assert all(sums[name][0] == sums[name][1] for name in ("direction", "segment_f1", "well_formed")), line
+    assert len({line["question"] for line in lines}) == len(tokens)           # one wording
 
 
-def test_shorter_windows_and_other_answers_on_request(tmp_path):
-    meta = prepare("demo", None, tmp_path / "short", answer_kinds=("trend", "summary"), longest=8, say=quiet)
-    data = PreparedData(tmp_path / "short")
-    rows = data.rows("align", "test")
-    assert max(rows[i]["length"] for i in range(len(rows))) == 8 == meta["align_lengths"][1]
-    assert rows[0]["answer"].startswith("From 0.0s to") and "\n\n" in rows[0]["answer"]
+# ---- counts and settings ----
+
+def test_meta_counts_are_those_of_the_lines(small):
+    """Per split and per subject: windows, pairs, samples and the balance of classes, summed over the subjects."""
+    data = PreparedData(small[1])
+    by_class, by_subject = {}, {person: Counter() for person in PEOPLE}
+    for split in SPLITS:
+        windows, pairs = lines_of(data, "har", split), lines_of(data, "align", split)
+        assert data.meta["har_windows"][split] == len(windows) and data.meta["align_pairs"][split] == len(pairs)
+        by_class[split] = dict(Counter(data.dataset.classes[line["label"]] for line in windows))
+        for what, lines in (("har_windows", windows), ("align_pairs", pairs)):
+            for line in lines:
+                by_subject[line["subject"]][what] += 1
+    assert data.meta["class_balance"] == by_class
+    assert by_class["train"] == {"waving": 36, "typing": 36}                  # two people, two recordings of nine windows
+    for person in PEOPLE:
+        expected = {"split": {"anna": "test", "ben": "val"}.get(person, "train"), "recordings": 4, "samples": 920,
+                    **by_subject[person]}
+        assert data.meta["subjects"][person] == expected
 
 
-def test_same_seed_same_bytes(demo, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_path):
+    raw, out = small
+    prepare("own", raw, tmp_path / "again", seed=3, say=quiet)
+    assert digest(tmp_path / "again") == digest(out)
+    prepare("own", raw, tmp_path / "again", seed=1, say=quiet)                # replaces what was prepared there
+    assert digest(tmp_path / "again")["align_train.jsonl"] != digest(out)["align_train.jsonl"]
+
+
+@pytest.mark.slow
+def test_the_demo_is_the_same_for_the_same_seed_and_differs_for_another(demo, tmp_path):
     prepare("demo", None, tmp_path / "again", say=quiet)
     assert digest(tmp_path / "again") == digest(demo)
-    prepare("demo", None, tmp_path / "again", seed=1, say=quiet)              # replaces what was prepared there
-    assert digest(tmp_path / "again") != digest(demo)
+    prepare("demo", None, tmp_path / "again", seed=1, say=quiet)
+    assert digest(tmp_path / "again")["samples/1.npy"] != digest(demo)["samples/1.npy"]
 
 
-@pytest.mark.shared("data/USC-HAD")
-def test_usc_had_counts(shared):
-    """All 840 files: 22,790 windows of training subjects, 4,555 of test subjects."""
-    dataset = DATASETS["usc-had"]
-    recordings = read_all("usc-had", shared / "data" / "USC-HAD")
-    assert len(recordings) == 840 and sum(len(r.samples) for r in recordings) == 2_811_490
-    counts = {"train": 0, "val": 0, "test": 0}
-    for r in recordings:
-        counts[dataset.split_of(r.subject)] += len(strided_windows(len(r.samples), dataset.window, dataset.stride))
-    assert counts["train"] + counts["val"] == 22_790 and counts["test"] == 4_555 and counts["val"] > 0
+def test_a_share_of_the_windows_is_drawn_by_seed_and_place(tmp_path):
+    """Of each stage about the share is kept: five standard deviations of the binomial around it."""
+    write_small_own(tmp_path / "raw", n_recordings=6, stride=5)
+    whole = prepare("own", tmp_path / "raw", tmp_path / "whole", say=quiet)
+    write_small_own(tmp_path / "raw", n_recordings=6, stride=5, share=0.3)
+    kept = {seed: prepare("own", tmp_path / "raw", tmp_path / f"kept{seed}", seed=seed, say=quiet) for seed in (0, 1)}
+    for what in ("har_windows", "align_pairs"):
+        per_draw = 3 if what == "align_pairs" else 1                          # the channels of a window are kept together
+        drawn = sum(whole[what].values()) / per_draw
+        for meta in kept.values():
+            assert abs(sum(meta[what].values()) / per_draw - 0.3 * drawn) < 5 * np.sqrt(drawn * 0.3 * 0.7)
+    chosen = {}
+    for seed in kept:
+        data = PreparedData(tmp_path / f"kept{seed}")
+        for split in SPLITS:
+            for line in lines_of(data, "har", split):
+                chosen.setdefault((seed, line["subject"], line["start"] // 230), set()).add(line["start"] % 230)
+    assert len(chosen) == 2 * 4 * 12
+    assert len(set(map(frozenset, chosen.values()))) == len(chosen)           # no two recordings alike, nor the two seeds
 
 
-@pytest.fixture
-def few_usc_had(shared, tmp_path):
-    """Two activities of four subjects, one of each split among them."""
-    raw = tmp_path / "raw"
-    for subject in (1, 3, 13):
-        (raw / f"Subject{subject}").mkdir(parents=True)
-        for name in ("a1t1.mat", "a10t3.mat"):
-            shutil.copyfile(shared / "data" / "USC-HAD" / f"Subject{subject}" / name, raw / f"Subject{subject}" / name)
-    return raw
+def test_the_options_of_data_prep_reach_the_dataset(small, tmp_path):
+    """Seed, kinds of answer and length of windows: the same bytes as from a call with them, and in meta.json."""
+    raw, _ = small
+    out = run("data_prep.py", "--dataset", "own", "--raw", raw, "--seed", 7, "--answer", "summary+trend", "--longest", 8,
+              "--workers", 1, cwd=tmp_path)
+    assert "wrote data/gloves; look at a window with --show 0 --out data/gloves" in out
+    prepare("own", raw, tmp_path / "called", seed=7, answer_kinds=("trend", "summary"), longest=8, say=quiet)
+    prepared = tmp_path / "data" / "gloves"
+    assert digest(prepared) == digest(tmp_path / "called")
+    data = PreparedData(prepared)
+    assert data.meta["seed"] == 7 and data.meta["answer"] == "trend+summary" and data.meta["align_lengths"] == [5, 8]
+    lines = lines_of(data, "align", "test")
+    assert {line["length"] for line in lines} <= {5, 6, 7, 8} and max(line["length"] for line in lines) == 8
+    assert all(re.fullmatch(r"[^\n]+\n\n[^\n]+", line["answer"]) for line in lines)  # no line a segment: two paragraphs
 
 
-@pytest.mark.shared("data/USC-HAD")
-def test_usc_had_prepared(few_usc_had, tmp_path):
-    prepare("usc-had", few_usc_had, tmp_path / "out", say=quiet)
-    data = check_prepared(tmp_path / "out")
-    raw = scipy.io.loadmat(few_usc_had / "Subject13" / "a1t1.mat")["sensor_readings"]
-    np.testing.assert_array_equal(data.window(data.rows("har", "test")[0]), raw[:200].astype(np.float32))
-    rows = data.rows("align", "train")
-    row = rows[len(rows) // 2]                                                # any pair can be made again alone
-    channel = next(c for c in data.dataset.channels if c.token == row["channel"])
-    series = data.window(row)[:, data.dataset.channels.index(channel)]
-    place = (row["subject"], row["start"], row["length"], row["channel"])
-    again = align_pair(series, channel, 100, ("simple_trend", "summary"), pair_rng(0, "usc-had", True, *place))
-    assert again == (row["question"], row["answer"])
+def test_data_prep_prints_the_counts_of_splits_classes_and_subjects(small, tmp_path):
+    out = run("data_prep.py", "--dataset", "own", "--raw", small[0], "--out", "here", "--workers", 1, cwd=tmp_path)
+    assert "har_windows: train 72, val 36, test 36" in out
+    assert re.search(r"^waving +36 +18 +18$", out, re.MULTILINE)
+    assert re.search(r"^ben +val +4 +920 +36 +\d+$", out, re.MULTILINE)
+    assert (tmp_path / "here" / "meta.json").exists()
 
 
-@pytest.mark.shared("data/USC-HAD")
-def test_windows_with_lost_samples_are_dropped_and_counted(few_usc_had, tmp_path):
-    path = few_usc_had / "Subject1" / "a1t1.mat"
-    samples = scipy.io.loadmat(path)["sensor_readings"].astype(float)
-    prepare("usc-had", few_usc_had, tmp_path / "whole", say=quiet)
-    samples[150, 2], samples[1000, 5] = np.nan, np.inf                        # 150: two windows; 1000: two (900, 1000)
-    scipy.io.savemat(path, {"sensor_readings": samples})
-    meta = prepare("usc-had", few_usc_had, tmp_path / "lost", say=quiet)
-    whole = json.loads((tmp_path / "whole" / "meta.json").read_text())
-    assert meta["dropped_windows_with_nan_or_inf"]["har_windows"] == 4
-    assert meta["har_windows"]["train"] == whole["har_windows"]["train"] - 4
-    assert meta["dropped_windows_with_nan_or_inf"]["align_windows"] >= 2
-    data = check_prepared(tmp_path / "lost")
-    assert all(np.isfinite(data.window(data.rows("align", "train")[i])).all() for i in range(meta["align_pairs"]["train"]))
+def test_a_longest_window_below_the_shortest_lowers_both(small, tmp_path):
+    meta = prepare("own", small[0], tmp_path / "out", longest=3, say=quiet)
+    assert list(meta["align_lengths"]) == [3, 3]
+    assert {line["length"] for line in lines_of(PreparedData(tmp_path / "out"), "align", "train")} == {3}
 
 
-@pytest.mark.shared("data/UCI HAR Dataset")
-def test_uci_har(shared, tmp_path):
-    """The windows put together and cut again are the shipped ones: 2,947 for testing, bit for bit."""
-    raw = shared / "data" / "UCI HAR Dataset"
-    meta = prepare("uci-har", raw, tmp_path / "uci", say=quiet)
-    data = check_prepared(tmp_path / "uci")
-    assert meta["har_windows"]["test"] == 2947
-    assert meta["har_windows"]["train"] + meta["har_windows"]["val"] == 822   # the part that lies beside the project
-    shipped = np.loadtxt(raw / "test" / "Inertial Signals" / "body_gyro_y_test.txt", dtype=np.float32)
-    rows = data.rows("har", "test")
-    ours = np.stack([data.window(rows[i])[:, 4] for i in range(len(rows))])
-    assert sorted(map(bytes, ours)) == sorted(map(bytes, shipped))
-    joined = [r for r in read_all("uci-har", raw) if r.source.startswith("test")]
-    assert len(joined) < 300 and max(len(r.samples) for r in joined) > 1000   # minutes, not windows
-
-
-def test_overlapping_windows_join_only_where_they_agree():
-    signal = np.arange(320, dtype=np.float32)[:, None]
-    windows = np.stack([signal[i:i + 128] for i in (0, 64, 128, 192)])
-    assert [len(r) for _, r in join_overlapping(windows, np.array([True, True, True]))] == [320]
-    np.testing.assert_array_equal(next(join_overlapping(windows, np.array([True] * 3)))[1], signal)
-    assert [len(r) for _, r in join_overlapping(windows, np.array([True, False, True]))] == [192, 192]
-    windows[2, 5] += 1                                                        # a gap: halves that differ
-    assert [len(r) for _, r in join_overlapping(windows, np.array([True, True, True]))] == [192, 192]
-
+# ---- what is refused ----
 
 def refused(*words, **options):
     with pytest.raises(InputError) as error:
@@ -177,7 +289,7 @@ def refused(*words, **options):
     assert all(str(word) in str(error.value) for word in words), error.value
 
 
-def test_raw_directories_that_are_missing_or_empty(tmp_path):
+def test_raw_directories_that_are_missing_or_empty_are_refused(tmp_path):
     for name in ("usc-had", "uci-har"):
         refused("nowhere", "not a directory", name=name, raw=tmp_path / "nowhere", out=tmp_path / "out")
         (tmp_path / "empty").mkdir(exist_ok=True)
@@ -185,34 +297,13 @@ def test_raw_directories_that_are_missing_or_empty(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]            # nothing half-written
 
 
-@pytest.mark.shared("data/USC-HAD")
-def test_a_truncated_mat_file(few_usc_had, tmp_path):
-    path = few_usc_had / "Subject3" / "a1t1.mat"
-    good = path.read_bytes()
-    prepare("usc-had", few_usc_had, tmp_path / "out", say=quiet)
-    before = digest(tmp_path / "out")
-    for bad in (good[: len(good) // 2], good[:100], b""):
-        path.write_bytes(bad)
-        refused(path, "truncated", name="usc-had", raw=few_usc_had, out=tmp_path / "out")
-    assert digest(tmp_path / "out") == before                                 # what was good stays
-    path.write_bytes(good)                                                    # what was finished before is taken over
-    prepare("usc-had", few_usc_had, tmp_path / "out", say=quiet)
-    assert digest(tmp_path / "out") == before and not (tmp_path / "out.unfinished").exists()
-
-
-@pytest.mark.shared("data/USC-HAD")
-def test_an_archive_that_is_there_twice(few_usc_had, tmp_path):
-    shutil.copytree(few_usc_had / "Subject1", few_usc_had / "USC-HAD" / "Subject1")
-    refused("the same trial", name="usc-had", raw=few_usc_had, out=tmp_path / "out")
-
-
-def test_an_out_that_holds_something_else(tmp_path):
+def test_an_out_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     refused("not a prepared dataset", name="demo", raw=None, out=tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_prepared_data_of_another_version(demo, tmp_path):
+def test_a_meta_json_of_another_version_or_dataset_is_refused(demo, tmp_path):
     shutil.copytree(demo, tmp_path / "old")
     meta = json.loads((demo / "meta.json").read_text())
     for change, word in (({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk"),
@@ -222,7 +313,7 @@ def test_prepared_data_of_another_version(demo, tmp_path):
             PreparedData(tmp_path / "old")
 
 
-def test_prepared_lines_that_are_lost_or_broken(demo, tmp_path):
+def test_prepared_lines_that_are_lost_or_broken_are_named(demo, tmp_path):
     shutil.copytree(demo, tmp_path / "cut")
     path = tmp_path / "cut" / "align_train.jsonl"
     good = path.read_bytes()
@@ -234,7 +325,7 @@ def test_prepared_lines_that_are_lost_or_broken(demo, tmp_path):
         PreparedData(tmp_path / "cut").rows("align", "train")[0]
 
 
-def test_prepared_samples_that_are_broken(demo, tmp_path):
+def test_prepared_samples_that_are_broken_are_named(demo, tmp_path):
     shutil.copytree(demo, tmp_path / "broken")
     path = tmp_path / "broken" / "samples" / "9.npy"
     row = PreparedData(demo).rows("har", "test")[0]
@@ -243,13 +334,17 @@ def test_prepared_samples_that_are_broken(demo, tmp_path):
     np.save(path, samples)
     with pytest.raises(InputError, match="not finite"):
         PreparedData(tmp_path / "broken").window(row)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(InputError, match="truncated"):
-        PreparedData(tmp_path / "broken").window(row)
+    for n_bytes in (5000, 50, 0):
+        path.write_bytes(path.read_bytes()[:n_bytes])
+        with pytest.raises(InputError, match="9.npy is missing or truncated"):
+            PreparedData(tmp_path / "broken").window(row)
 
 
-SPEC_COMBINATIONS = ["smry", "trend", "corr", "smry+Q", "smry+meta", "smry+meta+Q", "smry+corr", "smry+corr+Q", "smry+trend",
-                     "smry+trend+Q", "smry+trend+corr", "smry+trend+corr+Q"]
+# ---- texts of stage 2 ----
+
+COMBINATIONS = ["smry", "trend", "corr", "smry+Q", "smry+meta", "smry+meta+Q", "smry+corr", "smry+corr+Q", "smry+trend",
+                "smry+trend+Q", "smry+trend+corr", "smry+trend+corr+Q"]
+STRENGTHS = ((0.7, "strongly"), (0.3, "moderately"), (0.1, "weakly"))
 
 
 @pytest.mark.parametrize("name", ["demo", "pamap2"])
@@ -263,20 +358,23 @@ def test_stage_2_texts_tell_the_truth(name):
     window[:, n - 1] = 0.25                                                   # one that never changes
     names = [channel.spoken for channel in dataset.channels]
     parts = {part: har_text(window, dataset, (part,)) for part in HAR_TEXTS}
-    for combination in SPEC_COMBINATIONS:
-        assert har_text(window, dataset, combination.split("+")) == "\n".join(parts[part] for part in combination.split("+"))
+    for combination in COMBINATIONS:
+        asked = combination.split("+")
+        assert har_text(window, dataset, asked) == "\n".join(parts[part] for part in asked)
     for line, spoken, column in zip(parts["smry"].split("\n"), names, window.T.astype(float), strict=True):
         found = re.fullmatch(r"(.*): Mean=(-?\d+(?:\.\d*[1-9])?), StdDev=(\d+(?:\.\d*[1-9])?)", line)
         assert found[1] == spoken
-        assert [float(found[2]), float(found[3])] == pytest.approx([column.mean(), np.sqrt(((column - column.mean()) ** 2).mean())], abs=1e-8)
+        std = np.sqrt(((column - column.mean()) ** 2).mean())
+        assert [float(found[2]), float(found[3])] == pytest.approx([column.mean(), std], abs=1e-8)   # eight decimals
     strengths, lines = set(), iter(parts["corr"].split("\n"))
     for i in range(n):
         for j in range(i + 1, n):
             a, b = window[:, i].astype(float), window[:, j].astype(float)
             covariance = ((a - a.mean()) * (b - b.mean())).mean()
             r = covariance / (a.std() * b.std()) if a.std() * b.std() else 0
-            strength = "strongly" if abs(r) >= 0.7 else "moderately" if abs(r) >= 0.3 else "weakly" if abs(r) >= 0.1 else None
-            words = f"{strength} {'positively' if r > 0 else 'negatively'}" if strength else "not significantly"
+            strength = next((word for limit, word in STRENGTHS if abs(r) >= limit), None)
+            sign = "positively" if r > 0 else "negatively"
+            words = f"{strength} {sign}" if strength else "not significantly"
             assert next(lines) == f"{names[i]} and {names[j]} are {words} correlated."
             strengths.add(words)
     assert len(strengths) >= (6 if n > 10 else 3) and next(lines, None) is None

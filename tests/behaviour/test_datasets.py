@@ -1,90 +1,27 @@
 """Every dataset in its exact raw form: what is read, at which rate, and that a window crosses no activity, subject or gap.
 
-Where the real files are not beside the project, the tests write their own: in each, the first channel is a ramp that
-counts the raw samples and the second is the subject, so that every prepared window tells where it came from.
+The tests write their own raw files (`raw_files.py`): the first channel counts the raw samples and the second is the
+subject, so that every prepared window tells where it came from. Where the real files lie beside the project, they are
+read, too.
 """
 import gzip
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, digest, quiet, read_all
+import scipy.io
+from helpers import quiet, read_all
+from raw_files import (ANNOTATIONS, OWN, PEOPLE, STEP, UCI_SIGNALS, labels_of, usc_had_path, write_capture24,
+                       write_mhealth, write_own, write_pamap2, write_uci_har, write_usc_had)
 
 from sensorllm_min.config import InputError
 from sensorllm_min.data import PreparedData
-from sensorllm_min.prepare import prepare
-from sensorllm_min.recordings import on_a_grid, runs, to_rate, without_gaps
+from sensorllm_min.prepare import prepare, strided_windows
+from sensorllm_min.recordings import join_overlapping, on_a_grid, runs, to_rate, without_gaps
 from sensorllm_min.sensors import DATASETS, own_dataset
-
-STEP = 0.01                                                                   # of the ramp, a raw sample
-
-
-def labels_of(blocks):
-    """[(label, samples), ...] -> one label a sample."""
-    return np.concatenate([np.full(n, label) for label, n in blocks])
-
-
-# ---- the raw forms ----
-
-def write_mhealth(raw, subject, blocks, separator="\t", cut=False):
-    labels = labels_of(blocks)
-    table = np.random.default_rng(subject).normal(size=(len(labels), 24)).round(4)
-    table[:, 0], table[:, 1], table[:, 23] = np.arange(len(labels)) * STEP, subject, labels
-    lines = [separator.join([f"{value:.5g}" if abs(value) < 1000 else f"{value:.2f}" for value in row[:23]] + [str(int(row[23]))])
-             for row in table]
-    lines = [f"{row[0]:.2f}{separator}" + line.split(separator, 1)[1] for row, line in zip(table, lines)]
-    raw.mkdir(parents=True, exist_ok=True)
-    (raw / f"mHealth_subject{subject}.log").write_text("\n".join(lines) + ("\n1.0" + separator + "2.0" if cut else "\n"))
-    return labels
-
-
-def write_pamap2(raw, subject, blocks, lost=(), jumps=(), cut=False):
-    """lost: (start, end) of rows whose chest IMU is NaN; jumps: (row, seconds) where the clock skips before a row."""
-    labels = labels_of(blocks)
-    n = len(labels)
-    table = np.random.default_rng(subject).normal(size=(n, 54)).round(4)
-    table[:, 0] = 8.38 + np.arange(n) / 100
-    for row, seconds in jumps:
-        table[row:, 0] += seconds
-    table[:, 1] = labels
-    table[:, 2] = np.where(np.arange(n) % 11, np.nan, 100)                    # the heart rate comes at 9 Hz
-    table[:, 4], table[:, 5] = (table[:, 0] - 8.38) * 100 * STEP, subject     # counts samples of the clock
-    for start, end in lost:
-        table[start:end, 20:37] = np.nan
-    path = raw / "PAMAP2_Dataset" / "Protocol" / f"subject{subject}.dat"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        for row in table:
-            file.write(" ".join([f"{row[0]:.2f}", f"{row[1]:.0f}"] + ["NaN" if np.isnan(v) else f"{v:.6g}" for v in row[2:]]) + "\n")
-        file.write("9.99 1 NaN 30.1 2.3" if cut else "")
-    return labels
-
-
-ANNOTATIONS = {"7030 sleeping;MET 0.95": "sleep", "walking;5060 shopping;MET 2.3": "walking",
-               "home;9060 sitting, reading;MET 1.3": "sitting", "office;11580 sitting;MET 1.5": "sitting"}
-
-
-def write_capture24(raw, subject, blocks, jumps=()):
-    annotations = np.concatenate([np.full(n, label, dtype=object) for label, n in blocks])
-    n = len(annotations)
-    seconds = np.arange(n) / 100
-    for row, skip in jumps:
-        seconds[row:] += skip
-    raw.mkdir(parents=True, exist_ok=True)
-    (raw / "annotation-label-dictionary.csv").write_text(
-        "annotation,label:WillettsSpecific2018,label:Walmsley2020\n" + "".join(f'"{key}",{value},x\n' for key, value in ANNOTATIONS.items()))
-    pd.DataFrame({
-        "time": pd.Timestamp("2015-03-01 10:00:30") + pd.to_timedelta(seconds, unit="s").round("ms"),
-        "x": (seconds * 100 * STEP).round(4), "y": float(subject), "z": 0.25, "annotation": annotations,
-    }).to_csv(raw / f"P{subject:03}.csv.gz", index=False, date_format="%Y-%m-%d %H:%M:%S.%f")
-
 
 # ---- windows against the raw truth ----
 
@@ -123,10 +60,184 @@ def expected_windows(n, dataset):
     return fit + ((n - dataset.window) % dataset.stride > 0)
 
 
+# ---- who is held out ----
+
+TEST_SUBJECTS = {                   # the paper's, but for the demo; in UCI-HAR the archive's own split
+    "demo": {9, 10}, "usc-had": {13, 14}, "uci-har": {2, 4, 9, 10, 12, 13, 18, 20, 24}, "mhealth": {1, 3, 6},
+    "pamap2": {105, 106}, "pamap2-100hz": {105, 106}, "capture24": set(range(101, 152))}
+SUBJECTS = {"demo": range(1, 11), "usc-had": range(1, 15), "uci-har": range(1, 31), "mhealth": range(1, 11),
+            "pamap2": range(101, 110), "pamap2-100hz": range(101, 110), "capture24": range(1, 152)}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_validation_subjects_are_held_out_of_the_training_subjects(name):
+    dataset = DATASETS[name]
+    split = {subject: dataset.split_of(subject) for subject in SUBJECTS[name]}
+    assert {subject for subject in split if split[subject] == "test"} == TEST_SUBJECTS[name]
+    held_out = {subject for subject in split if split[subject] == "val"}
+    assert held_out == set(dataset.val_subjects) and held_out
+    trained_on = [subject for subject in split if split[subject] == "train"]
+    assert len(trained_on) > len(held_out)
+
+
+# ---- USC-HAD ----
+
+USC_HAD_TRIALS = {(1, 1): 450, (1, 2): 199, (10, 3): 640, (12, 1): 200, (2, 1): 400}
+
+
+def write_usc_had_subjects(raw):
+    """One subject of each split -> {subject: activity of each count of the ramp}."""
+    return {subject: write_usc_had(raw, subject, USC_HAD_TRIALS) for subject in (1, 3, 13)}
+
+
+def test_usc_had_trials_keep_subject_and_activity_of_their_path(tmp_path):
+    labels = write_usc_had_subjects(tmp_path / "raw")
+    dataset = DATASETS["usc-had"]
+    meta = prepare("usc-had", tmp_path / "raw", tmp_path / "out", say=quiet)
+    data = check_windows(tmp_path / "out", labels, {i + 1: name for i, name in enumerate(dataset.classes)})
+    windows = sum(expected_windows(n, dataset) for n in USC_HAD_TRIALS.values())
+    assert meta["har_windows"] == {"train": windows, "val": windows, "test": windows}
+    raw = scipy.io.loadmat(usc_had_path(tmp_path / "raw", 13, 1, 1))["sensor_readings"]
+    np.testing.assert_array_equal(data.window(data.rows("har", "test")[0]), raw[:200].astype(np.float32))
+    recordings = [json.loads(line) for line in open(tmp_path / "out/recordings.jsonl")]
+    assert [(one["activity"], one["length"], one["source"]) for one in recordings[:5]] == [
+        ("Walking Forward", 450, "Subject1/a1t1.mat"), ("Walking Forward", 199, "Subject1/a1t2.mat"),
+        ("Walking Left", 400, "Subject1/a2t1.mat"), ("Sleeping", 640, "Subject1/a10t3.mat"),
+        ("Elevator Down", 200, "Subject1/a12t1.mat")]                         # in the order of activities, not of names
+
+
+def test_windows_with_a_nan_or_an_infinity_are_dropped_and_counted(tmp_path):
+    write_usc_had_subjects(tmp_path / "raw")
+    path = usc_had_path(tmp_path / "raw", 1, 10, 3)
+    samples = scipy.io.loadmat(path)["sensor_readings"]
+    whole = prepare("usc-had", tmp_path / "raw", tmp_path / "whole", say=quiet)
+    samples[150, 2] = np.nan                                                  # in the windows from 0 and 100
+    samples[639, 5] = np.inf                                                  # in the last, flush with the end, alone
+    scipy.io.savemat(path, {"sensor_readings": samples})
+    meta = prepare("usc-had", tmp_path / "raw", tmp_path / "lost", say=quiet)
+    assert meta["dropped_windows_with_nan_or_inf"]["har_windows"] == 3
+    assert meta["har_windows"]["train"] == whole["har_windows"]["train"] - 3
+    assert meta["har_windows"]["test"] == whole["har_windows"]["test"]
+    assert meta["dropped_windows_with_nan_or_inf"]["align_windows"] >= 2      # 150 lies in one of each of the two cuts
+    data = PreparedData(tmp_path / "lost")
+    for kind in ("har", "align"):
+        rows = data.rows(kind, "train")
+        assert all(np.isfinite(data.window(rows[i])).all() for i in range(len(rows)))
+
+
+def test_raw_files_that_usc_had_does_not_have_are_refused(tmp_path):
+    raw = tmp_path / "raw"
+    write_usc_had(raw, 1, {(1, 1): 300})
+    path = usc_had_path(raw, 1, 1, 1)
+
+    def refused(words):
+        with pytest.raises(InputError, match=words):
+            prepare("usc-had", raw, tmp_path / "out", say=quiet)
+
+    shutil.copytree(raw / "Subject1", raw / "USC-HAD" / "Subject1")
+    refused("the same trial")
+    shutil.rmtree(raw / "USC-HAD")
+    shutil.copyfile(path, raw / "Subject1" / "a1t1b.mat")
+    refused("a1t1b.mat: expected Subject<N>")
+    (raw / "Subject1" / "a1t1b.mat").rename(raw / "Subject1" / "a13t1.mat")
+    refused("a13t1.mat: activity 13 is not one of 1 to 12")
+    (raw / "Subject1" / "a13t1.mat").unlink()
+    scipy.io.savemat(path, {"sensor_readings": np.zeros((300, 9))})
+    refused(r"a1t1.mat: sensor_readings has shape \(300, 9\)")
+    scipy.io.savemat(path, {"readings": np.zeros((300, 6))})
+    refused("a1t1.mat is truncated or not a USC-HAD .mat")
+
+
+@pytest.mark.shared("data/USC-HAD")
+def test_real_usc_had_holds_the_published_counts(shared):
+    """All 840 files: 22,790 windows of training subjects, 4,555 of test subjects."""
+    dataset = DATASETS["usc-had"]
+    recordings = read_all("usc-had", shared / "data" / "USC-HAD")
+    assert len(recordings) == 840 and sum(len(r.samples) for r in recordings) == 2_811_490
+    counts = Counter()
+    for r in recordings:
+        counts[dataset.split_of(r.subject)] += len(strided_windows(len(r.samples), dataset.window, dataset.stride))
+    assert counts["train"] + counts["val"] == 22_790 and counts["test"] == 4_555 and counts["val"] > 0
+
+
+# ---- UCI-HAR ----
+
+def test_uci_har_windows_are_joined_and_cut_again_into_the_shipped_ones(tmp_path):
+    """Neighbours of one subject and activity whose halves differ stay apart; all six channels, bit for bit."""
+    blocks = {"train": [(1, 1, 128 + 64 * 3), (1, 1, 128 + 64), (1, 5, 128), (5, 2, 128 + 64 * 2), (3, 2, 128 + 64 * 2),
+                        (1, 6, 128 + 64)],                                    # subject 1 comes again after the others
+              "test": [(2, 1, 128 + 64 * 2), (4, 3, 128)]}
+    shipped, labels = {}, {}
+    for split in blocks:
+        shipped[split], of_subjects = write_uci_har(tmp_path / "raw", split, blocks[split])
+        labels |= of_subjects
+    dataset = DATASETS["uci-har"]
+    meta = prepare("uci-har", tmp_path / "raw", tmp_path / "out", say=quiet)
+    data = check_windows(tmp_path / "out", labels, {i + 1: name for i, name in enumerate(dataset.classes)})
+    assert meta["har_windows"] == {"train": 4 + 2 + 1 + 3 + 2, "val": 3, "test": 3 + 1}
+    for split, parts in (("train", ("train", "val")), ("test", ("test",))):
+        rows = [row for part in parts for row in map(data.rows("har", part).__getitem__, range(meta["har_windows"][part]))]
+        ours = sorted(data.window(row).tobytes() for row in rows)
+        assert ours == sorted(window.tobytes() for window in shipped[split])
+    lengths = Counter(json.loads(line)["length"] for line in open(tmp_path / "out/recordings.jsonl"))
+    assert lengths == Counter(n for split in blocks.values() for _, _, n in split)
+
+
+def test_overlapping_windows_join_only_where_they_agree():
+    signal = np.arange(320, dtype=np.float32)[:, None]
+    windows = np.stack([signal[i:i + 128] for i in (0, 64, 128, 192)])
+    assert [len(r) for _, r in join_overlapping(windows, np.array([True, True, True]))] == [320]
+    np.testing.assert_array_equal(next(join_overlapping(windows, np.array([True] * 3)))[1], signal)
+    assert [len(r) for _, r in join_overlapping(windows, np.array([True, False, True]))] == [192, 192]
+    windows[2, 5] += 1                                                        # a gap: halves that differ
+    assert [len(r) for _, r in join_overlapping(windows, np.array([True, True, True]))] == [192, 192]
+
+
+def test_broken_uci_har_files_are_refused_by_name(tmp_path):
+    raw = tmp_path / "raw"
+    write_uci_har(raw, "train", [(1, 1, 256)])
+    folder = raw / "UCI HAR Dataset" / "train"
+    for name, content, words in (
+            ("y_train.txt", "1\n7\n1\n", "y_train.txt: holds activities other than 1 to 6"),
+            ("y_train.txt", "1\n1\n", "differ in their number of rows"),
+            ("subject_train.txt", "", "subject_train.txt is truncated or not a table"),
+            ("Inertial Signals/body_gyro_z_train.txt", None, "body_gyro_z_train.txt not found")):
+        path = folder / name
+        good = path.read_text()
+        path.unlink()
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(InputError, match=words):
+            prepare("uci-har", raw, tmp_path / "out", say=quiet)
+        path.write_text(good)
+    shutil.copytree(folder, raw / "again")
+    with pytest.raises(InputError, match="the same part"):
+        prepare("uci-har", raw, tmp_path / "out", say=quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.shared("data/UCI HAR Dataset")
+def test_real_uci_har_gives_its_shipped_windows_back(shared, tmp_path):
+    """The windows put together and cut again are the shipped ones: 2,947 for testing, bit for bit."""
+    raw = shared / "data" / "UCI HAR Dataset"
+    meta = prepare("uci-har", raw, tmp_path / "uci", say=quiet)
+    data = PreparedData(tmp_path / "uci")
+    assert meta["har_windows"]["test"] == 2947
+    assert meta["har_windows"]["train"] + meta["har_windows"]["val"] == 822   # the part that lies beside the project
+    shipped = np.loadtxt(raw / "test" / "Inertial Signals" / "body_gyro_y_test.txt", dtype=np.float32)
+    rows = data.rows("har", "test")
+    ours = np.stack([data.window(rows[i])[:, UCI_SIGNALS.index("body_gyro_y")] for i in range(len(rows))])
+    assert sorted(map(bytes, ours)) == sorted(map(bytes, shipped))
+    joined = [r for r in read_all("uci-har", raw) if r.source.startswith("test")]
+    assert len(joined) < 300 and max(len(r.samples) for r in joined) > 1000   # minutes, not windows
+
+
+# ---- MHealth ----
+
 BLOCKS = [(0, 70), (1, 330), (2, 220), (0, 5), (2, 150), (3, 100), (4, 99), (12, 400)]
 
 
-def test_mhealth(tmp_path):
+def test_mhealth_lines_keep_channel_and_activity(tmp_path):
     subjects = {1: dict(), 2: dict(), 4: dict(separator=" "), 6: dict(cut=True)}
     labels = {subject: write_mhealth(tmp_path / "raw", subject, BLOCKS, **options) for subject, options in subjects.items()}
     meta = prepare("mhealth", tmp_path / "raw", tmp_path / "out", say=quiet)
@@ -140,20 +251,33 @@ def test_mhealth(tmp_path):
     np.testing.assert_array_equal(data.window(data.rows("har", "val")[0]), raw[70:170, columns].astype(np.float32))
 
 
-@pytest.mark.shared("data/MHEALTHDATASET")
-def test_mhealth_real_lines(shared):
-    """36 true lines each of two subjects, three of each activity: every value in its channel."""
+@pytest.mark.shared("data")
+def test_real_lines_of_mhealth_and_real_labels_of_capture24(shared, tmp_path):
+    """36 true lines each of two subjects, every value in its channel; every annotation of the dictionary has its class."""
     recordings = read_all("mhealth", shared / "data" / "MHEALTHDATASET")
-    assert [(r.subject, r.activity, len(r.samples)) for r in recordings] == [(s, a, 3) for s in (1, 2) for a in range(12)]
+    found = [(r.subject, r.activity, len(r.samples)) for r in recordings]
+    assert found == [(subject, activity, 3) for subject in (1, 2) for activity in range(12)]
     line = (shared / "data" / "MHEALTHDATASET" / "mHealth_subject1.log").read_text().split("\n")[0].split("\t")
-    assert recordings[0].samples[0].tolist() == pytest.approx([float(line[i]) for i in (0, 1, 2, *range(5, 11), *range(14, 20))])
+    values = [float(line[i]) for i in (0, 1, 2, *range(5, 11), *range(14, 20))]
+    assert recordings[0].samples[0].tolist() == pytest.approx(values)         # float32 of them
 
+    classes = DATASETS["capture24"].classes
+    dictionary = pd.read_csv(shared / "data/capture24/annotation-label-dictionary.csv")
+    spoken = dictionary["label:WillettsSpecific2018"]
+    assert set(spoken) == set(classes) and len(dictionary) == 206
+    write_capture24(tmp_path, 7, [(name, 20) for name in dictionary["annotation"]])
+    shutil.copy(shared / "data/capture24/annotation-label-dictionary.csv", tmp_path)
+    found = np.concatenate([np.full(len(r.samples), r.activity) for r in read_all("capture24", tmp_path)])
+    np.testing.assert_array_equal(found, np.repeat([classes.index(label) for label in spoken], 10))
+
+
+# ---- PAMAP2 ----
 
 PAMAP2_CLASSES = {0: None, 1: "lying", 4: "walking", 24: "rope jumping", 9: None}
 PAMAP2_BLOCKS = [(0, 50), (1, 900), (4, 1000), (9, 300), (4, 700), (24, 500), (0, 30)]
 
 
-def test_pamap2(tmp_path):
+def test_pamap2_gaps_are_filled_or_end_a_recording(tmp_path):
     """NaN runs of 3 and 10 are filled, one of 11 splits; the clock skips 2 samples (filled) and 3 seconds (splits)."""
     lost = [(200, 203), (400, 410), (1300, 1311), (2948, 2960), (3448, 3450)]       # the last two end or begin an activity
     jumps = [(700, 0.02), (3200, 3.0)]
@@ -203,7 +327,7 @@ def pamap2_stretches(lost, jumps):
     return [n for n in [*stretches, length] if n]
 
 
-def test_pamap2_columns_and_the_full_rate(tmp_path):
+def test_pamap2_at_100_hz_holds_the_raw_columns(tmp_path):
     """At 100 Hz nothing is filtered: each channel is its column, bit for bit; 27 of them in the data's order."""
     for subject in (101, 105, 108):
         write_pamap2(tmp_path / "raw", subject, [(1, 450), (4, 400)])
@@ -218,7 +342,9 @@ def test_pamap2_columns_and_the_full_rate(tmp_path):
     assert len(set(spoken)) == 27 and all(s.split()[0] == t.split("_")[0] for s, t in zip(spoken, tokens))
 
 
-def test_capture24(tmp_path):
+# ---- Capture-24 ----
+
+def test_capture24_days_are_read_in_pieces_and_a_share_is_kept(tmp_path):
     names = list(ANNOTATIONS)
     blocks = [(names[0], 30_000), (None, 2_500), (names[0], 20_000), (names[1], 9_000), (names[2], 20_000),
               (names[3], 20_000)]                                             # the last two are both sitting: one activity
@@ -240,19 +366,6 @@ def test_capture24(tmp_path):
     assert set(z.tolist()) == {0.25}                                          # rest stays rest through the filter
 
 
-@pytest.mark.shared("data/capture24")
-def test_capture24_real_dictionary(shared, tmp_path):
-    """The shipped dictionary: every label is a class; all its annotations are understood."""
-    dictionary = pd.read_csv(shared / "data/capture24/annotation-label-dictionary.csv")
-    assert set(dictionary["label:WillettsSpecific2018"]) == set(DATASETS["capture24"].classes) and len(dictionary) == 206
-    names = dictionary["annotation"].tolist()
-    write_capture24(tmp_path, 7, [(name, 20) for name in names])
-    shutil.copy(shared / "data/capture24/annotation-label-dictionary.csv", tmp_path)
-    labels = [DATASETS["capture24"].classes.index(label) for label in dictionary["label:WillettsSpecific2018"]]
-    found = np.concatenate([np.full(len(r.samples), r.activity) for r in read_all("capture24", tmp_path)])
-    np.testing.assert_array_equal(found, np.repeat(labels, 10))
-
-
 # ---- rates, gaps ----
 
 def test_resampling_filters_what_the_lower_rate_cannot_hold():
@@ -266,7 +379,7 @@ def test_resampling_filters_what_the_lower_rate_cannot_hold():
         assert to_rate(np.ones((n, 3)), 100, 50).shape == (-(-n // 2), 3)
 
 
-def test_gaps():
+def test_short_gaps_are_interpolated_and_long_ones_end_a_recording():
     counts = Counter()
     samples = np.stack([np.arange(100.0), np.arange(100.0) * 2], 1)
     broken = samples.copy()
@@ -283,30 +396,25 @@ def test_gaps():
     np.testing.assert_array_equal(grid[:7, 0], [0, 1, 2, np.nan, np.nan, 3, 4])
 
 
+def test_what_is_interpolated_is_the_lost_value_alone():
+    """A channel that was there while another was lost keeps its samples; the lost ones lie on a straight line."""
+    samples = np.random.default_rng(0).normal(size=(60, 3))
+    broken = samples.copy()
+    broken[20:24, 1] = np.nan
+    broken[40, 2] = -np.inf
+    (filled,) = without_gaps(broken, 100, Counter())
+    expected = samples.copy()
+    expected[20:24, 1] = samples[19, 1] + (samples[24, 1] - samples[19, 1]) * np.arange(1, 5) / 5
+    expected[40, 2] = (samples[39, 2] + samples[41, 2]) / 2
+    good = np.isfinite(broken)
+    np.testing.assert_array_equal(filled[good], samples[good])
+    np.testing.assert_allclose(filled, expected, rtol=0, atol=1e-12)          # rounding of float64 alone
+    assert np.isnan(broken[20, 1])                                            # what was passed in is not changed
+
+
 # ---- recordings of one's own ----
 
-OWN = {"name": "gloves", "rate": 25, "classes": ["waving", "typing"], "test_subjects": ["anna"], "val_subjects": ["ben"],
-       "channels": [{"token": "ramp", "spoken": "ramp sensor", "unit": "steps"}, {"token": "who", "spoken": "identity", "unit": "1"},
-                    {"token": "bend", "spoken": "bend sensor", "unit": "deg"}]}
-PEOPLE = {"anna": 1, "ben": 2, "carl": 3, "dora": 4}
-
-
-def write_own(raw, **changes):
-    raw.mkdir(exist_ok=True)
-    (raw / "dataset.json").write_text(json.dumps({key: value for key, value in (OWN | changes).items() if value is not None}))
-    for person, number in PEOPLE.items():
-        for activity in OWN["classes"]:
-            folder = raw / person / activity
-            folder.mkdir(parents=True, exist_ok=True)
-            table = np.stack([np.arange(230) * STEP, np.full(230, number), np.sin(np.arange(230))], 1)
-            np.save(folder / "second.npy", table)
-            table[100:102] = np.nan                                           # filled: 0.08 s
-            table[150:160] = np.nan                                           # splits: 0.4 s
-            frame = pd.DataFrame(table, columns=["ramp", "who", "bend"])[["bend", "who", "ramp"]].assign(comment="x")
-            frame.to_csv(folder / "first.csv", index=False)
-
-
-def test_own_recordings(tmp_path):
+def test_own_csv_and_npy_recordings_are_prepared(tmp_path):
     write_own(tmp_path / "raw")
     meta = prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
     data = PreparedData(tmp_path / "out")
@@ -333,13 +441,13 @@ def test_own_recordings(tmp_path):
     (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(align_lengths=[9, 3]), "align_lengths"),
     (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra"),
 ], ids=str)
-def test_own_recordings_described_wrongly(tmp_path, changes, words):
+def test_a_wrong_key_of_dataset_json_is_named(tmp_path, changes, words):
     write_own(tmp_path / "raw", **changes)
     with pytest.raises(InputError, match=words):
         prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
 
 
-def test_own_recordings_that_are_not_there(tmp_path):
+def test_own_recordings_that_are_missing_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a directory"):
         prepare("own", tmp_path / "nowhere", tmp_path / "out", say=quiet)
     (tmp_path / "raw").mkdir()
@@ -352,7 +460,7 @@ def test_own_recordings_that_are_not_there(tmp_path):
 
 # ---- broken files ----
 
-def test_broken_logs(tmp_path):
+def test_broken_logs_are_refused_by_name(tmp_path):
     raw = tmp_path / "raw"
     write_mhealth(raw, 1, BLOCKS)
     path = raw / "mHealth_subject1.log"
@@ -367,7 +475,7 @@ def test_broken_logs(tmp_path):
         prepare("mhealth", raw, tmp_path / "out", say=quiet)
 
 
-def test_broken_capture24(tmp_path):
+def test_broken_capture24_files_are_refused_by_name(tmp_path):
     raw = tmp_path / "raw"
     write_capture24(raw, 1, [("7030 sleeping;MET 0.95", 500)])
     path = raw / "P001.csv.gz"
@@ -379,50 +487,3 @@ def test_broken_capture24(tmp_path):
     write_capture24(raw, 1, [("moon walk", 500)])
     with pytest.raises(InputError, match="'moon walk' is not in"):
         prepare("capture24", raw, tmp_path / "out", say=quiet)
-
-
-# ---- workers, interruptions ----
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_workers_writes_the_same_bytes(demo, tmp_path, workers):
-    prepare("demo", None, tmp_path / "out", workers=workers, say=quiet)
-    assert digest(tmp_path / "out") == digest(demo)
-
-
-def test_killed_and_run_again(demo, tmp_path):
-    """Killed with SIGKILL at random moments, the same command goes on, and ends with the same bytes."""
-    command = [sys.executable, str(ROOT / "data_prep.py"), "--out", str(tmp_path / "demo"), "--workers", "1"]
-    rng, taken_over = np.random.default_rng(0), 0
-    for _ in range(6):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:                                           # from the first part on: some are done
-            taken_over += line.startswith("going on")
-            if line.startswith("part"):
-                break
-        time.sleep(rng.uniform(0, 0.6))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if (tmp_path / "demo").exists():
-            break
-        assert (tmp_path / "demo.unfinished").exists()
-    if not (tmp_path / "demo").exists():
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert taken_over and digest(tmp_path / "demo") == digest(demo) and [p.name for p in tmp_path.iterdir()] == ["demo"]
-
-
-def test_a_raw_file_that_changed_is_read_again(tmp_path):
-    raw = tmp_path / "raw"
-    for subject in (1, 2, 4):
-        write_mhealth(raw, subject, BLOCKS)
-    bad = raw / "mHealth_subject4.log"
-    good = bad.read_text()
-    bad.write_text(good.replace("\t", "\tx", 1))
-    lines = []
-    with pytest.raises(InputError):
-        prepare("mhealth", raw, tmp_path / "out", say=lines.append)
-    bad.write_text(good)
-    write_mhealth(raw, 1, BLOCKS[:4])                                         # was done; is another now
-    prepare("mhealth", raw, tmp_path / "out", say=lines.append)
-    prepare("mhealth", raw, tmp_path / "fresh", say=quiet)
-    assert any("1 of 3 parts are done" in line for line in lines) and digest(tmp_path / "out") == digest(tmp_path / "fresh")
-    assert PreparedData(tmp_path / "out").meta["subjects"]["1"]["samples"] == 330 + 220
