@@ -11,6 +11,7 @@ from helpers import make_chronos, make_llama
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import InputError
 from sensorllm_min.data import (IGNORED, AlignExamples, HarExamples, Limits, PreparedData, collate, epoch_order, share)
+from sensorllm_min.generate import generate
 from sensorllm_min.sensorllm import HeadLoss, PARTS, Projector, SensorLLM, class_weights
 from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, train_backend
 from sensorllm_min.options import sample_texts
@@ -124,8 +125,9 @@ def test_splice_puts_each_vector_at_its_placeholder(data, parts):
 def test_new_rows_start_as_the_mean_of_the_old(parts):
     model, tokenizer = parts
     assert model.new_rows.shape == (len(tokenizer.added), 48)
+    expected = model.llm.embed_tokens.weight.double().mean(0)
     for row in model.new_rows:
-        torch.testing.assert_close(row, model.llm.embed_tokens.weight.mean(0))
+        torch.testing.assert_close(row.double(), expected, rtol=0, atol=1e-7)    # float32 sums of 512 values of 0.15
 
 
 def test_prompts_that_do_not_fit_are_errors(data, parts):
@@ -169,25 +171,27 @@ def test_losses_equal_transformers(data, sources, parts):
     with torch.no_grad():
         full = theirs(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long()).logits
     expected = F.cross_entropy(full[:, :-1].flatten(0, 1), batch.targets[:, 1:].flatten(), ignore_index=IGNORED)
-    torch.testing.assert_close(loss / count, expected, rtol=1e-5, atol=0)
     assert count == (batch.targets != IGNORED).sum()
+    torch.testing.assert_close(loss, expected * count, rtol=1e-5, atol=0)     # a sum: shares of processes add up
 
     classifier = with_head(model, tokenizer)
     classifier.class_weights = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
     batch = har_batch(data, tokenizer, indices=(0, 900, 1400, 1900))
+    assert not batch.mask[:, -1].all()                                        # so that a row's last token is not the batch's
     with torch.no_grad():
         loss, weight = classifier(batch)
         hidden = theirs.model(inputs_embeds=classifier.embed(batch), attention_mask=batch.mask.long()).last_hidden_state
     last = torch.stack([hidden[row, batch.mask[row].nonzero().max()] for row in range(4)])
     logits = last @ classifier.head.weight.T
     torch.testing.assert_close(classifier.class_logits(batch), logits, rtol=0, atol=1e-5 * logits.abs().max().item())
-    torch.testing.assert_close(loss / weight, F.cross_entropy(logits, batch.labels, weight=classifier.class_weights),
-                               rtol=1e-5, atol=0)
+    torch.testing.assert_close(weight, classifier.class_weights[batch.labels].sum())
+    mean = F.cross_entropy(logits, batch.labels, weight=classifier.class_weights)
+    torch.testing.assert_close(loss, mean * weight, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("trained", [("projector", "tokens"), ("projector", "head"), ("head",), ("encoder", "projector"),
                                      ("llm", "tokens"), PARTS], ids="+".join)
-def test_who_gets_a_gradient(data, parts, trained):
+def test_trained_parts_get_a_gradient_and_frozen_ones_stay(data, parts, trained):
     """Each trained parameter gets one, each frozen one none and stays as it was."""
     model, tokenizer = parts
     har = "head" in trained
@@ -230,6 +234,8 @@ def test_trained_parts_are_float32_and_frozen_ones_as_loaded(sources, data):
     llm, (encoder, chronos) = load_llama(folder / "llm", torch.bfloat16), load_t5_encoder(folder / "encoder", torch.bfloat16)
     tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
     model = SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,))
+    expected = llm.embed_tokens.weight.double().mean(0)                       # not of sums that bfloat16 has rounded
+    torch.testing.assert_close(model.new_rows[0].double(), expected, rtol=0, atol=1e-7)
     model.train_only(("projector", "tokens"))
     for name, parameter in model.named_parameters():
         assert parameter.dtype == (torch.float32 if model.part_of(name) in ("projector", "tokens") else torch.bfloat16)
@@ -239,34 +245,48 @@ def test_trained_parts_are_float32_and_frozen_ones_as_loaded(sources, data):
     assert model.new_rows.grad.dtype == torch.float32 and loss.isfinite()
 
 
-def test_projector_shapes():
+def test_the_projector_has_the_papers_sizes():
     """The paper's 10.5 M parameters for 1024 -> 2048 -> 4096, and its ablation with two hidden layers."""
-    count = lambda module: sum(p.numel() for p in module.parameters())
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
     with torch.device("meta"):
         assert count(Projector(1024, (2048,), 4096)) == 1024 * 2048 + 2048 + 2048 * 4096 + 4096 == 10_491_904
         assert [layer.out_features for layer in Projector(1024, (2048, 3072), 4096) if hasattr(layer, "out_features")] == \
             [2048, 3072, 4096]
 
 
-def test_class_weights():
+def test_class_weights_are_inverse_frequencies_that_sum_to_1():
     weights = class_weights([0, 0, 0, 1, 3, 3], 5)
     torch.testing.assert_close(weights, torch.tensor([1 / 3, 1, 0, 1 / 2, 0]) / (1 / 3 + 1 + 1 / 2))
+    assert weights.sum().item() == pytest.approx(1)
 
 
-def test_windows_longer_than_the_encoder_s_context(data, parts):
+def test_windows_longer_than_the_encoder_s_context_are_refused(data, parts):
     _, tokenizer = parts
     for examples in (AlignExamples, HarExamples):
         with pytest.raises(InputError, match="samples.*context holds 10"):
             examples(data, "train", tokenizer, Limits(10, 4096))
 
 
-def test_prompts_longer_than_the_llm_takes(data, parts):
+@pytest.mark.parametrize("examples", [AlignExamples, lambda *args, **options: HarExamples(*args, **options, answer="text")])
+def test_prompt_and_answer_together_must_fit_into_the_llm(data, parts, examples):
+    _, tokenizer = parts
+    (example,) = examples(data, "train", tokenizer, LIMITS, limit=1)
+    length = len(example.prompt) + len(example.answer)
+    assert len(example.answer) > 1
+    assert len(examples(data, "train", tokenizer, Limits(512, length), limit=1)) == 1
+    with pytest.raises(InputError, match=f"makes a prompt of {length} tokens, the LLM takes {length - 1}"):
+        examples(data, "train", tokenizer, Limits(512, length - 1), limit=1)
+
+
+def test_a_prompt_longer_than_the_llm_takes_is_named(data, parts):
     _, tokenizer = parts
     with pytest.raises(InputError, match="har window .* makes a prompt of .* the LLM takes 100"):
         HarExamples(data, "train", tokenizer, Limits(512, 100))
 
 
-def test_order_of_an_epoch():
+def test_an_epoch_takes_each_example_once_in_steps_of_like_length():
     sizes = np.random.default_rng(0).integers(10, 500, 1003)
     steps = epoch_order(sizes, 8, seed=0, epoch=0)
     assert sorted(np.concatenate(steps)) == list(range(1003)) and sorted(map(len, steps)) == [3] + [8] * 125
@@ -322,9 +342,10 @@ def test_gradients_of_both_losses_equal_transformers(data, sources, parts):
             torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
 def test_compiled_blocks_give_the_same(data, parts):
-    """Loss and gradients of both ways, at two batch shapes, in training and in validation."""
+    """Loss and gradients, at two batch shapes, in training and in validation."""
     model, tokenizer = parts
     model.train_only(("projector", "tokens"))
     batches = [align_batch(data, tokenizer, indices) for indices in ((0, 100, 333), (5, 77))]
@@ -339,5 +360,21 @@ def test_compiled_blocks_give_the_same(data, parts):
     plain = list(results())
     model.llm.compile_blocks()
     for ours, expected in zip(results(), plain, strict=True):
-        for mine, reference in zip(ours, expected):
+        for mine, reference in zip(ours, expected, strict=True):
             torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
+
+
+def test_compiled_blocks_run_in_training_and_validation_but_not_in_generation(data, parts, monkeypatch):
+    model, tokenizer = parts
+    batch = align_batch(data, tokenizer)
+    plain, _ = model(batch)
+    ran = []
+    monkeypatch.setattr(torch, "compile", lambda layer, dynamic: lambda *args: ran.append(layer) or layer(*args))
+    model.llm.compile_blocks()
+    assert torch.equal(model(batch)[0], plain) and ran == list(model.llm.layers)
+    with torch.no_grad():
+        model(batch)
+    assert ran == 2 * list(model.llm.layers)
+    prompts = align_batch(data, tokenizer, for_generation=True)
+    generate(model.llm, model.embed(prompts), prompts.mask, set(), 3)
+    assert ran == 2 * list(model.llm.layers)

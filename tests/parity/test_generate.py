@@ -1,13 +1,18 @@
-"""Decoding: any batch like each prompt alone, with a cache like without, greedy like transformers, samples by their definition."""
+"""Decoding: any batch like each prompt alone, with a cache like without, greedy like transformers, samples as defined."""
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import make_chronos, make_llama
 
+from sensorllm_min import ask, evaluation
 from sensorllm_min import generate as module
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
-from sensorllm_min.data import AlignExamples, HarExamples, Limits, PreparedData, collate
+from sensorllm_min.config import read_llama_config
+from sensorllm_min.data import AlignExamples, HarExamples, Limits, PreparedData, align_prompt, collate
 from sensorllm_min.generate import Sampling, generate, next_tokens, stream, token_probabilities
 from sensorllm_min.layers import FEW_ROWS, linear
 from sensorllm_min.llama import KVCache
@@ -16,6 +21,7 @@ from sensorllm_min.sensorllm import SensorLLM
 from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
+ONE_PROCESS = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=3)
 
 
@@ -30,6 +36,31 @@ def model(demo, tmp_path_factory):
     tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
     ours = SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,)).requires_grad_(False)
     return ours, theirs, tokenizer, data
+
+
+@pytest.fixture
+def several_ends(model, tmp_path):
+    """A function: a tokenizer of the same model whose config.json names further tokens that end a text."""
+    ours, theirs, tokenizer, data = model
+
+    def load(ids):
+        theirs.config.save_pretrained(tmp_path)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ids}))
+        tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}))
+        return load_text_tokenizer(tmp_path, read_llama_config(tmp_path), data.dataset.channels)
+    return load
+
+
+class WithLimits:
+    """Examples of which the true answer does not count: only the prompt has to fit."""
+
+    def __init__(self, examples, limits):
+        self.examples, self.limits, self.sizes = examples, limits, examples.sizes
+
+    def __getitem__(self, i):
+        return self.examples[i]
 
 
 def prompts(model, kind, indices):
@@ -68,6 +99,57 @@ def test_greedy_with_sensors_equals_transformers(model):
         expected = theirs.generate(inputs_embeds=alone, attention_mask=torch.ones(alone.shape[:2], dtype=torch.long),
                                    max_new_tokens=50, do_sample=False, eos_token_id=[5, 9, 2], pad_token_id=0)[0].tolist()
         assert tokens == (expected[:-1] if expected[-1] in (5, 9, 2) else expected)
+
+
+def test_every_end_token_of_the_config_ends_an_answer(model, several_ends):
+    """Wherever answers are made: as Llama 3 does, whose config.json lists three."""
+    ours, _, tokenizer, data = model
+    batch = prompts(model, "align", (0, 100, 333))
+    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 30)
+    assert tokenizer.stop_ids.isdisjoint(free[0][:8])
+    further = free[0][7]
+    ending = several_ends([2, 4, further])
+    assert ending.stop_ids == {2, 4, further, tokenizer.end_of_turn}
+    examples = AlignExamples(data, "test", ending, Limits(512, 4096))
+    described = {i: (text, ended) for i, text, ended in evaluation.describe(
+        ours, ending, examples, ONE_PROCESS, 3, 30, positions=[0, 100, 333])}
+    for i, tokens in zip((0, 100, 333), free, strict=True):
+        until = next((n for n, token in enumerate(tokens) if token in ending.stop_ids), 30)
+        assert described[i] == (ending.decode(tokens[:until]), until < 30)
+    assert described[0][1]
+
+    window = ask.prepared_window(data, "align", "test", 0)
+    recipe = SimpleNamespace(stage="align", n_classes=None, limits=Limits(512, 4096))
+    said = ask.answer(ours, ending, recipe, window, examples[0].row["question"], torch.device("cpu"), 30, module.GREEDY,
+                      False, lambda piece: None)
+    assert said == described[0][0]
+
+
+@pytest.mark.parametrize("room", [1, 4])
+def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch, room):
+    """Prompt and answer together stay within max_positions; an answer that was cut there has not ended by itself."""
+    ours, _, tokenizer, data = model
+    examples = AlignExamples(data, "test", tokenizer, Limits(512, 4096))
+    batch = prompts(model, "align", (0, 100))
+    limits = Limits(512, batch.ids.shape[1] + room)
+    reached = []
+    real = KVCache.extend
+
+    def extend(self, layer, k, v):
+        reached.append(self.length + k.shape[2])
+        return real(self, layer, k, v)
+    monkeypatch.setattr(KVCache, "extend", extend)
+    answers = {i: ended for i, _, ended in evaluation.describe(
+        ours, tokenizer, WithLimits(examples, limits), ONE_PROCESS, 2, 50, positions=[0, 100])}
+    assert max(reached) == limits.max_positions - 1 and answers == {0: False, 100: False}   # the last token is not fed
+
+    window = ask.prepared_window(data, "align", "test", 0)
+    question = examples.rows[0]["question"]
+    prompt = align_prompt(tokenizer, window.dataset.channels[0], len(window.samples), data.dataset.rate, question)
+    recipe = SimpleNamespace(stage="align", n_classes=None, limits=Limits(512, len(prompt) + room))
+    reached.clear()
+    ask.answer(ours, tokenizer, recipe, window, question, torch.device("cpu"), 50, module.GREEDY, False, lambda piece: None)
+    assert max(reached) == recipe.limits.max_positions - 1
 
 
 @torch.no_grad()
@@ -140,7 +222,15 @@ def test_the_distribution_equals_transformers(temperature, top_k, top_p):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_the_distribution_by_hand():
+@pytest.mark.parametrize("top_p,kept", [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (0.76, 4)])
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p, kept):
+    """Four tokens of exactly 1/4 each: two reach 1/2, a third would be one too many."""
+    probabilities = token_probabilities(torch.zeros(3, 4), Sampling(1.0, 0, top_p))
+    assert (probabilities > 0).sum(-1).tolist() == [kept] * 3
+    assert probabilities.max(-1).values.tolist() == pytest.approx([1 / kept] * 3)
+
+
+def test_the_distribution_computed_by_hand():
     """Probabilities 1/2, 1/4, 1/8, 1/8 of tokens 2, 0, 3, 1."""
     logits = torch.tensor([[2.0, 1.0, 3.0, 1.0]]) * np.log(2)
     def probabilities(**settings):
@@ -154,8 +244,8 @@ def test_the_distribution_by_hand():
 
 
 def test_draws_follow_the_distribution():
-    """40,000 draws of one row: chi-square within what chance allows (five sigma); what was cut off never comes."""
-    n = 40_000
+    """20,000 draws of one row: chi-square within what chance allows (five sigma); what was cut off never comes."""
+    n = 20_000
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(1)) * 2
     settings = Sampling(temperature=0.8, top_k=12, top_p=0.97, seed=0)
     expected = token_probabilities(logits, settings)[0].double().numpy()
@@ -192,6 +282,11 @@ def test_a_seed_fixes_what_is_said(model):
     def said(**settings):
         return generate(ours.llm, ours.embed(batch), batch.mask, set(), 20, Sampling(temperature=1.5, **settings), [4, 5])
     assert said(seed=1) == said(seed=1) != said(seed=2)
+    rows = said(seed=1)
+    swapped = prompts(model, "align", (100, 0))                               # what is drawn goes with the number of
+    again = generate(ours.llm, ours.embed(swapped), swapped.mask, set(), 20,  # the example, not with the row
+                     Sampling(temperature=1.5, seed=1), [5, 4])
+    assert again == rows[::-1]
     same = prompts(model, "align", (0, 0))                                    # one prompt twice draws apart
     first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5), [4, 5])
     assert first != second
@@ -199,7 +294,7 @@ def test_a_seed_fixes_what_is_said(model):
 
 @pytest.mark.parametrize("n", [1, 2, 7, FEW_ROWS, FEW_ROWS + 1])
 @pytest.mark.parametrize("d_out", [4096, 4095])
-def test_a_few_rows_times_a_weight(n, d_out):
+def test_the_matrix_product_of_decoding_equals_pytorch(n, d_out):
     """The way that decoding takes gives what PyTorch's linear gives, dense in memory."""
     x, weight = torch.randn(n, 1, 64), torch.randn(d_out, 64)
     with torch.no_grad():

@@ -3,8 +3,10 @@ import pytest
 import torch
 from helpers import make_llama
 
+from sensorllm_min.config import read_llama_config
 from sensorllm_min.generate import generate
-from sensorllm_min.llama import KVCache
+from sensorllm_min.layers import RMSNorm
+from sensorllm_min.llama import GatedSilu, KVCache, rotary_frequencies
 from sensorllm_min.weights import load_llama
 
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -35,7 +37,7 @@ def random_ids(batch, length, vocab=300):
 
 
 @torch.no_grad()
-def test_logits_equal(pair):
+def test_logits_equal_transformers(pair):
     ours, theirs = pair
     for length in (1, 13, 200):
         ids = random_ids(2, length)
@@ -44,7 +46,7 @@ def test_logits_equal(pair):
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding(pair, side):
+def test_padding_on_either_side_changes_no_real_token(pair, side):
     """Real tokens get what they get alone, and what transformers gives them."""
     ours, theirs = pair
     ids, mask = random_ids(3, 40), torch.ones(3, 40, dtype=torch.bool)
@@ -61,15 +63,30 @@ def test_padding(pair, side):
 
 
 @torch.no_grad()
-def test_cache_equals_no_cache(pair):
-    """The prompt in two chunks, then token by token, with left padding: the same hidden states as all at once."""
+def test_a_position_counts_the_real_tokens_before_it(pair):
+    """Padding amid a row: the tokens behind it stand as near to those before it as if it were not there."""
+    ours, theirs = pair
+    ids, mask = random_ids(2, 40), torch.ones(2, 40, dtype=torch.bool)
+    mask[1, 10:19] = False
+    out = ours.logits(ours(ours.embed_tokens(ids), mask))
+    alone = ids[1:, mask[1]]
+    close(out[1:, mask[1]], ours.logits(ours(ours.embed_tokens(alone))))
+    close(out[1:, mask[1]], theirs(alone).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_cache_changes_no_hidden_state(pair, padded):
+    """The prompt in two chunks, then token by token: the same hidden states as all at once."""
     ours, _ = pair
     ids, mask = random_ids(2, 30), torch.ones(2, 30, dtype=torch.bool)
-    mask[1, :7] = False
+    mask[1, :7] = not padded
     x = ours.embed_tokens(ids)
     expected = ours(x, mask)
     cache = KVCache(ours.config, 2, 30, x.dtype, x.device)
-    parts = [ours(x[:, start:end], mask[:, :end], cache) for start, end in ((0, 9), (9, 20), *((i, i + 1) for i in range(20, 30)))]
+    ends = [9, 20, *range(21, 31)]
+    parts = [ours(x[:, start:end], mask[:, :end] if padded else None, cache)
+             for start, end in zip([0, *ends[:-1]], ends)]
     close(torch.cat(parts, 1)[mask], expected[mask])
     assert cache.length == 30
 
@@ -90,20 +107,109 @@ def test_greedy_generation_equals_transformers(pair):
         assert text == (expected[:-1] if expected[-1] in stops else expected)
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path):
-    make_llama(tmp_path)
-    grads = []
+def training_pass(llm, x, real, wanted):
+    """Packed rows forward and backward -> (output, gradients of the input and of two weights), bytes that were kept."""
+    kept = []
+    x = x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        out = llm(x, real=real, wanted=wanted)
+    weights = llm.layers[0].attn.k_proj.weight, llm.layers[-1].mlp.up_proj.weight
+    return (out, *torch.autograd.grad(out.square().mean(), (x, *weights))), sum(kept)
+
+
+def test_gradient_checkpointing_computes_each_block_twice_and_changes_nothing(tmp_path):
+    """The same bits of outputs and gradients; between forward and backward little more than a block's input is kept."""
+    make_llama(tmp_path, num_hidden_layers=3)
+    x, real = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0)), torch.ones(2, 20, dtype=torch.bool)
+    real[1, 13:] = False
+    wanted = real.clone()
+    wanted[:, :5] = False
+    found, kept, calls = {}, {}, {}
     for recompute in (False, True):
         llm = load_llama(tmp_path)
         llm.gradient_checkpointing = recompute
-        x = llm.embed_tokens(random_ids(2, 20)).detach().requires_grad_()
-        llm.logits(llm(x)).square().mean().backward()
-        grads.append((x.grad, llm.layers[0].attn.k_proj.weight.grad))
-    for first, second in zip(*grads):
+        counted = []
+        for layer in llm.layers:
+            layer.attn.q_proj.register_forward_hook(lambda *_: counted.append(1))
+        found[recompute], kept[recompute] = training_pass(llm, x, real, wanted)
+        calls[recompute] = len(counted)
+    assert calls == {False: 3, True: 6}
+    assert kept[True] < kept[False] / 4                                       # a block keeps 15 tensors of its input's size
+    for first, second in zip(found[False], found[True], strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_bf16_stays_near_transformers(tmp_path):
+def test_nothing_is_computed_for_padding_nor_behind_the_last_attention_for_unwanted_tokens(tmp_path):
+    """Packed rows give the wanted tokens what padded rows give them, gradients included, from fewer rows."""
+    make_llama(tmp_path, num_hidden_layers=2)
+    llm = load_llama(tmp_path)
+    x, real = torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0)), torch.ones(3, 20, dtype=torch.bool)
+    real[0, 11:], real[2, 17:] = False, False
+    wanted = torch.zeros(3, 20, dtype=torch.bool)
+    wanted[0, 3:6], wanted[1, 19], wanted[2, ::4] = True, True, True
+    wanted &= real
+    seen = []
+    hooks = [layer.mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+             for layer in llm.layers]
+    found, _ = training_pass(llm, x, real, wanted)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [real.sum(), wanted.sum()]
+
+    x = x.requires_grad_()
+    expected = llm(x, real)[wanted]
+    weights = llm.layers[0].attn.k_proj.weight, llm.layers[-1].mlp.up_proj.weight
+    gradients = torch.autograd.grad(expected.square().mean(), (x, *weights))
+    for ours, theirs in zip(found, (expected, *gradients), strict=True):
+        close(ours, theirs)
+    assert (found[1][~real] == 0).all()
+
+
+def test_gated_silu_and_its_gradient_are_those_of_the_formula():
+    gate, up = (torch.randn(4, 9, dtype=torch.float64, requires_grad=True) * 3 for _ in range(2))
+    assert torch.autograd.gradcheck(GatedSilu.apply, (gate, up))              # against differences, in float64
+    torch.testing.assert_close(GatedSilu.apply(gate, up), gate / (1 + (-gate).exp()) * up)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norm_is_computed_in_float32_like_both_references(dtype):
+    """Bit for bit. In float16 the square of 300 is infinite; in bfloat16 a mean of 4096 squares has two digits."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.t5.modeling_t5 import T5LayerNorm
+    torch.manual_seed(0)
+    x, weight = (torch.randn(7, 4096) * 400).to(dtype), torch.randn(4096).to(dtype)
+    ours = RMSNorm(4096, 1e-5)
+    ours.weight.data = weight
+    for reference in (LlamaRMSNorm(4096, eps=1e-5), T5LayerNorm(4096, eps=1e-5)):
+        reference.weight.data = weight
+        assert torch.equal(ours(x), reference(x)) and ours(x).isfinite().all()
+
+
+@pytest.mark.parametrize("rope", [
+    {"rope_type": "default", "rope_theta": 10_000.0}, {"rope_type": "default", "rope_theta": 500_000.0},
+    {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 8192},                               # Llama 3.1
+    {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 8192}], ids=lambda rope: f"{rope['rope_theta']:.0f}-{rope.get('factor')}")
+def test_rotary_frequencies_equal_transformers(tmp_path, rope):
+    """Head size 128, as in the public models; kept, blended and slowed-down frequencies are all among them."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    theirs = LlamaConfig(hidden_size=512, num_attention_heads=4, rope_parameters=rope, max_position_embeddings=131_072)
+    theirs.save_pretrained(tmp_path)
+    ours = rotary_frequencies(read_llama_config(tmp_path))
+    plain = rope["rope_theta"] ** -(torch.arange(0, 128, 2, dtype=torch.float64) / 128)
+    expected = plain.float()
+    if rope["rope_type"] == "llama3":
+        expected, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
+        ratio = expected / plain
+        slowed = ratio < 1.001 / rope["factor"]
+        kept = ratio > 0.999
+        assert slowed.sum() > 5 and kept.sum() > 5 and (~slowed & ~kept).sum() > 5
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)             # float32 powers are known to 1e-6
+
+
+def test_bf16_is_as_near_to_float32_as_transformers(tmp_path):
     """In bf16 both round: ours may be as far from float32 as theirs, with a half more for the order of sums."""
     from transformers import LlamaForCausalLM
     exact = make_llama(tmp_path, rope_theta=500000.0)

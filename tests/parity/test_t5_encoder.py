@@ -1,8 +1,18 @@
-"""The encoder against transformers' T5EncoderModel and recorded outputs, through the production loader."""
+"""The encoder against transformers' T5EncoderModel and recorded outputs, through the production loader.
+
+`python tests/parity/test_t5_encoder.py` records the outputs of t5_encoder.npz again.
+"""
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers import make_chronos
+from safetensors.torch import save_file
 
 from sensorllm_min.t5_encoder import distance_bucket
 from sensorllm_min.weights import load_t5_encoder
@@ -11,7 +21,7 @@ from sensorllm_min.weights import load_t5_encoder
 @pytest.mark.parametrize("shape", [
     dict(), dict(num_layers=3, num_heads=3, d_kv=12), dict(relative_attention_num_buckets=16,
                                                            relative_attention_max_distance=40)], ids=str)
-def test_equals_transformers(tmp_path, shape):
+def test_features_equal_transformers(tmp_path, shape):
     from transformers import T5EncoderModel
     make_chronos(tmp_path, **shape)
     theirs = T5EncoderModel.from_pretrained(tmp_path).eval()
@@ -34,18 +44,90 @@ def test_distance_buckets_equal_transformers():
         assert torch.equal(distance_bucket(distance, n_buckets, farthest), theirs)
 
 
+def test_the_bias_is_computed_once_and_shared_by_all_blocks(tmp_path):
+    make_chronos(tmp_path, num_layers=3)
+    encoder, _ = load_t5_encoder(tmp_path)
+    made, used = [], []
+    encoder.relative_bias.register_forward_hook(lambda _, __, bias: made.append(bias))
+    for layer in encoder.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: used.append(inputs[2]))
+    encoder(torch.randint(2, 4096, (2, 20)), torch.ones(2, 20, dtype=torch.bool))
+    assert len(made) == 1 and len(used) == 3 and all(bias is made[0] for bias in used)
+
+
+@torch.no_grad()
+def test_a_sample_that_was_not_observed_influences_no_other(tmp_path):
+    make_chronos(tmp_path)
+    encoder, _ = load_t5_encoder(tmp_path)
+    ids = torch.randint(2, 4096, (1, 30), generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    ids[1, 7], ids[1, 20] = 5, 4000
+    mask = torch.ones(2, 30, dtype=torch.bool)
+    mask[:, [7, 20]] = False
+    first, second = encoder(ids, mask)[:, mask[0]]
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert not torch.equal(*encoder(ids, torch.ones_like(mask))[:, mask[0]])
+
+
+# ---- recorded outputs: they do not move with the version of transformers that is installed ----
+
+RECORDED = Path(__file__).with_name("t5_encoder.npz")
+
+
+def save_recorded_model(folder):
+    """A Chronos encoder whose weights are numbers of NumPy's frozen generator: d_kv is not d_model / n_heads."""
+    make_chronos(folder, num_heads=3, d_kv=12)
+    state = np.random.RandomState(0)
+    tensors = {}
+
+    def draw(name, *shape):
+        values = 0.3 * state.standard_normal(shape) + ("layer_norm" in name)
+        tensors[name] = torch.tensor(values, dtype=torch.float32)
+
+    draw("shared.weight", 4096, 32)
+    draw("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 32, 3)
+    for block in range(2):
+        attention, feed_forward = (f"encoder.block.{block}.layer.{part}" for part in (0, 1))
+        for name in "qkv":
+            draw(f"{attention}.SelfAttention.{name}.weight", 36, 32)
+        draw(f"{attention}.SelfAttention.o.weight", 32, 36)
+        draw(f"{attention}.layer_norm.weight", 32)
+        draw(f"{feed_forward}.DenseReluDense.wi.weight", 64, 32)
+        draw(f"{feed_forward}.DenseReluDense.wo.weight", 32, 64)
+        draw(f"{feed_forward}.layer_norm.weight", 32)
+    draw("encoder.final_layer_norm.weight", 32)
+    save_file(tensors, Path(folder) / "model.safetensors")
+
+
+def recorded_inputs():
+    """150 samples, beyond the bias's greatest distance: row 0 whole, row 1 padded on the left and with a gap."""
+    ids = torch.tensor(np.random.RandomState(1).randint(2, 4096, (2, 150)))
+    mask = torch.ones(2, 150, dtype=torch.bool)
+    mask[1, :20] = False
+    mask[1, 90:97] = False
+    return ids, mask
+
+
+def test_features_equal_recorded_ones(tmp_path):
+    save_recorded_model(tmp_path)
+    encoder, _ = load_t5_encoder(tmp_path)
+    expected = torch.tensor(np.load(RECORDED)["features"])
+    with torch.no_grad():
+        found = encoder(*recorded_inputs())
+    # float32 rounds sums of 64 products; the order of adding differs between machines
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
 @pytest.mark.shared("golden")
-@pytest.mark.parametrize("name", ["chronos_a", "chronos_b"])
-def test_equals_the_original(shared, name):
-    encoder, _ = load_t5_encoder(shared / "golden" / name)
+def test_features_equal_those_of_the_original(shared):
+    """Two encoders and series that the original's code was run on: padded, with gaps, clipped, of one sample."""
     ids, outputs = (np.load(shared / "golden" / file) for file in ("A_tokenizers.npz", "B_t5_encoder.npz"))
-    cases = [key for key in outputs if key.startswith(f"enc/{name}/")]
-    assert cases
-    for key in cases:
-        _, _, scaling, case = key.split("/")
+    encoders = {name: load_t5_encoder(shared / "golden" / name)[0] for name in ("chronos_a", "chronos_b")}
+    assert {key.split("/")[1] for key in outputs} == set(encoders) and len(outputs) >= 16
+    for key in outputs:
+        _, name, scaling, case = key.split("/")
         with torch.no_grad():
-            ours = encoder(torch.tensor(ids[f"ids/{scaling}/{case}"]), torch.tensor(ids[f"mask/{scaling}/{case}"]))
-        np.testing.assert_allclose(ours, outputs[key], rtol=0, atol=1e-5)
+            ours = encoders[name](torch.tensor(ids[f"ids/{scaling}/{case}"]), torch.tensor(ids[f"mask/{scaling}/{case}"]))
+        np.testing.assert_allclose(ours, outputs[key], rtol=0, atol=1e-5, err_msg=key)
 
 
 @pytest.mark.shared("weights")
@@ -59,3 +141,20 @@ def test_loads_the_dummy_of_the_chronos_package(shared):
         torch.testing.assert_close(encoder(ids, torch.ones(2, 50, dtype=torch.bool)), theirs(ids).last_hidden_state,
                                    rtol=0, atol=1e-5)
     assert chronos.n_tokens == 32
+
+
+def record():
+    import tempfile
+
+    from transformers import T5EncoderModel
+    with tempfile.TemporaryDirectory() as folder:
+        save_recorded_model(folder)
+        theirs = T5EncoderModel.from_pretrained(folder).eval()
+        ids, mask = recorded_inputs()
+        with torch.no_grad():
+            features = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
+    np.savez_compressed(RECORDED, features=features.numpy())
+
+
+if __name__ == "__main__":
+    record()

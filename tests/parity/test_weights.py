@@ -1,5 +1,6 @@
 """Loading public weights: single files, shards, strictness in both directions, hostile and broken files."""
 import json
+import shutil
 import sys
 
 import pytest
@@ -44,10 +45,15 @@ def test_shards_equal_the_single_file(folder, tmp_path_factory):
         assert torch.equal(one, other), name
 
 
-def test_dtype_on_request_and_as_stored(folder):
-    assert {p.dtype for p in load_llama(folder, torch.bfloat16).parameters()} == {torch.bfloat16}
-    edit_weights(folder, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
-    assert {p.dtype for p in load_llama(folder).parameters()} == {torch.float16}
+@pytest.mark.parametrize("make,load", [(make_llama, load_llama), (make_chronos, lambda *args: load_t5_encoder(*args)[0])])
+def test_weights_have_the_dtype_asked_for_or_the_stored_one(tmp_path, make, load):
+    make(tmp_path)
+    exact = dict(load(tmp_path).named_parameters())
+    for name, parameter in load(tmp_path, torch.bfloat16).named_parameters():
+        assert torch.equal(parameter, exact[name].bfloat16()), name
+    edit_weights(tmp_path, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
+    assert {p.dtype for p in load(tmp_path).parameters()} == {torch.float16}
+    assert {p.dtype for p in load(tmp_path, torch.float32).parameters()} == {torch.float32}
 
 
 def own_memory():
@@ -70,10 +76,38 @@ def test_weights_are_mapped_not_copied(tmp_path):
 
 def test_missing_and_unused_tensors_are_errors(folder):
     edit_weights(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-    refused(folder, "layers.1.mlp.up_proj.weight", "missing")
+    refused(folder, "missing ['layers.1.mlp.up_proj.weight']", "unused nothing")
     edit_weights(folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(96, 48),
                                                          "model.layers.0.self_attn.q_proj.bias": torch.zeros(48)}))
-    refused(folder, "model.layers.0.self_attn.q_proj.bias", "unused")
+    refused(folder, "missing nothing", "unused ['model.layers.0.self_attn.q_proj.bias']")
+
+
+def test_a_layer_more_or_less_than_config_json_says_is_an_error(folder):
+    """A tensor whose name is known, but for which the model has no place, is as wrong as an unknown name."""
+    edit_config(folder, num_hidden_layers=1)
+    refused(folder, "missing nothing", "unused ['layers.1.")
+    edit_config(folder, num_hidden_layers=3)
+    refused(folder, "missing ['layers.2.", "unused nothing")
+
+
+def test_a_missing_output_head_is_not_taken_from_the_embeddings(folder):
+    edit_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    refused(folder, "missing ['lm_head.weight']")
+    edit_config(folder, tie_word_embeddings=True)                             # unless config.json says so
+    load_llama(folder)
+
+
+def test_what_the_encoder_lacks_or_has_too_much_is_an_error(tmp_path):
+    make_chronos(tmp_path)
+    name = "encoder.block.1.layer.0.SelfAttention.k.weight"
+    edit_weights(tmp_path, lambda tensors: tensors.pop(name))
+    refused(tmp_path, "missing ['layers.1.attn.k_proj.weight']", load=load_t5_encoder)
+    edit_weights(tmp_path, lambda tensors: tensors.update({name: torch.zeros(31, 32)}))
+    refused(tmp_path, "layers.1.attn.k_proj.weight", "(31, 32)", "(32, 32)", load=load_t5_encoder)
+    edit_weights(tmp_path, lambda tensors: tensors.update({name: torch.zeros(32, 32)}))
+    load_t5_encoder(tmp_path)
+    edit_config(tmp_path, num_layers=1)
+    refused(tmp_path, "unused ['layers.1.", load=load_t5_encoder)
 
 
 def test_wrong_shape_is_an_error(folder):
@@ -86,13 +120,24 @@ def test_quantised_weights_are_refused(folder):
     refused(folder, "model.norm.weight", "quantised")
 
 
-def test_tied_head_may_be_stored_twice(tmp_path):
+def test_a_tied_head_may_be_stored_as_well_and_is_not_read(tmp_path):
+    """As transformers: with tied embeddings the head is the embedding matrix, whatever the file holds."""
+    from transformers import LlamaForCausalLM
     make_llama(tmp_path, tie_word_embeddings=True)
-    edit_weights(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
-    load_llama(tmp_path)
+    edit_weights(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(300, 48)}))
+    ours = load_llama(tmp_path)
+    assert ours.head_weight is ours.embed_tokens.weight and "lm_head.weight" not in dict(ours.named_parameters())
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(ours.head_weight, theirs.model.embed_tokens.weight)
 
 
-def test_broken_and_hostile_files(folder):
+def test_rotary_buffers_of_older_files_are_known(folder):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_weights(folder, lambda tensors: tensors.update({name: torch.ones(6)}))
+    load_llama(folder)
+
+
+def test_broken_files_are_named_with_what_to_do(folder):
     path = folder / "model.safetensors"
     good = path.read_bytes()
     for bad in (good[:1000], good[:-100], b"", b"\xff" * 7 + b"\x7f" + good[8:], b"not weights at all",
@@ -101,8 +146,23 @@ def test_broken_and_hostile_files(folder):
         refused(folder, "model.safetensors", "truncated")
     path.unlink()
     refused(folder, "neither")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secrets.safetensors"}}))
-    refused(folder, "../../secrets.safetensors")
+
+
+def test_an_index_cannot_name_files_outside_its_directory(folder, tmp_path_factory):
+    """The files are there, and are the model's own: read, they would be a good model."""
+    outside = tmp_path_factory.mktemp("outside") / "model.safetensors"
+    (folder / "model.safetensors").rename(outside)
+    (folder / "below").mkdir()
+    shutil.copy(outside, folder / "below")
+    for name in (outside, f"../{outside.parent.name}/{outside.name}", f"below/{outside.name}"):
+        assert (folder / name).is_file()
+        index = {"weight_map": {tensor: str(name) for tensor in load_file(outside)}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        refused(folder, str(name), "not a file beside it")
+    shutil.copy(outside, folder / "beside.safetensors")
+    index = {"weight_map": {tensor: "beside.safetensors" for tensor in load_file(outside)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_llama(folder)
 
 
 @pytest.mark.parametrize("changes,words", [
@@ -114,12 +174,12 @@ def test_broken_and_hostile_files(folder):
     ({"hidden_size": None}, ["does not hold"]),
     ({"rope_scaling": "yarn", "rope_parameters": None}, ["does not hold"]),
 ])
-def test_configs_that_are_not_ours(folder, changes, words):
+def test_a_config_that_is_no_llama_is_named_with_the_reason(folder, changes, words):
     edit_config(folder, **changes)
     refused(folder, "config.json", *words)
 
 
-def test_folders_that_are_no_model(folder):
+def test_quantised_gguf_and_adapter_folders_are_named(folder):
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     refused(folder, "quantised", "gptq")
     (folder / "config.json").unlink()
@@ -129,13 +189,13 @@ def test_folders_that_are_no_model(folder):
     refused(folder, "adapter", "base model")
 
 
-def test_a_folder_of_pickles_only(folder):
+def test_a_folder_of_pickles_alone_is_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, "pickles", "safetensors")
 
 
 @pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma", "phi3"])
-def test_other_families_are_named(folder, family):
+def test_another_family_is_named_and_refused(folder, family):
     edit_config(folder, model_type=family, sliding_window=4096)
     refused(folder, family, "LLaMA family", "SmolLM2")
 
@@ -197,7 +257,7 @@ def test_public_chronos_encoders_equal_transformers(tmp_path, name):
         torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-def test_both_spellings_of_rope():
+def test_every_spelling_of_rope_is_read():
     shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 2}
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -205,6 +265,14 @@ def test_both_spellings_of_rope():
     older = LlamaConfig.from_hf(shape | {"rope_theta": 5e5, "rope_scaling": scaling | {"type": "llama3"}})
     new = LlamaConfig.from_hf(shape | {"rope_parameters": scaling | {"rope_type": "llama3", "rope_theta": 5e5}})
     assert old == new == older and new.rope_theta == 5e5 and new.rope_scaling.factor == 8.0
+
+
+@pytest.mark.parametrize("eos,ids", [(2, (2,)), ([128001, 128008, 128009], (128001, 128008, 128009)), (0, (0,)),
+                                     (None, ())])
+def test_all_end_tokens_of_a_config_are_read(eos, ids):
+    shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 2}
+    assert LlamaConfig.from_hf(shape | {"eos_token_id": eos}).eos_ids == ids
 
 
 def test_t5_copies_and_decoder_are_known_by_name(tmp_path):
@@ -219,5 +287,5 @@ def test_t5_copies_and_decoder_are_known_by_name(tmp_path):
     refused(tmp_path, "gated-gelu", load=load_t5_encoder)
 
 
-def test_a_directory_that_is_not_there(tmp_path):
+def test_a_directory_that_is_not_there_is_named(tmp_path):
     refused(tmp_path / "nowhere", "config.json", "not found")

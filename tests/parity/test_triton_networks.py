@@ -1,0 +1,123 @@
+"""Whole networks on the Triton kernels, and what happens where they cannot run."""
+import subprocess
+import sys
+
+import pytest
+import torch
+from attention_cases import padding
+from helpers import DEVICE, ROOT, losses, make_chronos, make_llama, run
+
+from sensorllm_min.config import read_llama_config
+from sensorllm_min.generate import generate
+from sensorllm_min.layers import use_backend
+from sensorllm_min.llama import KVCache
+from sensorllm_min.weights import load_llama, load_t5_encoder
+
+pytest.importorskip("triton")
+
+
+# ---- the whole networks
+
+@pytest.mark.parametrize("recompute,length,n_layers", [(False, 70, 1), (True, 20, 2)])
+def test_llama_and_its_gradients_are_those_of_pytorch_attention(tmp_path, recompute, length, n_layers):
+    """Left padding, grouped heads; with and without recomputation: outputs and the gradients of input and weights."""
+    make_llama(tmp_path, num_key_value_heads=2, num_attention_heads=4, num_hidden_layers=n_layers)
+    llm = load_llama(tmp_path).to(DEVICE)
+    llm.gradient_checkpointing = recompute
+    torch.manual_seed(0)
+    x = torch.randn(2, length, 48, device=DEVICE, requires_grad=True)
+    mask = torch.ones(2, length, dtype=torch.bool, device=DEVICE)
+    mask[0, :9] = False
+    weight = llm.layers[0].attn.k_proj.weight
+    results = []
+    for backend in ("triton", "torch"):
+        use_backend(llm, backend)
+        out = llm(x, mask)[mask]
+        results.append((out, *torch.autograd.grad(out.square().mean(), (x, weight))))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1, theirs.abs().max().item()))
+
+
+def test_llama_with_a_cache_as_without(tmp_path):
+    """A prompt in two chunks, then token by token, equals the whole at once."""
+    make_llama(tmp_path)
+    llm = load_llama(tmp_path).to(DEVICE)
+    config = read_llama_config(tmp_path)
+    torch.manual_seed(0)
+    x = torch.randn(2, 30, 48, device=DEVICE)
+    mask = torch.ones(2, 30, dtype=torch.bool, device=DEVICE)
+    mask[1, :4] = False
+    with torch.no_grad():
+        use_backend(llm, "torch")
+        expected = llm(x, mask)
+        use_backend(llm, "triton")
+        cache = KVCache(config, 2, 30, torch.float32, DEVICE)
+        parts = [llm(x[:, a:b], mask[:, :b], cache) for a, b in ((0, 20), (20, 27), (27, 28), (28, 29), (29, 30))]
+    torch.testing.assert_close(torch.cat(parts, 1)[mask], expected[mask], rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("interpreter_knows_bfloat16")
+def test_generation_under_bf16_autocast_says_the_same_on_either_backend(tmp_path):
+    """Weights in float32, computed in bfloat16: queries, keys and the cache have one dtype."""
+    make_llama(tmp_path)
+    llm = load_llama(tmp_path).to(DEVICE)
+    torch.manual_seed(0)
+    x, mask = torch.randn(1, 7, 48, device=DEVICE), torch.ones(1, 7, dtype=torch.bool, device=DEVICE)
+    tokens = {}
+    for backend in ("triton", "torch"):
+        use_backend(llm, backend)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            tokens[backend] = generate(llm, x, mask, [0], 4)
+    assert tokens["triton"] == tokens["torch"] and len(tokens["torch"][0]) == 4
+
+
+def test_t5_encoder_and_its_gradients_are_those_of_pytorch_attention(tmp_path):
+    """A masked sample amid the series, padding; the relative bias gets its gradient."""
+    make_chronos(tmp_path, num_heads=2)
+    encoder = load_t5_encoder(tmp_path)[0].to(DEVICE)
+    torch.manual_seed(0)
+    ids = torch.randint(4096, (2, 70), device=DEVICE)
+    mask = padding(70)
+    results = []
+    for backend in ("triton", "torch"):
+        use_backend(encoder, backend)
+        out = encoder(ids, mask)
+        results.append((out, *torch.autograd.grad(out.square().mean(), (encoder.relative_bias.bias.weight,
+                                                                        encoder.layers[1].attn.q_proj.weight))))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1, theirs.abs().max().item()))
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_has_the_losses_of_pytorch_attention(demo, tmp_path):
+    """`train_align.py` under DDP: every step's loss is PyTorch's, from the first process's share and the second's."""
+    found = {}
+    for backend in ("triton", "torch"):
+        run("train_align.py", "--data", demo, "--out", backend, "--train-limit", 8, "--epochs", 1, "--batch-size", 2,
+            "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2, "--attention", backend, cwd=tmp_path,
+            processes=2)
+        found[backend] = losses(tmp_path / backend)
+    assert found["triton"] == pytest.approx(found["torch"], abs=1e-5) and len(found["torch"]) >= 2
+
+
+# ---- where there is no Triton
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_triton_is_not_needed_and_not_imported():
+    done = python("import sys; sys.modules['triton'] = None\n"
+                  "import torch, sensorllm_min.sensorllm\n"
+                  "from sensorllm_min.layers import attend\n"
+                  "x = torch.randn(1, 2, 3, 16); print(attend(x, x, x, scale=1.0).shape)\n"
+                  "assert 'sensorllm_min.triton_attention' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_asking_for_triton_without_a_gpu_ends_in_one_line(demo, tmp_path, monkeypatch):
+    if DEVICE == "cuda":
+        pytest.skip("here it runs")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    printed = run("train_align.py", "--data", demo, "--attention", "triton", cwd=tmp_path, expect=2)
+    assert "--attention triton needs a GPU" in printed.splitlines()[-1]
