@@ -24,7 +24,9 @@ from sensorllm_min import evaluation, report
 from sensorllm_min.checkpoint import load_checkpoint
 from sensorllm_min.config import InputError, write_json, write_whole
 from sensorllm_min.data import AlignExamples, HarExamples, Limits, PreparedData
-from sensorllm_min.evaluation import classify, describe, rows_so_far, score_classes
+from sensorllm_min.evaluation import (
+    classify, describe, rows_so_far, score_classes, written_as_they_come,
+)
 from sensorllm_min.generate import Sampling, generate
 from sensorllm_min.metrics import class_scores, confusion_of
 from sensorllm_min.report import most_wrong
@@ -260,6 +262,22 @@ def test_a_partial_file_is_read_up_to_its_last_whole_line_and_only_with_its_sett
     path.write_text('{"seed": 1}\n{"window": 4}\n{"window": 5}\n{"window"')
     assert rows_so_far(path, {"seed": 1}) == [{"window": 4}, {"window": 5}]
     assert rows_so_far(path, {"seed": 2}) == []
+
+
+def test_each_record_is_in_the_file_before_the_next_window_is_begun(tmp_path):
+    """Short windows come first; a kill may cost the window at work, and none before it."""
+    examples = SimpleNamespace(sizes=np.array([30, 10, 20]), index=np.array([7, 8, 9]))
+    in_file = []
+
+    def answers(positions):
+        for i in positions:
+            records = json_lines(tmp_path / "some.partial")
+            in_file.append([record.get("window") for record in records])
+            yield {"window": int(examples.index[i])}
+
+    written_as_they_come(tmp_path / "some", {"seed": 1}, examples, answers, print)
+    assert in_file == [[None], [None, 8], [None, 8, 9]]  # the settings, and a record after another
+    assert json_lines(tmp_path / "some") == [{"window": 8}, {"window": 9}, {"window": 7}]
 
 
 # ---- files ----
@@ -722,7 +740,7 @@ def test_the_loss_is_the_same_in_batches_of_any_size(folder, data, stage):
 
 
 def test_answers_in_words_are_prompted_by_a_dialogue_and_unreadable_ones_are_counted(
-    folder, evaluated, data
+    folder, evaluated, data, monkeypatch
 ):
     model, tokenizer, recipe, _ = load_checkpoint(folder / "out/words/best.safetensors")
     assert recipe.answer == "reasoning" and recipe.n_classes is None and model.head is None
@@ -741,7 +759,15 @@ def test_answers_in_words_are_prompted_by_a_dialogue_and_unreadable_ones_are_cou
         ) + f"\nActivity: {data.dataset.classes[example.label]}"
     )
     assert har_answer(window, data.dataset, 3, False) == "Activity: Sitting"
-    out = evaluated("--checkpoint", "out/words", "--limit", 4)
+    asked, describe_words = [], evaluation.describe
+
+    def noted(*args, **kwargs):
+        asked.append(args[5])
+        return describe_words(*args, **kwargs)
+
+    monkeypatch.setattr("sensorllm_min.evaluation.describe", noted)
+    out = evaluated("--checkpoint", "out/words", "--limit", 4, "--max-new-tokens", 9)
+    assert asked == [9]
     scores, records = scores_in(folder, "words"), json_lines(
         folder / "out/words/predictions_test.jsonl"
     )
