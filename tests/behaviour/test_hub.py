@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import make_chronos, make_llama, run
 from safetensors import safe_open
+from untrained import small_dataset
 
 from sensorllm_min.config import InputError
 from sensorllm_min.hub import located
@@ -112,6 +113,11 @@ def models(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def data(demo, tmp_path_factory):
+    return small_dataset(demo, tmp_path_factory.mktemp("data") / "demo")
+
+
 @pytest.fixture
 def hub(models, tmp_path, monkeypatch):
     """The stand-in hub, and an environment in which huggingface_hub of a new process goes there."""
@@ -137,10 +143,10 @@ TRAIN = (
 
 
 def test_hub_ids_are_pinned_to_a_commit_fetched_without_pickles_and_found_offline(
-    demo, hub, tmp_path, monkeypatch
+    data, hub, tmp_path, monkeypatch
 ):
     command = (
-        "train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos",
+        "train_align.py", "--data", data, "--llm", "made/llama", "--encoder", "made/chronos",
         *TRAIN,
     )
     printed = run(*command, "--out", "first", cwd=tmp_path)
@@ -157,7 +163,7 @@ def test_hub_ids_are_pinned_to_a_commit_fetched_without_pickles_and_found_offlin
     hub.newest = LATER  # the main branches move on
     hub.asked.clear()
     evaluate = (
-        "evaluate.py", "--checkpoint", "first", "--data", demo, "--limit", 2, "--max-new-tokens", 2,
+        "evaluate.py", "--checkpoint", "first", "--data", data, "--limit", 2, "--max-new-tokens", 2,
     )
     run(*evaluate, cwd=tmp_path)
     assert hub.asked and not any("main" in path or LATER in path for path in hub.asked), hub.asked
@@ -170,9 +176,9 @@ def test_hub_ids_are_pinned_to_a_commit_fetched_without_pickles_and_found_offlin
     assert hub.asked == []
 
 
-def test_two_processes_may_fetch_at_once(demo, hub, tmp_path):
+def test_two_processes_may_fetch_at_once(data, hub, tmp_path):
     run(
-        "train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos",
+        "train_align.py", "--data", data, "--llm", "made/llama", "--encoder", "made/chronos",
         *TRAIN, "--out", "out", cwd=tmp_path, processes=2,
     )
     whole = [
@@ -184,11 +190,11 @@ def test_two_processes_may_fetch_at_once(demo, hub, tmp_path):
 
 
 def test_a_gated_model_in_shards_is_fetched_with_a_token_at_its_revision(
-    demo, hub, tmp_path, monkeypatch
+    data, hub, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_TOKEN", "open sesame")
     run(
-        "train_align.py", "--data", demo, "--llm", f"made/gated@{COMMIT}", "--encoder",
+        "train_align.py", "--data", data, "--llm", f"made/gated@{COMMIT}", "--encoder",
         "made/chronos", *TRAIN, "--out", "out", cwd=tmp_path,
     )
     shards = {
@@ -210,29 +216,29 @@ def test_a_gated_model_in_shards_is_fetched_with_a_token_at_its_revision(
         ("./nowhere", ["not a directory"]),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line(demo, hub, tmp_path, source, words):
+def test_what_cannot_be_fetched_is_one_line(data, hub, tmp_path, source, words):
     line = run(
-        "train_align.py", "--data", demo, "--llm", source, cwd=tmp_path, expect=2
+        "train_align.py", "--data", data, "--llm", source, cwd=tmp_path, expect=2
     ).splitlines()[-1]
     assert line.startswith("train_align.py: ") and all(word in line for word in words), line
 
 
 def test_offline_a_model_never_fetched_is_one_line_and_the_hub_is_not_asked(
-    demo, hub, tmp_path, monkeypatch
+    data, hub, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     line = run(
-        "train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2
+        "train_align.py", "--data", data, "--llm", "made/llama", cwd=tmp_path, expect=2
     ).splitlines()[-1]
     assert "not in the cache" in line and hub.asked == []
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(demo, hub, tmp_path, monkeypatch):
+def test_a_hub_that_cannot_be_reached_is_one_line(data, hub, tmp_path, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # held here, and nobody listens
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         line = run(
-            "train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2
+            "train_align.py", "--data", data, "--llm", "made/llama", cwd=tmp_path, expect=2
         ).splitlines()[-1]
     assert "made/llama" in line and ("cannot be reached" in line or "could not be fetched" in line)
 
@@ -247,17 +253,17 @@ def test_a_directory_needs_no_hub(models, monkeypatch):
 
 
 def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
-    demo, hub, models, tmp_path
+    data, hub, models, tmp_path
 ):
     """A run on networks of this machine is exported, put on the hub and scored from there: the same
     scores, no path.
     """
     run(
-        "train_har.py", "--data", demo, "--align", "none", "--llm", models / "made/llama",
+        "train_har.py", "--data", data, "--align", "none", "--llm", models / "made/llama",
         "--encoder", "made/chronos", "--train-limit", 16, "--epochs", 1, "--eval-limit", 4,
         "--test-limit", 4, "--out", "run", cwd=tmp_path,
     )
-    evaluate = ("evaluate.py", "--data", demo, "--limit", 8)
+    evaluate = ("evaluate.py", "--data", data, "--limit", 8)
     run(*evaluate, "--checkpoint", "run", cwd=tmp_path)
     shared_folder = models / "made/shared"
     run("evaluate.py", "--checkpoint", "run", "--export", shared_folder, cwd=tmp_path)
@@ -279,7 +285,7 @@ def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
     ):
         assert words in card, words
     raw = (shared_folder / "best.safetensors").read_bytes()
-    for path in (tmp_path, models, Path(demo).parent):
+    for path in (tmp_path, models, data.parent):
         assert str(path) not in card and str(path).encode() not in raw
 
     scores = json.loads((tmp_path / "run/evaluation_test.json").read_text())
@@ -293,12 +299,12 @@ def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
     assert "not empty" in line
 
 
-def test_an_older_checkpoint_loads_and_a_newer_one_says_so(demo, tmp_path):
+def test_an_older_checkpoint_loads_and_a_newer_one_says_so(data, tmp_path):
     """Format 1 began without chat_format; a format that does not exist yet is refused in one line.
     """
     from safetensors.torch import load_file, save_file
 
-    run("train_align.py", "--data", demo, *TRAIN, "--out", "run", cwd=tmp_path)
+    run("train_align.py", "--data", data, *TRAIN, "--out", "run", cwd=tmp_path)
     path = tmp_path / "run/best.safetensors"
     with safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()["sensorllm_min"])
@@ -309,7 +315,7 @@ def test_an_older_checkpoint_loads_and_a_newer_one_says_so(demo, tmp_path):
         change(metadata)
         save_file(load_file(path), path, {"sensorllm_min": json.dumps(metadata)})
         printed = run(
-            "evaluate.py", "--checkpoint", "run", "--data", demo, "--limit", 2, "--max-new-tokens",
+            "evaluate.py", "--checkpoint", "run", "--data", data, "--limit", 2, "--max-new-tokens",
             2, cwd=tmp_path, expect=code,
         )
     assert "format 99" in printed.splitlines()[-1]
