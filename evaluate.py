@@ -69,7 +69,8 @@ def evaluate_har(args, model, tokenizer, recipe, progress, data, settings, proce
                            recipe.channel_names, recipe.answer)
 
     def classified(positions):
-        return classify(model, tokenizer, examples, processes, args.batch_size, args.bf16, positions, args.sampling)
+        return classify(model, tokenizer, examples, processes, args.batch_size, args.bf16, positions, args.sampling,
+                        args.max_new_tokens)
 
     rows = written_as_they_come(out / f"predictions_{args.split}.jsonl", settings, examples, classified, say)
     n = len(recipe.classes)

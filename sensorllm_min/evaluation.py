@@ -84,7 +84,8 @@ def trend_scores(rows, data, guess, say):
 
 
 @torch.no_grad()
-def classify(model, tokenizer, examples, processes, batch_size, bf16=False, positions=None, sampling=GREEDY):
+def classify(model, tokenizer, examples, processes, batch_size, bf16=False, positions=None, sampling=GREEDY,
+             max_new_tokens=None):
     """Yields a row for each window of this process's share: where it is from, its label, the predicted one.
 
     From a class head with probabilities (n,) and loss, the weighted cross entropy; from an answer in words with the
@@ -96,7 +97,8 @@ def classify(model, tokenizer, examples, processes, batch_size, bf16=False, posi
 
     classes = examples.data.dataset.classes
     if model.head is None:
-        for i, text, _ in describe(model, tokenizer, examples, processes, batch_size, None, bf16, positions, sampling):
+        for i, text, _ in describe(model, tokenizer, examples, processes, batch_size, max_new_tokens, bf16, positions,
+                                   sampling):
             yield row_of(i, predicted=parse_activity(text, classes), generated=text)
         return
     for positions, batch in batches_of(examples, processes, batch_size, tokenizer.pad_id, positions):

@@ -1,4 +1,7 @@
-"""Asking about one window, prepared or from a CSV: which samples the model reads, how it answers, what it refuses."""
+"""Asking about one window, prepared or from a CSV: which samples the model reads, how it answers,
+what it refuses.
+"""
+
 import re
 from dataclasses import replace
 from functools import partial
@@ -23,7 +26,9 @@ HEADER = "x_acc,y_acc,z_acc,x_gyro,y_gyro,z_gyro\n"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, demo):
-    """A small dataset, and untrained checkpoints of stage 1, stage 2, and stage 2 with its answer in words."""
+    """A small dataset, and untrained checkpoints of stage 1, stage 2, and stage 2 with its answer
+    in words.
+    """
     folder = tmp_path_factory.mktemp("asked")
     data = small_dataset(demo, folder / "data/demo")
     save_untrained(folder / "out/align", data, "align")
@@ -47,37 +52,51 @@ def stage_1(folder):
 
 # ---- which window ----
 
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_the_window_of_the_split_is_described_with_its_truth(folder, asked, split):
     line = json_lines(folder / f"data/demo/align_{split}.jsonl")[17]
-    out = asked("--checkpoint", "out/align", "--ask", "When does it rise?", "--window", 17, "--split", split)
-    assert f"{split} window 17, subject {line['subject']}" in out and f"{line['length']} samples" in out
+    out = asked(
+        "--checkpoint", "out/align", "--ask", "When does it rise?", "--window", 17, "--split", split
+    )
+    assert f"{split} window 17, subject {line['subject']}" in out
+    assert f"{line['length']} samples" in out
     assert f"(the dataset says:\n{line['answer']})" in out
     line = json_lines(folder / f"data/demo/har_{split}.jsonl")[3]
     out = asked("--checkpoint", "out/har", "--window", 3, "--split", split)
     activity = ("Walking", "Running", "Turning", "Sitting", "Lying")[line["label"]]
-    assert f"{split} window 3, subject {line['subject']}" in out and f"(the dataset says:\nActivity: {activity})" in out
+    assert f"{split} window 3, subject {line['subject']}" in out
+    assert f"(the dataset says:\nActivity: {activity})" in out
 
 
 def test_without_a_window_or_a_checkpoint_stage_1_is_asked_about_window_0(folder, asked):
     out = asked("--ask", "Why?")
     assert out.count("samples") == 1 and "test window 0, subject" in out
-    assert f"(the dataset says:\n{json_lines(folder / 'data/demo/align_test.jsonl')[0]['answer']})" in out
+    assert (
+        f"(the dataset says:\n{json_lines(folder / 'data/demo/align_test.jsonl')[0]['answer']})"
+        in out
+    )
 
 
 def test_another_channel_of_a_window_is_read_where_it_is_asked_for(folder, stage_1):
-    """Its samples, its markers in the prompt, and no truth, which the dataset has for the window's own channel alone."""
+    """Its samples, its markers in the prompt, and no truth, which the dataset has for the window's
+    own channel alone.
+    """
     _, tokenizer, recipe = stage_1
     data = PreparedData(folder / "data/demo")
     line = data.rows("align", "test")[17]
     samples = data.window(line)
     for column, channel in enumerate(data.dataset.channels):
         window = prepared_window(data, "align", "test", 17, channel.token)
-        assert np.array_equal(window.samples, samples[:, [column]]) and window.dataset.channels == (channel,)
+        assert np.array_equal(window.samples, samples[:, [column]]) and window.dataset.channels == (
+            channel,
+        )
         assert window.truth == (line["answer"] if channel.token == line["channel"] else None)
         batch = batch_of(window, "Why?", tokenizer, recipe, CPU)
         prompt = tokenizer.visible(batch.ids[0].tolist())
-        assert f"<{channel.token}_start><ts>" in prompt and prompt.count("_start>") == 1 and "Why?" in prompt
+        assert f"<{channel.token}_start><ts>" in prompt
+        assert prompt.count("_start>") == 1
+        assert "Why?" in prompt
         assert np.array_equal(batch.series[0].numpy(), samples[:, column])
     own = prepared_window(data, "align", "test", 17)
     assert own.dataset.channels[0].token == line["channel"] and own.truth == line["answer"]
@@ -89,6 +108,7 @@ def test_the_channel_option_reaches_the_question(folder, asked, monkeypatch):
     def noted(window, question, *args):
         seen.append((window.dataset.channels[0].token, question))
         return asked_of(window, question, *args)
+
     monkeypatch.setattr("sensorllm_min.ask.batch_of", noted)
     for token in ("y_acc", "z_gyro"):
         asked("--checkpoint", "out/align", "--ask", "Why?", "--window", 17, "--channel", token)
@@ -105,29 +125,39 @@ def test_a_csv_is_read_by_the_names_of_its_columns(folder, tmp_path):
     assert csv_window(path, dataset, "har").samples.tolist() == [[1, 2, 3, 4, 5, 6]] * 24
     for token, value in (("y_acc", 2), ("x_gyro", 4)):
         window = csv_window(path, dataset, "align", token)
-        assert window.samples.tolist() == [[value]] * 24 and window.dataset.channels[0].token == token
-    path.write_text("time,y_acc\n0,5\n1,4\n")                                 # the one channel there is
+        assert (
+            window.samples.tolist() == [[value]] * 24 and window.dataset.channels[0].token == token
+        )
+    path.write_text("time,y_acc\n0,5\n1,4\n")  # the one channel there is
     window = csv_window(path, dataset, "align")
     assert window.samples.tolist() == [[5], [4]] and window.dataset.channels[0].token == "y_acc"
 
 
 # ---- the answer ----
 
+
 def test_an_answer_ends_where_the_llm_s_positions_end(folder, stage_1, monkeypatch):
-    """With four positions left it has four tokens; with none it is refused; otherwise max_new_tokens counts."""
+    """With four positions left it has four tokens; with none it is refused; otherwise
+    max_new_tokens counts.
+    """
     model, tokenizer, recipe = stage_1
     rooms, stream = [], ask.stream
 
     def noted(llm, embeds, mask, stop_ids, room, sampling):
         rooms.append(room)
         return stream(llm, embeds, mask, stop_ids, min(room, 3), sampling)
+
     monkeypatch.setattr("sensorllm_min.ask.stream", noted)
     window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5)
     length = batch_of(window, "Why?", tokenizer, recipe, CPU).ids.shape[1]
 
     def answered(max_positions, max_new_tokens):
         tight = replace(recipe, llm_config=replace(recipe.llm_config, max_positions=max_positions))
-        answer(model, tokenizer, tight, window, "Why?", CPU, max_new_tokens, GREEDY, False, say=lambda piece: None)
+        answer(
+            model, tokenizer, tight, window, "Why?", CPU, max_new_tokens, GREEDY, False,
+            say=lambda piece: None,
+        )
+
     answered(length + 4, 400)
     answered(length + 40, 7)
     assert rooms == [4, 7]
@@ -135,22 +165,37 @@ def test_an_answer_ends_where_the_llm_s_positions_end(folder, stage_1, monkeypat
         answered(length, 400)
 
 
-def test_the_pieces_of_an_answer_make_its_text_and_never_half_a_character(stage_1, folder, monkeypatch):
+def test_the_pieces_of_an_answer_make_its_text_and_never_half_a_character(
+    stage_1, folder, monkeypatch
+):
     model, tokenizer, recipe = stage_1
     text = "0.5s: \u6570 rising"
-    monkeypatch.setattr("sensorllm_min.ask.stream", lambda *args: ((0, index) for index in tokenizer.encode(text)))
+    monkeypatch.setattr(
+        "sensorllm_min.ask.stream", lambda *args: ((0, index) for index in tokenizer.encode(text))
+    )
     window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5)
     pieces = []
-    said = answer(model, tokenizer, recipe, window, "Why?", CPU, 400, GREEDY, False, say=pieces.append)
+    said = answer(
+        model, tokenizer, recipe, window, "Why?", CPU, 400, GREEDY, False, say=pieces.append
+    )
     assert "".join(pieces) == said == text and len(pieces) > 3 and "\ufffd" not in said
 
 
 def test_an_answer_is_sampled_as_asked(folder, asked):
     question = ("--checkpoint", "out/align", "--ask", "Why?", "--window", 3)
-    greedy, *hot = (asked(*question, *options) for options in (
-        (), ("--temperature", 5, "--seed", 1), ("--temperature", 5, "--seed", 1), ("--temperature", 5, "--seed", 2)))
+    greedy, *hot = (
+        asked(*question, *options)
+        for options in (
+            (), ("--temperature", 5, "--seed", 1), ("--temperature", 5, "--seed", 1),
+            ("--temperature", 5, "--seed", 2),
+        )
+    )
     assert hot[0] == hot[1] != hot[2] and greedy != hot[0]
-    assert asked(*question, "--temperature", 5, "--top-k", 1) == greedy == asked(*question, "--temperature", 5, "--top-p", 1e-6)
+    assert (
+        asked(*question, "--temperature", 5, "--top-k", 1)
+        == greedy
+        == asked(*question, "--temperature", 5, "--top-p", 1e-6)
+    )
 
 
 def test_stage_2_names_the_three_likeliest_classes(folder, asked):
@@ -158,17 +203,23 @@ def test_stage_2_names_the_three_likeliest_classes(folder, asked):
     out = asked("--checkpoint", "out/har", "--csv", "whole.csv")
     found = re.findall(r"^(Walking|Running|Turning|Sitting|Lying): (\d+\.\d)%$", out, re.MULTILINE)
     shares = [float(share) for _, share in found]
-    assert len(found) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.2     # rounded one by one
+    assert (
+        len(found) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.2
+    )  # rounded one by one
     assert "(this names no class)" in asked("--checkpoint", "out/words", "--window", 2)
 
 
 def test_questions_are_typed_until_an_empty_line(folder):
-    """In a process of its own, which reads what is typed; the window is drawn beside the checkpoint."""
+    """In a process of its own, which reads what is typed; the window is drawn beside the
+    checkpoint.
+    """
     line = json_lines(folder / "data/demo/align_test.jsonl")[3]
     picture = folder / f"out/align/asked_test_3_{line['channel']}.png"
     picture.unlink(missing_ok=True)
-    out = run("evaluate.py", "--checkpoint", "out/align", "--window", 3, "--max-new-tokens", 4, cwd=folder,
-              answers="What?\nAnd when?\n\nnever asked\n")
+    out = run(
+        "evaluate.py", "--checkpoint", "out/align", "--window", 3, "--max-new-tokens", 4,
+        cwd=folder, answers="What?\nAnd when?\n\nnever asked\n",
+    )
     assert out.count("> ") == 3 and picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -176,15 +227,22 @@ def test_a_picture_shows_the_window_with_the_trends_of_its_channel(folder, asked
     drawn = []
     monkeypatch.setattr("evaluate.draw_window", lambda *args: drawn.append(args))
     (folder / "my.csv").write_text("x_acc,y_acc\n1,5\n2,4\n3,4\n")
-    out = asked("--checkpoint", "out/align", "--ask", "When?", "--csv", "my.csv", "--channel", "y_acc")
-    (path, samples, dataset, _, title, texts), = drawn
-    assert str(path) == "out/align/asked_my.png" and samples.tolist() == [[5], [4], [4]] and title == "my.csv"
-    channel, = dataset.channels
-    assert texts == [align_pair(samples[:, 0], channel, dataset.rate, ("summary",), FirstWording)[1]]
+    out = asked(
+        "--checkpoint", "out/align", "--ask", "When?", "--csv", "my.csv", "--channel", "y_acc"
+    )
+    ((path, samples, dataset, _, title, texts),) = drawn
+    assert str(path) == "out/align/asked_my.png"
+    assert samples.tolist() == [[5], [4], [4]]
+    assert title == "my.csv"
+    (channel,) = dataset.channels
+    assert texts == [
+        align_pair(samples[:, 0], channel, dataset.rate, ("summary",), FirstWording)[1]
+    ]
     assert "y-axis accelerometer, 3 samples" in out
 
 
 # ---- what cannot be asked ----
+
 
 def mistake(asked, *options):
     with pytest.raises(InputError) as caught:
@@ -193,21 +251,28 @@ def mistake(asked, *options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("content,options,words", [
-    (None, (), ["cannot be read as CSV"]),
-    ("a,b\n1,2\n", (), ["a, b", "--channel", "x_acc"]),
-    ("x_acc,y_acc\n1,2\n1,2\n", (), ["x_acc, y_acc", "--channel"]),
-    ("x_acc\n1\n2\n", ("--channel", "z_acc"), ["no column z_acc"]),
-    ("x_acc\n1\n2\n", ("--channel", "nose"), ["--channel nose", "z_gyro"]),
-    ("x_acc\n1\n\n2\nten\n", (), ["line 4", "not a finite number"]),
-    ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["line 3", "missing"]),
-    ("x_acc\n1\n", (), ["1 samples", "two"]),
-    ("x_acc\n" + "1\n" * 600, (), ["600 samples", "context holds 512"]),
-    ("x_acc\n1\n2\n", ("--checkpoint", "out/har"), ["no column y_acc"]),
-    (HEADER + "1,2,3,4,5,6\n" * 5, ("--checkpoint", "out/har"), ["5 samples", "24"]),
-    ("", (), ["cannot be read as CSV"]),
-], ids=["missing", "no channel", "two channels", "another channel", "unknown channel", "a word", "an empty field",
-        "one sample", "too long", "stage 2 lacks channels", "stage 2 too short", "empty"])
+@pytest.mark.parametrize(
+    "content,options,words",
+    [
+        (None, (), ["cannot be read as CSV"]),
+        ("a,b\n1,2\n", (), ["a, b", "--channel", "x_acc"]),
+        ("x_acc,y_acc\n1,2\n1,2\n", (), ["x_acc, y_acc", "--channel"]),
+        ("x_acc\n1\n2\n", ("--channel", "z_acc"), ["no column z_acc"]),
+        ("x_acc\n1\n2\n", ("--channel", "nose"), ["--channel nose", "z_gyro"]),
+        ("x_acc\n1\n\n2\nten\n", (), ["line 4", "not a finite number"]),
+        ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["line 3", "missing"]),
+        ("x_acc\n1\n", (), ["1 samples", "two"]),
+        ("x_acc\n" + "1\n" * 600, (), ["600 samples", "context holds 512"]),
+        ("x_acc\n1\n2\n", ("--checkpoint", "out/har"), ["no column y_acc"]),
+        (HEADER + "1,2,3,4,5,6\n" * 5, ("--checkpoint", "out/har"), ["5 samples", "24"]),
+        ("", (), ["cannot be read as CSV"]),
+    ],
+    ids=[
+        "missing", "no channel", "two channels", "another channel", "unknown channel", "a word",
+        "an empty field", "one sample", "too long", "stage 2 lacks channels", "stage 2 too short",
+        "empty",
+    ],
+)
 def test_a_file_that_cannot_be_asked_about_is_one_line(asked, tmp_path, content, options, words):
     if content is not None:
         (tmp_path / "my.csv").write_text(content)
@@ -215,15 +280,27 @@ def test_a_file_that_cannot_be_asked_about_is_one_line(asked, tmp_path, content,
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("options,words", [
-    (("--window", 10**6), ["holds test windows 0 to 299"]),
-    (("--window", 24, "--split", "val"), ["holds val windows 0 to 23"]),
-    (("--ask", "What?", "--data", "nowhere"), ["nowhere/meta.json not found"]),
-    (("--checkpoint", "out/har", "--window", 1, "--ask", "What?"), ["which activity", "without --ask"]),
-    (("--checkpoint", "out/har", "--window", 1, "--channel", "x_acc"), ["--channel is for stage 1"]),
-    (("--csv", "my.csv", "--window", 1), ["give one of them"]), (("--channel", "nose"), ["--channel nose"]),
-    (("--top-p", 0), ["--top-p 0"]), (("--top-p", 2), ["--top-p 2"]),
-], ids=str)
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (("--window", 10**6), ["holds test windows 0 to 299"]),
+        (("--window", 24, "--split", "val"), ["holds val windows 0 to 23"]),
+        (("--ask", "What?", "--data", "nowhere"), ["nowhere/meta.json not found"]),
+        (
+            ("--checkpoint", "out/har", "--window", 1, "--ask", "What?"),
+            ["which activity", "without --ask"],
+        ),
+        (
+            ("--checkpoint", "out/har", "--window", 1, "--channel", "x_acc"),
+            ["--channel is for stage 1"],
+        ),
+        (("--csv", "my.csv", "--window", 1), ["give one of them"]),
+        (("--channel", "nose"), ["--channel nose"]),
+        (("--top-p", 0), ["--top-p 0"]),
+        (("--top-p", 2), ["--top-p 2"]),
+    ],
+    ids=str,
+)
 def test_a_question_that_makes_no_sense_is_one_line(asked, options, words):
     message = mistake(asked, *options)
     assert all(word in message for word in words), message

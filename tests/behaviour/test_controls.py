@@ -1,4 +1,7 @@
-"""The comparison of controls: what is planned, what each control changes, what learns, and the table at the end."""
+"""The comparison of controls: what is planned, what each control changes, what learns, and the
+table at the end.
+"""
+
 import json
 import re
 from argparse import Namespace
@@ -15,7 +18,9 @@ from sensorllm_min.controls import ROWS, controls_table, majority, planned
 from sensorllm_min.data import HarExamples, Limits, PreparedData, collate
 from sensorllm_min.sensorllm import CONTROLS
 
-SMALL = ("--train-limit", 8, "--eval-limit", 2, "--test-limit", 12, "--epochs", 1, "--batch-size", 8)
+SMALL = (
+    "--train-limit", 8, "--eval-limit", 2, "--test-limit", 12, "--epochs", 1, "--batch-size", 8,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +41,52 @@ def compared(folder):
 def test_one_command_trains_every_row_and_each_trains_what_it_says(folder, compared):
     out, found = compared
     assert list(found) == [*ROWS, "majority"] and all(len(runs) == 1 for runs in found.values())
-    assert "How to read it" in out and (folder / "out/controls/controls.md").read_text().split("\n\n", 2)[2] in out
+    assert "How to read it" in out
+    assert (folder / "out/controls/controls.md").read_text().split("\n\n", 2)[2] in out
     learned = {name: runs[0]["trained_parameters"] for name, runs in found.items()}
-    assert learned["full"] == learned["random-llm"] == learned["shuffled"] == learned["text-only"] == learned["sensors-only"]
+    assert (
+        learned["full"]
+        == learned["random-llm"]
+        == learned["shuffled"]
+        == learned["text-only"]
+        == learned["sensors-only"]
+    )
     d, d_encoder, hidden, classes, channels = 128, 64, 32, 5, 6
     projector = d_encoder * hidden + hidden + hidden * d + d
-    assert learned["full"] == projector + d * classes and learned["no-llm"] == projector + channels * d * classes
-    assert learned["encoder-mlp"] == channels * d_encoder * hidden + hidden + hidden * classes + classes
+    assert learned["full"] == projector + d * classes
+    assert learned["no-llm"] == projector + channels * d * classes
+    assert (
+        learned["encoder-mlp"]
+        == channels * d_encoder * hidden + hidden + hidden * classes + classes
+    )
     assert learned["no-stage-1"] > 20 * learned["full"] > 0 == learned["majority"]
 
 
-def test_every_row_is_tested_on_the_same_windows_and_chance_and_majority_come_from_their_labels(folder, compared):
-    """Chance counts the labels of the test windows; the majority class is that of the training windows."""
+def test_every_row_is_tested_on_the_same_windows_and_chance_and_majority_come_from_their_labels(
+    folder, compared
+):
+    """Chance counts the labels of the test windows; the majority class is that of the training
+    windows.
+    """
     _, found = compared
     data = PreparedData(folder / "data/demo")
     _, tokenizer, recipe, _ = load_checkpoint(folder / "out/controls/full-0/best.safetensors")
-    train, test = (HarExamples(data, split, tokenizer, recipe.limits, limit).labels() for split, limit in (("train", 8), ("test", 12)))
+    train, test = (
+        HarExamples(data, split, tokenizer, recipe.limits, limit).labels()
+        for split, limit in (("train", 8), ("test", 12))
+    )
     commonest = np.bincount(train, minlength=5).argmax()
     chance, guessed = np.bincount(test).max() / 12, test.count(commonest) / 12
-    assert chance not in (guessed, np.bincount(train).max() / 8)              # each would be noticed in place of another
+    assert chance not in (
+        guessed,
+        np.bincount(train).max() / 8,
+    )  # each would be noticed in place of another
     assert {run["chance"] for runs in found.values() for run in runs} == {chance}
     assert found["majority"][0]["accuracy"] == guessed
-    assert all(results(folder / f"out/controls/{name}-0")["majority"]["accuracy"] == guessed for name in ROWS)
+    assert all(
+        results(folder / f"out/controls/{name}-0")["majority"]["accuracy"] == guessed
+        for name in ROWS
+    )
 
 
 def test_an_interrupted_comparison_trains_only_what_is_missing(folder, compared):
@@ -72,7 +101,9 @@ def test_an_interrupted_comparison_trains_only_what_is_missing(folder, compared)
 
 @pytest.mark.slow
 def test_more_seeds_extend_a_comparison(folder, compared):
-    """Two seeds: every row gets a standard deviation, and within a seed all rows see the same windows."""
+    """Two seeds: every row gets a standard deviation, and within a seed all rows see the same
+    windows.
+    """
     out = run("train_har.py", "--controls", 2, *SMALL, cwd=folder)
     found = json.loads((folder / "out/controls/controls.json").read_text())["results"]
     assert list(found) == [*ROWS, "majority"] and all(len(runs) == 2 for runs in found.values())
@@ -83,11 +114,14 @@ def test_more_seeds_extend_a_comparison(folder, compared):
 
 
 def test_each_control_is_blind_to_what_it_says(folder, compared):
-    """Logits of one batch under each control's checkpoint, with the input disturbed: who notices?"""
+    """Logits of one batch under each control's checkpoint, with the input disturbed: who notices?
+    """
     data = PreparedData(folder / "data/demo")
 
     def logits(name, change=lambda batch: None):
-        model, tokenizer, recipe, _ = load_checkpoint(folder / f"out/controls/{name}-0/best.safetensors")
+        model, tokenizer, recipe, _ = load_checkpoint(
+            folder / f"out/controls/{name}-0/best.safetensors"
+        )
         examples = HarExamples(data, "test", tokenizer, Limits(512, 4096), text=recipe.text)
         batch = collate([examples[i] for i in (3, 30)], tokenizer.pad_id)
         change(batch)
@@ -104,8 +138,13 @@ def test_each_control_is_blind_to_what_it_says(folder, compared):
         batch.ids[:, -4] = (batch.ids[:, -4] + 1) % 500
 
     def notices(name, change):
-        return not torch.allclose(logits(name), logits(name, change), atol=1e-6)      # fp32 noise of another summation order
-    assert notices("full", other_samples) and notices("full", other_words) and notices("full", backwards)
+        return not torch.allclose(
+            logits(name), logits(name, change), atol=1e-6
+        )  # fp32 noise of another summation order
+
+    assert notices("full", other_samples)
+    assert notices("full", other_words)
+    assert notices("full", backwards)
     assert not notices("text-only", other_samples) and notices("text-only", other_words)
     assert notices("no-llm", other_samples) and not notices("no-llm", other_words)
     assert notices("encoder-mlp", other_samples) and not notices("encoder-mlp", other_words)
@@ -113,14 +152,18 @@ def test_each_control_is_blind_to_what_it_says(folder, compared):
 
 
 def shuffled_model(folder):
-    model, tokenizer, recipe, _ = load_checkpoint(folder / "out/controls/shuffled-0/best.safetensors")
+    model, tokenizer, recipe, _ = load_checkpoint(
+        folder / "out/controls/shuffled-0/best.safetensors"
+    )
     examples = HarExamples(PreparedData(folder / "data/demo"), "test", tokenizer, recipe.limits)
     return model, tokenizer, examples
 
 
 def test_a_shuffled_window_keeps_its_embeddings_and_its_order_in_any_batch(folder, compared):
     model, tokenizer, examples = shuffled_model(folder)
-    two, one = (collate([examples[i] for i in indices], tokenizer.pad_id) for indices in ((3, 30), (30,)))
+    two, one = (
+        collate([examples[i] for i in indices], tokenizer.pad_id) for indices in ((3, 30), (30,))
+    )
     with torch.no_grad():
         shuffled, alone = model.embed(two), model.embed(one)
         model.control = None
@@ -135,33 +178,52 @@ def test_a_shuffled_window_keeps_its_embeddings_and_its_order_in_any_batch(folde
 
 
 def test_every_shuffled_window_has_an_order_of_its_own(folder, compared, monkeypatch):
-    """Embeddings that count 0, 1, 2, ... within each window show its order: no two are alike, none is left as it was."""
+    """Embeddings that count 0, 1, 2, ... within each window show its order: no two are alike, none
+    is left as it was.
+    """
     model, tokenizer, examples = shuffled_model(folder)
     batch = collate([examples[i] for i in range(8)], tokenizer.pad_id)
-    n = int((batch.ids[0] == tokenizer.sensor_id).sum())                      # the same of each window
+    n = int((batch.ids[0] == tokenizer.sensor_id).sum())  # the same of each window
     counting = torch.arange(n).repeat(8)[:, None].expand(-1, model.llm.config.d_model).float()
     monkeypatch.setattr(model, "sensor_embeddings", lambda batch: counting)
     with torch.no_grad():
         x = model.embed(batch)
-    orders = [tuple(x[row, batch.ids[row] == tokenizer.sensor_id, 0].int().tolist()) for row in range(8)]
+    orders = [
+        tuple(x[row, batch.ids[row] == tokenizer.sensor_id, 0].int().tolist()) for row in range(8)
+    ]
     assert len(set(orders)) == 8
     for order in orders:
         assert sorted(order) == list(range(n)) != list(order)
 
 
 def test_a_random_llm_is_not_that_of_stage_1_and_differs_from_seed_to_seed(folder, compared):
-    """Drawn with the run's seed, frozen as drawn, and found again in its checkpoint; the encoder is stage 1's."""
+    """Drawn with the run's seed, frozen as drawn, and found again in its checkpoint; the encoder is
+    stage 1's.
+    """
     align, _, _, _ = load_checkpoint(folder / "out/align/best.safetensors")
     full, _, _, _ = load_checkpoint(folder / "out/controls/full-0/best.safetensors")
     random, _, recipe, _ = load_checkpoint(folder / "out/controls/random-llm-0/best.safetensors")
 
     def weight(model):
         return model.llm.layers[0].mlp.up_proj.weight
-    assert torch.equal(weight(full), weight(align)) and not torch.equal(weight(random), weight(align))
+
+    assert torch.equal(weight(full), weight(align)) and not torch.equal(
+        weight(random), weight(align)
+    )
     assert recipe.llm_seed == 0 and recipe.control == "random-llm"
-    drawn = [build_model(Namespace(**vars(recipe) | {"llm_seed": seed, "saved_parts": (), "sensors": recipe.sensors,
-                                                     "n_classes": 5}))[0] for seed in (0, 1)]
-    assert torch.equal(weight(random), weight(drawn[0])) and not torch.equal(weight(drawn[0]), weight(drawn[1]))
+    drawn = [
+        build_model(
+            Namespace(
+                **vars(recipe) | {
+                    "llm_seed": seed, "saved_parts": (), "sensors": recipe.sensors, "n_classes": 5,
+                }
+            )
+        )[0]
+        for seed in (0, 1)
+    ]
+    assert torch.equal(weight(random), weight(drawn[0])) and not torch.equal(
+        weight(drawn[0]), weight(drawn[1])
+    )
     q_proj = [model.encoder.layers[0].attn.q_proj.weight for model in (align, full, random)]
     assert torch.equal(q_proj[0], q_proj[1]) and torch.equal(q_proj[0], q_proj[2])
 
@@ -171,39 +233,68 @@ def test_a_control_is_evaluated_like_any_model(folder, compared):
     out = folder / "out/controls/encoder-mlp-0"
     scores = json.loads((out / "evaluation_test.json").read_text())
     assert len(json_lines(out / "predictions_test.jsonl")) == 12
-    assert scores["macro_f1"] == pytest.approx(results(out)["macro_f1"])      # sums of other batches: the last digits
+    assert scores["macro_f1"] == pytest.approx(
+        results(out)["macro_f1"]
+    )  # sums of other batches: the last digits
     assert "encoder-mlp" in (out / "report_test.md").read_text()
 
 
 def test_the_plan_holds_every_row_and_seed_and_refuses_other_settings(tmp_path):
-    args = Namespace(seed=5, controls=2, out=str(tmp_path / "c"), align="a", text="smry", control=None, answer="class")
+    args = Namespace(
+        seed=5, controls=2, out=str(tmp_path / "c"), align="a", text="smry", control=None,
+        answer="class",
+    )
     runs = list(planned(args, ALONE))
     assert [name for name, _ in runs] == [*ROWS] * 2 and {run.seed for _, run in runs} == {5, 6}
     assert {run.control for _, run in runs} == {None, *CONTROLS}
     assert len({run.out for _, run in runs}) == len(runs)
     changed = {name: (run.align, run.text) for name, run in runs}
-    assert changed == {name: ("a", "smry") for name in ROWS} | {"no-stage-1": ("none", "smry"), "sensors-only": ("a", "none")}
-    assert len(list(planned(Namespace(**vars(args) | {"controls": 3}), ALONE))) == 3 * len(ROWS)      # more seeds: it resumes
-    with pytest.raises(InputError, match="holds a comparison with text smry, not none; choose another --out"):
+    assert changed == {name: ("a", "smry") for name in ROWS} | {
+        "no-stage-1": ("none", "smry"),
+        "sensors-only": ("a", "none"),
+    }
+    assert len(list(planned(Namespace(**vars(args) | {"controls": 3}), ALONE))) == 3 * len(
+        ROWS
+    )  # more seeds: it resumes
+    with pytest.raises(
+        InputError, match="holds a comparison with text smry, not none; choose another --out"
+    ):
         list(planned(Namespace(**vars(args) | {"text": "none"}), ALONE))
     bare = Namespace(**vars(args) | {"align": "none", "text": "none", "out": str(tmp_path / "d")})
-    assert {name for name, _ in planned(bare, ALONE)} == {"full", *CONTROLS}         # what the full model lacks is no control
+    assert {name for name, _ in planned(bare, ALONE)} == {
+        "full",
+        *CONTROLS,
+    }  # what the full model lacks is no control
     with pytest.raises(InputError, match="class heads"):
         next(planned(Namespace(**vars(args) | {"answer": "text"}), ALONE))
 
 
 def test_the_table_takes_differences_seed_by_seed():
     def run_of(f1):
-        return {"macro_f1": f1, "accuracy": 0.5, "balanced_accuracy": 0.5, "trained_parameters": 7, "seconds": 3}
-    table = controls_table({"full": [run_of(0.5), run_of(0.7)], "no-llm": [run_of(0.4), run_of(0.6)]}, 2)
+        return {
+            "macro_f1": f1, "accuracy": 0.5, "balanced_accuracy": 0.5, "trained_parameters": 7,
+            "seconds": 3,
+        }
+
+    table = controls_table(
+        {"full": [run_of(0.5), run_of(0.7)], "no-llm": [run_of(0.4), run_of(0.6)]}, 2
+    )
     assert "| full | the model as it is, after stage 1 | 0.600 \u00b1 0.141 |  |" in table
-    assert "| 0.500 \u00b1 0.141 | +0.100 \u00b1 0.000 |" in table and "2 seeds." in table and "2 of them in the test" in table
+    assert "| 0.500 \u00b1 0.141 | +0.100 \u00b1 0.000 |" in table
+    assert "2 seeds." in table
+    assert "2 of them in the test" in table
     assert "\u00b1 " not in controls_table({"full": [run_of(0.5)]}, 2).split("How to read")[0]
 
 
 def test_the_majority_baseline_names_the_commonest_class_of_training():
-    """Class 1, which one of four test windows has; the test's own commonest class, 0, would be right twice."""
-    train, test = (Namespace(labels=lambda labels=labels: labels) for labels in ([1, 1, 0], [0, 0, 2, 1]))
+    """Class 1, which one of four test windows has; the test's own commonest class, 0, would be
+    right twice.
+    """
+    train, test = (
+        Namespace(labels=lambda labels=labels: labels) for labels in ([1, 1, 0], [0, 0, 2, 1])
+    )
     scores = majority(train, test, 3)
-    assert scores["accuracy"] == 0.25 and scores["macro_f1"] == pytest.approx(2 / 5 / 3) and scores["chance"] == 0.5
+    assert scores["accuracy"] == 0.25
+    assert scores["macro_f1"] == pytest.approx(2 / 5 / 3)
+    assert scores["chance"] == 0.5
     assert scores["trained_parameters"] == 0

@@ -1,4 +1,7 @@
-"""Models by hub id, from a stand-in hub on this machine: what is fetched, pinned, cached, and every way it can fail."""
+"""Models by hub id, from a stand-in hub on this machine: what is fetched, pinned, cached, and every
+way it can fail.
+"""
+
 import http.server
 import json
 import shutil
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import make_chronos, make_llama, run
 from safetensors import safe_open
+from untrained import small_dataset
 
 from sensorllm_min.config import InputError
 from sensorllm_min.hub import located
@@ -19,9 +23,12 @@ LATER = "89abcdef0123456789abcdef0123456789abcdef"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's HTTP as huggingface_hub asks for: a model's file list, and its files with their hashes."""
+    """As much of the hub's HTTP as huggingface_hub asks for: a model's file list, and its files
+    with their hashes.
+    """
+
     folder, asked = None, []
-    newest = COMMIT                     # of the main branch
+    newest = COMMIT  # of the main branch
 
     def do_GET(self):
         self.asked.append(self.path)
@@ -29,12 +36,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if "gated" in parts and self.headers.get("Authorization") != "Bearer open sesame":
             return self.refuse(403, "GatedRepo")
         if parts[:2] == ["api", "models"]:
-            return self.model("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main", tree="tree" in parts)
+            return self.model(
+                "/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main", tree="tree" in parts
+            )
         model, path = "/".join(parts[:2]), self.folder / "/".join(parts[:2]) / "/".join(parts[4:])
         if not path.is_file():
-            return self.refuse(404, "EntryNotFound" if (self.folder / model).is_dir() else "RepoNotFound")
+            return self.refuse(
+                404, "EntryNotFound" if (self.folder / model).is_dir() else "RepoNotFound"
+            )
         self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.newest if parts[3] == "main" else parts[3])
         self.send_header("ETag", f'"{path.name}-{path.stat().st_size}"')
         self.send_header("Content-Length", str(path.stat().st_size))
         self.end_headers()
@@ -48,11 +59,24 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "RepoNotFound")
         if revision not in ("main", COMMIT, LATER):
             return self.refuse(404, "RevisionNotFound")
-        files = [(str(path.relative_to(self.folder / name)), path.stat().st_size)
-                 for path in sorted((self.folder / name).rglob("*")) if path.is_file()]
-        body = json.dumps([{"type": "file", "path": file, "size": size, "oid": "0"} for file, size in files] if tree else {
-            "id": name, "modelId": name, "sha": self.newest if revision == "main" else revision, "siblings": [{"rfilename": file} for file, _ in files],
-            "tags": [], "private": False, "downloads": 0}).encode()
+        files = [
+            (str(path.relative_to(self.folder / name)), path.stat().st_size)
+            for path in sorted((self.folder / name).rglob("*"))
+            if path.is_file()
+        ]
+        body = json.dumps(
+            [{"type": "file", "path": file, "size": size, "oid": "0"} for file, size in files]
+            if tree
+            else {
+                "id": name,
+                "modelId": name,
+                "sha": self.newest if revision == "main" else revision,
+                "siblings": [{"rfilename": file} for file, _ in files],
+                "tags": [],
+                "private": False,
+                "downloads": 0,
+            }
+        ).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -71,7 +95,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder of models: made/llama with things beside it that nobody needs, made/gated in shards, chronos, pickled."""
+    """A folder of models: made/llama with things beside it that nobody needs, made/gated in shards,
+    chronos, pickled.
+    """
     folder = tmp_path_factory.mktemp("models")
     backend = train_backend(["rising and falling 0.1s"], 300)
     model = make_llama(folder / "made/llama", backend, max_position_embeddings=20_000)
@@ -87,36 +113,58 @@ def models(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def data(demo, tmp_path_factory):
+    return small_dataset(demo, tmp_path_factory.mktemp("data") / "demo")
+
+
 @pytest.fixture
 def hub(models, tmp_path, monkeypatch):
     """The stand-in hub, and an environment in which huggingface_hub of a new process goes there."""
     handler = type("Handler", (Hub,), {"folder": models, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    for name, value in {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache"),
-                        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}.items():
+    for name, value in {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
         monkeypatch.setenv(name, value)
     yield handler
     server.shutdown()
 
 
-TRAIN = ("--train-limit", 8, "--epochs", 1, "--batch-size", 4, "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2)
+TRAIN = (
+    "--train-limit", 8, "--epochs", 1, "--batch-size", 4, "--eval-limit", 2, "--test-limit", 1,
+    "--max-new-tokens", 2,
+)
 
 
-def test_hub_ids_are_pinned_to_a_commit_fetched_without_pickles_and_found_offline(demo, hub, tmp_path, monkeypatch):
-    command = ("train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos", *TRAIN)
+def test_hub_ids_are_pinned_to_a_commit_fetched_without_pickles_and_found_offline(
+    data, hub, tmp_path, monkeypatch
+):
+    command = (
+        "train_align.py", "--data", data, "--llm", "made/llama", "--encoder", "made/chronos",
+        *TRAIN,
+    )
     printed = run(*command, "--out", "first", cwd=tmp_path)
     assert f"LLM made/llama@{COMMIT}" in printed and "chat format llama3" in printed
     fetched = {path.name for path in (tmp_path / "cache/hub").rglob("*/snapshots/*/*")}
-    assert "model.safetensors" in fetched and "pytorch_model.bin" not in fetched and "original" not in fetched
+    assert "model.safetensors" in fetched
+    assert "pytorch_model.bin" not in fetched
+    assert "original" not in fetched
     assert not any(".bin" in path or "/original" in path for path in hub.asked)
     with safe_open(tmp_path / "first/best.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["sensorllm_min"])["recipe"]
     assert recipe["llm"] == f"made/llama@{COMMIT}" and recipe["encoder"] == f"made/chronos@{COMMIT}"
 
-    hub.newest = LATER                                                        # the main branches move on
+    hub.newest = LATER  # the main branches move on
     hub.asked.clear()
-    evaluate = ("evaluate.py", "--checkpoint", "first", "--data", demo, "--limit", 2, "--max-new-tokens", 2)
+    evaluate = (
+        "evaluate.py", "--checkpoint", "first", "--data", data, "--limit", 2, "--max-new-tokens", 2,
+    )
     run(*evaluate, cwd=tmp_path)
     assert hub.asked and not any("main" in path or LATER in path for path in hub.asked), hub.asked
 
@@ -128,68 +176,116 @@ def test_hub_ids_are_pinned_to_a_commit_fetched_without_pickles_and_found_offlin
     assert hub.asked == []
 
 
-def test_two_processes_may_fetch_at_once(demo, hub, tmp_path):
-    run("train_align.py", "--data", demo, "--llm", "made/llama", "--encoder", "made/chronos", *TRAIN, "--out", "out",
-        cwd=tmp_path, processes=2)
-    whole = [path for path in hub.asked if path.endswith("llama/resolve/" + COMMIT + "/model.safetensors")]
+def test_two_processes_may_fetch_at_once(data, hub, tmp_path):
+    run(
+        "train_align.py", "--data", data, "--llm", "made/llama", "--encoder", "made/chronos",
+        *TRAIN, "--out", "out", cwd=tmp_path, processes=2,
+    )
+    whole = [
+        path
+        for path in hub.asked
+        if path.endswith("llama/resolve/" + COMMIT + "/model.safetensors")
+    ]
     assert (tmp_path / "out/best.safetensors").exists() and whole
 
 
-def test_a_gated_model_in_shards_is_fetched_with_a_token_at_its_revision(demo, hub, tmp_path, monkeypatch):
+def test_a_gated_model_in_shards_is_fetched_with_a_token_at_its_revision(
+    data, hub, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", "open sesame")
-    run("train_align.py", "--data", demo, "--llm", f"made/gated@{COMMIT}", "--encoder", "made/chronos", *TRAIN, "--out", "out",
-        cwd=tmp_path)
-    shards = {path.name for path in (tmp_path / "cache/hub/models--made--gated/snapshots" / COMMIT).iterdir()}
-    assert len([name for name in shards if name.startswith("model-")]) > 1 and "model.safetensors.index.json" in shards
+    run(
+        "train_align.py", "--data", data, "--llm", f"made/gated@{COMMIT}", "--encoder",
+        "made/chronos", *TRAIN, "--out", "out", cwd=tmp_path,
+    )
+    shards = {
+        path.name
+        for path in (tmp_path / "cache/hub/models--made--gated/snapshots" / COMMIT).iterdir()
+    }
+    assert len([name for name in shards if name.startswith("model-")]) > 1
+    assert "model.safetensors.index.json" in shards
 
 
-@pytest.mark.parametrize("source,words", [
-    ("made/nothing", ["no model on the hub"]), ("made/gated", ["gated", "HF_TOKEN"]),
-    ("made/llama@v9", ["no revision v9"]), ("made/pickled", ["neither model.safetensors", "@refs/pr/1"]),
-    ("a/b/c", ["not a directory", "hub id"]), ("./nowhere", ["not a directory"])])
-def test_what_cannot_be_fetched_is_one_line(demo, hub, tmp_path, source, words):
-    line = run("train_align.py", "--data", demo, "--llm", source, cwd=tmp_path, expect=2).splitlines()[-1]
+@pytest.mark.parametrize(
+    "source,words",
+    [
+        ("made/nothing", ["no model on the hub"]),
+        ("made/gated", ["gated", "HF_TOKEN"]),
+        ("made/llama@v9", ["no revision v9"]),
+        ("made/pickled", ["neither model.safetensors", "@refs/pr/1"]),
+        ("a/b/c", ["not a directory", "hub id"]),
+        ("./nowhere", ["not a directory"]),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_line(data, hub, tmp_path, source, words):
+    line = run(
+        "train_align.py", "--data", data, "--llm", source, cwd=tmp_path, expect=2
+    ).splitlines()[-1]
     assert line.startswith("train_align.py: ") and all(word in line for word in words), line
 
 
-def test_offline_a_model_never_fetched_is_one_line_and_the_hub_is_not_asked(demo, hub, tmp_path, monkeypatch):
+def test_offline_a_model_never_fetched_is_one_line_and_the_hub_is_not_asked(
+    data, hub, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    line = run("train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2).splitlines()[-1]
+    line = run(
+        "train_align.py", "--data", data, "--llm", "made/llama", cwd=tmp_path, expect=2
+    ).splitlines()[-1]
     assert "not in the cache" in line and hub.asked == []
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(demo, hub, tmp_path, monkeypatch):
+def test_a_hub_that_cannot_be_reached_is_one_line(data, hub, tmp_path, monkeypatch):
     with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))                                         # held here, and nobody listens
+        silent.bind(("127.0.0.1", 0))  # held here, and nobody listens
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        line = run("train_align.py", "--data", demo, "--llm", "made/llama", cwd=tmp_path, expect=2).splitlines()[-1]
+        line = run(
+            "train_align.py", "--data", data, "--llm", "made/llama", cwd=tmp_path, expect=2
+        ).splitlines()[-1]
     assert "made/llama" in line and ("cannot be reached" in line or "could not be fetched" in line)
 
 
 def test_a_directory_needs_no_hub(models, monkeypatch):
     import sys
+
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert located(models / "made/llama") == models / "made/llama" and located(None) is None
     with pytest.raises(InputError, match="not a directory"):
         located(Path("/no/where"))
 
 
-def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(demo, hub, models, tmp_path):
-    """A run on networks of this machine is exported, put on the hub and scored from there: the same scores, no path."""
-    run("train_har.py", "--data", demo, "--align", "none", "--llm", models / "made/llama", "--encoder", "made/chronos",
-        "--train-limit", 16, "--epochs", 1, "--eval-limit", 4, "--test-limit", 4, "--out", "run", cwd=tmp_path)
-    evaluate = ("evaluate.py", "--data", demo, "--limit", 8)
+def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
+    data, hub, models, tmp_path
+):
+    """A run on networks of this machine is exported, put on the hub and scored from there: the same
+    scores, no path.
+    """
+    run(
+        "train_har.py", "--data", data, "--align", "none", "--llm", models / "made/llama",
+        "--encoder", "made/chronos", "--train-limit", 16, "--epochs", 1, "--eval-limit", 4,
+        "--test-limit", 4, "--out", "run", cwd=tmp_path,
+    )
+    evaluate = ("evaluate.py", "--data", data, "--limit", 8)
     run(*evaluate, "--checkpoint", "run", cwd=tmp_path)
     shared_folder = models / "made/shared"
     run("evaluate.py", "--checkpoint", "run", "--export", shared_folder, cwd=tmp_path)
-    assert sorted(path.name for path in shared_folder.iterdir()) == ["README.md", "best.safetensors"]
+    assert sorted(path.name for path in shared_folder.iterdir()) == [
+        "README.md",
+        "best.safetensors",
+    ]
     card = (shared_folder / "README.md").read_text()
     assert card.startswith("---\n") and "base_model:\n- made/chronos\n---" in card
-    for words in ("recognises activities", "Walking, Running", "| test subjects, never trained on | 9, 10 |", "macro_f1",
-                  "load_checkpoint(", 'llm="DIR"', "| LLM | llama |", f"| encoder | made/chronos@{COMMIT} |"):
+    for words in (
+        "recognises activities",
+        "Walking, Running",
+        "| test subjects, never trained on | 9, 10 |",
+        "macro_f1",
+        "load_checkpoint(",
+        'llm="DIR"',
+        "| LLM | llama |",
+        f"| encoder | made/chronos@{COMMIT} |",
+    ):
         assert words in card, words
     raw = (shared_folder / "best.safetensors").read_bytes()
-    for path in (tmp_path, models, Path(demo).parent):
+    for path in (tmp_path, models, data.parent):
         assert str(path) not in card and str(path).encode() not in raw
 
     scores = json.loads((tmp_path / "run/evaluation_test.json").read_text())
@@ -197,20 +293,29 @@ def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(d
     assert "llama is not there any more; say with --llm" in line
     run(*evaluate, "--checkpoint", "made/shared", "--llm", models / "made/llama", cwd=tmp_path)
     assert json.loads((tmp_path / "out/shared/evaluation_test.json").read_text()) == scores
-    line = run("evaluate.py", "--checkpoint", "run", "--export", shared_folder, cwd=tmp_path, expect=2).splitlines()[-1]
+    line = run(
+        "evaluate.py", "--checkpoint", "run", "--export", shared_folder, cwd=tmp_path, expect=2
+    ).splitlines()[-1]
     assert "not empty" in line
 
 
-def test_an_older_checkpoint_loads_and_a_newer_one_says_so(demo, tmp_path):
-    """Format 1 began without chat_format; a format that does not exist yet is refused in one line."""
+def test_an_older_checkpoint_loads_and_a_newer_one_says_so(data, tmp_path):
+    """Format 1 began without chat_format; a format that does not exist yet is refused in one line.
+    """
     from safetensors.torch import load_file, save_file
-    run("train_align.py", "--data", demo, *TRAIN, "--out", "run", cwd=tmp_path)
+
+    run("train_align.py", "--data", data, *TRAIN, "--out", "run", cwd=tmp_path)
     path = tmp_path / "run/best.safetensors"
     with safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()["sensorllm_min"])
-    for change, code in ((lambda m: m["recipe"].pop("chat_format"), 0), (lambda m: m.update(format=99), 2)):
+    for change, code in (
+        (lambda m: m["recipe"].pop("chat_format"), 0),
+        (lambda m: m.update(format=99), 2),
+    ):
         change(metadata)
         save_file(load_file(path), path, {"sensorllm_min": json.dumps(metadata)})
-        printed = run("evaluate.py", "--checkpoint", "run", "--data", demo, "--limit", 2, "--max-new-tokens", 2, cwd=tmp_path,
-                      expect=code)
+        printed = run(
+            "evaluate.py", "--checkpoint", "run", "--data", data, "--limit", 2, "--max-new-tokens",
+            2, cwd=tmp_path, expect=code,
+        )
     assert "format 99" in printed.splitlines()[-1]

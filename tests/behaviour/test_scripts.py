@@ -1,66 +1,91 @@
-"""The scripts as a person starts them: the demo and recordings of one's own end to end, and one line for each mistake."""
+"""The scripts as a person starts them: the demo and recordings of one's own end to end, and one
+line for each mistake.
+"""
+
 import json
 import re
+from functools import partial
 
 import pytest
-from helpers import ROOT, launch, results, run, torchrun
+from helpers import ROOT, launch, quiet, results, run, torchrun
 from test_datasets import write_own
+from untrained import evaluate_here, save_untrained, small_dataset
+
+from sensorllm_min.prepare import prepare
 
 SMALL = ("--train-limit", 48, "--eval-limit", 8, "--test-limit", 8, "--epochs", 1, "--log-every", 1)
 
 
 def test_the_scripts_do_what_the_readme_says_when_a_person_starts_them(tmp_path):
-    """In real interpreters, stage 2 through a real torchrun: the demo is made, both stages train, evaluate.py reports."""
+    """In real interpreters, stage 2 through a real torchrun: the demo is prepared, both stages
+    train, evaluate.py reports.
+    """
+    out = launch(ROOT / "data_prep.py", "--workers", 2, "--answer", "trend+summary", cwd=tmp_path)
+    assert "har_windows: train" in out and "Walking" in out and "wrote data/demo" in out
+    assert re.search(r"^10 +test +10 +3400 +280 +\d+$", out, re.MULTILINE)
+    assert json.loads((tmp_path / "data/demo/meta.json").read_text())["answer"] == "trend+summary"
     out = launch(ROOT / "train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path)
-    assert "making the demo dataset" in out and "min left" in out and "after training" in out
-    found = results(tmp_path / "out/align")
-    assert {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"} <= found.keys()
+    assert "min left" in out and "after training" in out
+    scores = {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"}
+    assert scores <= results(tmp_path / "out/align").keys()
     assert "macro f1" in torchrun("train_har.py", *SMALL, cwd=tmp_path)
-    assert {"macro_f1", "accuracy", "chance", "seconds", "trained_parameters"} <= results(tmp_path / "out/har").keys()
+    scores = {"macro_f1", "accuracy", "chance", "seconds", "trained_parameters"}
+    assert scores <= results(tmp_path / "out/har").keys()
     out = launch(ROOT / "evaluate.py", "--limit", 8, "--max-new-tokens", 16, cwd=tmp_path)
     assert "stage align" in out and "stage har" in out
     assert {path.name for path in (tmp_path / "out/har").iterdir()} >= {
-        "best.safetensors", "last.safetensors", "log.txt", "metrics.jsonl", "results.json"}
+        "best.safetensors", "last.safetensors", "log.txt", "metrics.jsonl", "results.json",
+    }
     assert "python evaluate.py --limit 8" in (tmp_path / "out/har/report_test.md").read_text()
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.pkl"))
-    out = launch(ROOT / "data_prep.py", "--show", 5, cwd=tmp_path)
-    assert out.count("<|begin_of_text|>") == 2 and "<x_acc_start><ts>*25<x_acc_end>\n<y_acc_start>" in out
-    assert "<|start_header_id|>assistant<|end_header_id|>" in out and "Mean=" in out and out.count("<|eot_id|>") == 3
+
+
+def test_data_prep_shows_a_window_with_its_prompts_as_the_model_reads_them(tmp_path, demo):
+    small_dataset(demo, tmp_path / "data/demo")
+    out = run("data_prep.py", "--show", 5, cwd=tmp_path)
+    assert out.count("<|begin_of_text|>") == 2 and out.count("<|eot_id|>") == 3
+    assert "<x_acc_start><ts>*25<x_acc_end>\n<y_acc_start>" in out and "Mean=" in out
+    assert "<|start_header_id|>assistant<|end_header_id|>" in out
     picture = (tmp_path / "data/demo/window_5.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 30_000
-    assert "holds training windows 0 to 1959" in run("data_prep.py", "--show", 5000, cwd=tmp_path, expect=2)
+    out = run("data_prep.py", "--show", 5000, cwd=tmp_path, expect=2)
+    assert "holds training windows 0 to 39" in out
 
 
 @pytest.mark.slow
 def test_a_real_torchrun_starts_two_processes_of_which_the_first_prints(tmp_path):
     out = torchrun("train_align.py", *SMALL, "--max-new-tokens", 4, cwd=tmp_path, processes=2)
-    assert out.count("making the demo dataset") == out.count("after training:") / 3 == out.count("results.json") == 1
+    assert out.count("making the demo dataset") == out.count("results.json") == 1
+    assert out.count("after training:") == 3  # of three windows, once each
 
 
-def test_data_prep_writes_the_answers_asked_for_and_prints_the_windows_of_every_subject(tmp_path):
-    out = run("data_prep.py", "--workers", 2, "--out", "prepared", "--answer", "trend+summary", cwd=tmp_path)
-    assert "har_windows: train" in out and "Walking" in out and "wrote prepared" in out
-    assert re.search(r"^10 +test +10 +3400 +280 +\d+$", out, re.MULTILINE)
-    assert json.loads((tmp_path / "prepared/meta.json").read_text())["answer"] == "trend+summary"
-
-
-@pytest.mark.parametrize("command,words", [
-    (("data_prep.py", "--show", "1"), ["data/demo/meta.json not found"]),
-    (("data_prep.py", "--dataset", "own"), ["needs --raw DIR"]),
-    (("data_prep.py", "--dataset", "own", "--raw", "."), ["dataset.json not found"]),
-    (("data_prep.py", "--dataset", "usc-had", "--raw", "nowhere"), ["nowhere is not a directory"]),
-    (("data_prep.py", "--dataset", "usc-had"), ["needs --raw DIR", "USC-HAD.zip"]),
-    (("data_prep.py", "--answer", "poem"), ["poem", "simple_trend"]),
-    (("train_align.py", "--data", "nowhere"), ["nowhere/meta.json not found. Run: python data_prep.py"]),
-    (("train_align.py", "--train", "everything"), ["everything", "projector"]),
-    (("train_align.py", "--projector", "wide"), ["wide", "2048,3072"]),
-    (("train_align.py", "--projector", "0"), ["--projector 0"]),
-    (("data_prep.py", "--out", "."), ["is not a prepared dataset"]),
-    (("train_har.py",), ["out/align", "not found", "train_align.py"]),
-    (("train_har.py", "--text", "smry+poem"), ["smry+poem", "corr"]),
-    (("evaluate.py",), ["no checkpoint", "train_align.py"]),
-    (("evaluate.py", "--checkpoint", "nowhere"), ["nowhere not found"]),
-], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    "command,words",
+    [
+        (("data_prep.py", "--show", "1"), ["data/demo/meta.json not found"]),
+        (("data_prep.py", "--dataset", "own"), ["needs --raw DIR"]),
+        (("data_prep.py", "--dataset", "own", "--raw", "."), ["dataset.json not found"]),
+        (
+            ("data_prep.py", "--dataset", "usc-had", "--raw", "nowhere"),
+            ["nowhere is not a directory"],
+        ),
+        (("data_prep.py", "--dataset", "usc-had"), ["needs --raw DIR", "USC-HAD.zip"]),
+        (("data_prep.py", "--answer", "poem"), ["poem", "simple_trend"]),
+        (
+            ("train_align.py", "--data", "nowhere"),
+            ["nowhere/meta.json not found. Run: python data_prep.py"],
+        ),
+        (("train_align.py", "--train", "everything"), ["everything", "projector"]),
+        (("train_align.py", "--projector", "wide"), ["wide", "2048,3072"]),
+        (("train_align.py", "--projector", "0"), ["--projector 0"]),
+        (("data_prep.py", "--out", "."), ["is not a prepared dataset"]),
+        (("train_har.py",), ["out/align", "not found", "train_align.py"]),
+        (("train_har.py", "--text", "smry+poem"), ["smry+poem", "corr"]),
+        (("evaluate.py",), ["no checkpoint", "train_align.py"]),
+        (("evaluate.py", "--checkpoint", "nowhere"), ["nowhere not found"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
 def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, command, words):
     (tmp_path / "something").write_text("else")
     out = run(*command, cwd=tmp_path, expect=2)
@@ -69,36 +94,67 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, command, words):
     assert len(lines) == 1 and lines[0].startswith(command[0] + ": "), out
 
 
-@pytest.mark.parametrize("option", ["--train-limit=0", "--train-limit=-5", "--lr=-1", "--epochs=nan", "--epochs=inf",
-                                    "--batch-size=0", "--seed=-1", "--eval-every=-2", "--warmup=x"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--train-limit=0", "--train-limit=-5", "--lr=-1", "--epochs=nan", "--epochs=inf",
+        "--batch-size=0", "--seed=-1", "--eval-every=-2", "--warmup=x",
+    ],
+)
 def test_a_number_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path, option):
     out = run("train_align.py", option, cwd=tmp_path, expect=2)
     assert f"argument {option.split('=')[0]}: invalid" in out
-    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]      # the harness's own files aside
+    assert all(path.name.startswith(".") for path in tmp_path.iterdir())  # the harness's own files
 
 
 def test_the_reading_order_of_the_readme_holds():
-    """Each module imports only from modules above it in the README's table, and every module is in it."""
-    order = re.findall(r"\(sensorllm_min/(\w+)\.py\)", (ROOT / "README.md").read_text().split("## Reading order")[1])
-    assert sorted(order) == sorted(path.stem for path in (ROOT / "sensorllm_min").glob("*.py") if path.stem != "__init__")
+    """Each module imports only from modules above it in the README's table, and every module is in
+    it.
+    """
+    order = re.findall(
+        r"\(sensorllm_min/(\w+)\.py\)",
+        (ROOT / "README.md").read_text().split("## Reading order")[1],
+    )
+    assert sorted(order) == sorted(
+        path.stem for path in (ROOT / "sensorllm_min").glob("*.py") if path.stem != "__init__"
+    )
     for place, module in enumerate(order):
-        imported = re.findall(r"^from \.(\w+) import", (ROOT / f"sensorllm_min/{module}.py").read_text(), re.MULTILINE)
+        imported = re.findall(
+            r"^from \.(\w+) import", (ROOT / f"sensorllm_min/{module}.py").read_text(), re.MULTILINE
+        )
         assert set(imported) <= set(order[:place]), module
 
 
 def test_the_runtime_imports_no_reference_package():
     for path in [*ROOT.glob("*.py"), *(ROOT / "sensorllm_min").glob("*.py")]:
-        assert not re.search(r"^\s*(from|import) (transformers|chronos|sklearn|pickle)\b", path.read_text(), re.MULTILINE), path
+        assert not re.search(
+            r"^\s*(from|import) (transformers|chronos|sklearn|pickle)\b",
+            path.read_text(),
+            re.MULTILINE,
+        ), path
 
 
-def test_recordings_of_ones_own_through_both_stages(tmp_path):
-    """Three channels that no table knows: prepared, both stages trained, evaluated, without touching code."""
+def test_checkpoints_know_the_channels_of_recordings_of_one_s_own(tmp_path, monkeypatch, capsys):
+    """Three channels that no table knows: prepared, then evaluated and exported in both stages."""
+    write_own(tmp_path / "raw")
+    prepare("own", tmp_path / "raw", tmp_path / "data/gloves", say=quiet)
+    for stage in ("align", "har"):
+        save_untrained(tmp_path / f"out/{stage}", tmp_path / "data/gloves", stage)
+    evaluated = partial(evaluate_here, monkeypatch, capsys, tmp_path)
+    out = evaluated("--limit", 4, "--max-new-tokens", 8)
+    assert "stage align, gloves" in out and "stage har, gloves" in out and "typing" in out
+    evaluated("--checkpoint", "out/har", "--export", "shared")
+    assert "bend sensor" in (tmp_path / "shared/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_recordings_of_one_s_own_train_through_both_stages(tmp_path):
+    """Without touching code."""
     write_own(tmp_path / "raw")
     run("data_prep.py", "--dataset", "own", "--raw", "raw", cwd=tmp_path)
     small = ("--data", "data/gloves", *SMALL)
-    assert "gloves: 48 training pairs" in run("train_align.py", *small, "--max-new-tokens", 8, cwd=tmp_path)
+    out = run("train_align.py", *small, "--max-new-tokens", 8, cwd=tmp_path)
+    assert "gloves: 48 training pairs" in out
     assert "typing" in run("train_har.py", *small, cwd=tmp_path)
     out = run("evaluate.py", "--limit", 4, "--max-new-tokens", 8, cwd=tmp_path)
     assert "stage align, gloves" in out and "stage har, gloves" in out
-    run("evaluate.py", "--checkpoint", "out/har", "--export", "shared", cwd=tmp_path)
-    assert "bend sensor" in (tmp_path / "shared/README.md").read_text()

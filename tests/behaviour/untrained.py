@@ -1,8 +1,10 @@
-"""A small part of the demo dataset, and checkpoints that nobody trained: what the tests of evaluate.py start from.
+"""A small part of the demo dataset, and checkpoints of untrained models, for tests of evaluate.py.
 
-Most of what evaluate.py does is independent of what the model learned. So its checkpoints are made in a second, with
-random weights of a large standard deviation, and most tests call its `main` within their own process.
+Most of what evaluate.py does is independent of what the model learned. So its checkpoints are made
+in a second, with random weights of a large standard deviation, and most tests call its `main`
+within their own process.
 """
+
 import json
 import sys
 from argparse import Namespace
@@ -19,11 +21,16 @@ from sensorllm_min.options import new_recipe
 from sensorllm_min.training import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-LINES = {"align_train": 120, "align_val": 24, "align_test": 300, "har_train": 40, "har_val": 24, "har_test": 40}
+LINES = {
+    "align_train": 120, "align_val": 24, "align_test": 300, "har_train": 40, "har_val": 24,
+    "har_test": 40,
+}
 
 
 def small_dataset(demo, folder):
-    """A seeded sample of the demo's lines, in their order, in a prepared dataset of its own -> its folder."""
+    """A seeded sample of the demo's lines, in their order, in a prepared dataset of its own -> its
+    folder.
+    """
     folder.mkdir(parents=True)
     (folder / "samples").symlink_to(demo / "samples")
     meta = json.loads((demo / "meta.json").read_text())
@@ -41,8 +48,16 @@ def small_dataset(demo, folder):
 def save_untrained(out, data_folder, stage, seed=0, **changes):
     """Writes out/best.safetensors, a checkpoint of a random model. changes: of its recipe."""
     data = PreparedData(data_folder)
-    args = Namespace(llm=None, encoder=None, chat_format=None, resume=False, out=str(out), projector=(32,),
-                     scaling="StanNormalizeUniformBins", train=("projector", "tokens", "llm", "encoder"))
+    args = Namespace(
+        llm=None,
+        encoder=None,
+        chat_format=None,
+        resume=False,
+        out=str(out),
+        projector=(32,),
+        scaling="StanNormalizeUniformBins",
+        train=("projector", "tokens", "llm", "encoder"),
+    )
     recipe = new_recipe(args, data, ALONE)
     if stage == "har":
         recipe = replace(recipe, classes=data.dataset.classes, text=("smry", "Q"))
@@ -50,7 +65,7 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     torch.manual_seed(seed)
     model, tokenizer = build_model(recipe)
     spread(model, std=0.1)
-    with torch.no_grad():                                                     # so that some answers end by themselves
+    with torch.no_grad():  # so that some answers end by themselves
         for index in tokenizer.stop_ids:
             model.llm.embed_tokens.weight[index] *= 2
     settings = {"data": str(data_folder), "seed": seed}
@@ -59,7 +74,9 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
 
 
 def evaluate_here(monkeypatch, capsys, folder, *options):
-    """Runs evaluate.py in a folder, within this process -> what it printed. A mistake of the user raises."""
+    """Runs evaluate.py in a folder, within this process -> what it printed. A mistake of the user
+    raises.
+    """
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
     capsys.readouterr()

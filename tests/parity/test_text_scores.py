@@ -12,6 +12,8 @@ from sensorllm_min.text_scores import bleu, bleu_counts, bleu_tokens, longest_co
 from sensorllm_min.trend_text import align_pair
 
 ORDERS = (1, 2, 3, 4)
+SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]
+SEEDS = pytest.mark.parametrize("seed", [0, *SLOW])
 SACREBLEU = {order: BLEU(max_ngram_order=order) for order in ORDERS}
 ROUGE = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
 PIECES = ["&quot;", "&amp;", "&lt;", "&gt;", "&amp;lt;", "&apos;", "&", ";", "<skipped>", "<skip", "-\n", "\n", "\r\n",
@@ -27,7 +29,7 @@ EDGES = ["", " ", "\n", ".", "-", "&amp;", "a", "a b", "a b c", "a b c d", "a b 
 def assert_same(texts, references):
     """Each pair alone, three groups, and all together, every order.
 
-    Tolerance 1e-9: the same integers, then a logarithm and a division or two in float64, in another order.
+    Tolerance 1e-9: the same integers, then a few logarithms and divisions in float64, reordered.
     """
     counts = np.array([bleu_counts(*pair) for pair in zip(texts, references)])
     assert counts.shape == (len(texts), 10) and counts.dtype.kind == "i"
@@ -64,14 +66,14 @@ def damaged(text, other, rng):
         lambda: other, lambda: text + other, lambda: text])()
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@SEEDS
 def test_the_projects_own_texts_score_as_in_the_references(seed):
     rng, references = random.Random(seed), list(align_texts(150, seed))
     texts = [damaged(text, other, rng) for text, other in zip(references, references[1:] + references[:1])]
     assert_same(texts, references)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@SEEDS
 def test_wild_strings_score_as_in_the_references(seed):
     rng = random.Random(seed)
     references = ["".join(rng.choices(PIECES, k=rng.randrange(40))) for _ in range(150)]
@@ -123,7 +125,7 @@ def test_rouge_by_hand():
 
 
 def test_the_longest_common_subsequence_of_long_texts_is_right():
-    """Long enough for carries through many machine words, few tokens, so that most rows match in many places."""
+    """Long enough for carries through many machine words; of few tokens, each in many places."""
     rng = random.Random(0)
     text, reference = (" ".join(rng.choices("abcdefghij", k=length)) for length in (700, 500))
     theirs = ROUGE.score(reference, text)["rougeL"].fmeasure
