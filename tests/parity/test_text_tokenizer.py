@@ -1,9 +1,21 @@
-"""Our tokenizer front against transformers' on real tokenizers; special tokens, chat format, broken directories."""
+"""Our tokenizer front against transformers': ids, special tokens, chat formats, what is supervised, broken directories.
+
+The tokenizers are of the three kinds that LLaMA models have, trained here on the texts that the models see, in a
+blink; one more test holds the true ones, where they lie beside the project, to the same checks.
+"""
+import io
 import json
+import re
+from typing import NamedTuple
 
 import pytest
+import sentencepiece
+import tokenizers
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from sensorllm_min.config import InputError, LlamaConfig
+from sensorllm_min import trend_text
+from sensorllm_min.config import InputError, LlamaConfig, read_llama_config
 from sensorllm_min.data import IGNORED, AlignExamples, Limits, PreparedData, collate
 from sensorllm_min.sensors import DATASETS
 from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, declared_format, load_text_tokenizer, train_backend
@@ -11,68 +23,170 @@ from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, declared_forma
 CHANNELS = DATASETS["usc-had"].channels
 TEXTS = ["Once upon a time", "0.0s to 0.06s: rising\n0.06s to 1.2s: steady\n\nOverall, it rises.", " leading space",
          "x-axis accelerometer: Mean=-0.01234567, StdDev=1.5\n", "naïve café, 東京, emoji 🙂 and\ttabs  two spaces", ""]
-REAL = {"llama3-tiktoken": (128256, 128000, 128001), "smollm-bpe": (49153, 0, 0), "llama2-sentencepiece": (32000, 1, 2)}
 
 
-def load_real(shared, name):
-    vocab_size, bos, eos = REAL[name]
-    config = LlamaConfig(vocab_size, 8, 8, 1, 1, 1, 8, bos_id=bos, eos_ids=(eos,))
-    return load_text_tokenizer(shared / "tokenizers" / name, config, CHANNELS)
+# ---- tokenizers of the three kinds ----
+
+class Kind(NamedTuple):
+    """A directory in Hugging Face layout, and what a config.json says of its model."""
+    folder: object
+    sentencepiece: bool
+    vocab_size: int
+    bos: int
+    eos: int
+
+    def config(self, **changes):
+        settings = dict(vocab_size=self.vocab_size, bos_id=self.bos, eos_ids=(self.eos,)) | changes
+        return LlamaConfig(d_model=8, d_ff=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, **settings)
+
+    def theirs(self):
+        if self.sentencepiece:
+            return transformers.LlamaTokenizer.from_pretrained(self.folder)
+        return transformers.PreTrainedTokenizerFast.from_pretrained(self.folder)
+
+    def ours(self, chat_format=None):
+        return load_text_tokenizer(self.folder, self.config(), CHANNELS, chat_format)
 
 
-@pytest.mark.shared("tokenizers")
-@pytest.mark.parametrize("name", REAL)
-def test_ids_equal_transformers(shared, name):
-    import transformers
-    folder = shared / "tokenizers" / name
-    if name == "llama2-sentencepiece":
-        theirs = transformers.LlamaTokenizer.from_pretrained(folder)
-    else:
-        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    ours = load_real(shared, name)
+def corpus():
+    """The sentences that the models learn, with times in them."""
+    pools = (trend_text.SENTENCES, trend_text.QUESTIONS, trend_text.COVERS, trend_text.CHANGES, trend_text.TOTALS)
+    sentences = [re.sub(r"[{}]", "", sentence) for pool in pools for sentence in pool]
+    return sentences + [f"{i / 100}s to {i / 50}s: rising" for i in range(200)]
+
+
+SPLIT_OF_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+
+
+def make_llama3(folder):
+    """Byte-level BPE; special tokens behind the others; begin-of-text is put in front unless one asks for none."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(tokenizers.Regex(SPLIT_OF_LLAMA3), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=500, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    first = backend.get_vocab_size()
+    backend.add_special_tokens(specials)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", first)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1]).save_pretrained(folder)
+    return Kind(folder, False, first + len(specials), first, first + 1)
+
+
+def make_smollm(folder):
+    """Byte-level BPE; special tokens before the others; each digit alone; one token for begin and end of text."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=500, special_tokens=specials, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=specials[0], eos_token=specials[0]).save_pretrained(folder)
+    return Kind(folder, False, 500, 0, 0)
+
+
+def make_llama2(folder):
+    """A sentencepiece model as Llama 2's: BPE with byte fallback, digits apart, a space put in front, no rewriting."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()), model_writer=model, model_type="bpe", vocab_size=600, byte_fallback=True,
+        split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True, minloglevel=2)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return Kind(folder, True, 600, 1, 2)
+
+
+MAKERS = {"llama3": make_llama3, "smollm": make_smollm, "llama2": make_llama2}
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory):
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in MAKERS.items()}
+
+
+@pytest.fixture
+def kind(kinds, request):
+    return kinds[request.param]
+
+
+each_kind = pytest.mark.parametrize("kind", MAKERS, indirect=True)
+
+
+# ---- ids ----
+
+def check_ids(kind):
+    ours, theirs = kind.ours(), kind.theirs()
     for text in TEXTS:
         assert ours.decode(ours.encode(text)) == text
         # with two spaces in a row, or one in front, transformers' rewrite of a sentencepiece model departs from the
         # sentencepiece library, with which Llama 2 was trained and which we call
-        if not (name == "llama2-sentencepiece" and "  " in " " + text):
+        if not (kind.sentencepiece and "  " in " " + text):
             assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
-    assert ours.bos_id == REAL[name][1] and REAL[name][2] in ours.stop_ids
+    assert (ours.bos_id, ours.bos, ours.eos) == (theirs.bos_token_id, theirs.bos_token, theirs.eos_token)
+    assert theirs.eos_token_id in ours.stop_ids and theirs.eos_token_id == kind.eos
 
 
-@pytest.mark.shared("tokenizers")
-@pytest.mark.parametrize("name", REAL)
-def test_new_tokens_stand_behind_the_embedding_matrix(shared, name):
-    ours = load_real(shared, name)
+def check_new_tokens(kind):
+    ours, V = kind.ours(), kind.vocab_size
     text = CHANNELS[0].start + SENSOR * 3 + CHANNELS[0].end + "What is it?"
     ids = ours.encode(text)
-    V = REAL[name][0]
     assert ids[:5] == [V + 2, V + 1, V + 1, V + 1, V + 3] and max(ids[5:]) < V
     assert ours.decode(ids) == text
-    assert len(ours.added) == 2 + 2 * len(CHANNELS) == len(set(ours.added))
+    assert ours.pad_id == V and len(ours.added) == 2 + 2 * len(CHANNELS) == len(set(ours.added))
+    ours.vocab_size += 64                                                     # rows that pad an embedding matrix
+    assert ours.decode([ids[-1], ours.vocab_size - 1]) == ours.decode([ids[-1]])
 
 
-@pytest.mark.shared("tokenizers")
-def test_llama3_chat_format(shared):
-    """One begin-of-text, the headers and turns of Llama 3, as transformers tokenizes the same string."""
-    import transformers
-    ours = load_real(shared, "llama3-tiktoken")
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(shared / "tokenizers" / "llama3-tiktoken")
-    text = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe true.<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\nWhat rises?<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\nIt rises.<|eot_id|>")
-    ids = ours.chat("Be true.", "What rises?") + ours.answer("It rises.")
-    assert ids == theirs.encode(text, add_special_tokens=False)
-    assert ids.count(ours.bos_id) == 1 and ours.chat_format == "llama3" and ids[-1] in ours.stop_ids
+@each_kind
+def test_ids_equal_transformers(kind):
+    check_ids(kind)
 
 
-@pytest.mark.shared("tokenizers")
-def test_plain_chat_format(shared):
-    ours = load_real(shared, "llama2-sentencepiece")
-    ids = ours.chat("Be true.", "What rises?")
-    assert ours.chat_format == "plain" and ids[0] == 1 and ids.count(1) == 1
-    assert ours.decode(ids[1:]) == "Be true.\n\nResearcher: What rises?\n\nAssistant: "
-    assert ours.answer("Yes.")[-1] == 2
+@each_kind
+def test_new_tokens_stand_behind_the_embedding_matrix(kind):
+    check_new_tokens(kind)
 
+
+def test_padding_and_truncation_of_a_tokenizer_json_are_not_applied(kinds, tmp_path):
+    """Some files carry them from their training: a text would be cut without a word."""
+    backend = tokenizers.Tokenizer.from_file(str(kinds["smollm"].folder / "tokenizer.json"))
+    backend.enable_truncation(5)
+    backend.enable_padding(length=64)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = kinds["smollm"].config()
+    assert load_text_tokenizer(tmp_path, config, CHANNELS).encode(TEXTS[1]) == kinds["smollm"].ours().encode(TEXTS[1])
+
+
+@each_kind
+def test_every_end_of_text_of_config_json_stops_an_answer(kind, tmp_path):
+    """Llama 3 names three; generation has to stop at each."""
+    further = (kind.eos, 41, 57)
+    llama = transformers.LlamaConfig(vocab_size=kind.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                     num_attention_heads=1, bos_token_id=kind.bos, eos_token_id=list(further))
+    llama.save_pretrained(tmp_path)
+    config = read_llama_config(tmp_path)
+    assert config.eos_ids == further
+    ours = load_text_tokenizer(kind.folder, config, CHANNELS)
+    assert ours.stop_ids == {*further, ours.end_of_turn}
+    assert ours.eos == kind.theirs().eos_token                                # what ends a turn is still the first
+
+
+def test_ids_of_config_json_serve_where_the_tokenizer_declares_none(kinds, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((kinds["llama3"].folder / "tokenizer.json").read_bytes())
+    ours = load_text_tokenizer(tmp_path, kinds["llama3"].config(), CHANNELS, "plain")
+    assert (ours.bos, ours.eos) == ("<|begin_of_text|>", "<|end_of_text|>")
+    with pytest.raises(InputError, match="the tokenizer has no bos_token"):
+        load_text_tokenizer(tmp_path, kinds["llama3"].config(bos_id=None), CHANNELS)
+
+
+# ---- chat formats ----
 
 # Each format as its models declare it, in words of our own: what apply_chat_template makes of it is the reference.
 TURNS = "{% for m in messages %}"
@@ -89,66 +203,93 @@ TEMPLATES = {
     "llama2": TURNS + "{% if m.role == 'system' %}{{ bos_token }}[INST] <<SYS>>\n{{ m.content }}\n<</SYS>>\n\n"
               "{% elif m.role == 'user' %}{{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
               "{% endfor %}"}
-BASES = {"llama3": "llama3-tiktoken", "llama3.1": "llama3-tiktoken", "chatml": "smollm-bpe", "zephyr": "llama2-sentencepiece",
-         "llama2": "llama2-sentencepiece"}
+KIND_OF = {"llama3": "llama3", "llama3.1": "llama3", "chatml": "smollm", "zephyr": "llama2", "llama2": "llama2"}
+ENDS = {"llama3": "<|eot_id|>", "llama3.1": "<|eot_id|>", "chatml": "<|im_end|>", "zephyr": "</s>", "llama2": "</s>",
+        "plain": "</s>"}
+STARTS_WITH_BOS = {"llama3": True, "llama3.1": True, "chatml": False, "zephyr": False, "llama2": True, "plain": True}
+SYSTEM, USER, ANSWER = "Be true. 3.5 Hz", "What rises?\nAnd when?", "0.0s to 0.4s: rising\n\nIt rises."
+SPELLINGS = ("in tokenizer_config.json", "in chat_template.jinja")
 
 
-@pytest.mark.shared("tokenizers")
-@pytest.mark.parametrize("spelling", ["in tokenizer_config.json", "in chat_template.jinja"])
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_chat_formats_equal_transformers(shared, tmp_path, name, spelling):
-    """Prompt and answer of each format, on a real tokenizer that declares it; the answer's ids are what is supervised."""
-    import transformers
-    folder = shared / "tokenizers" / BASES[name]
-    if name in ("zephyr", "llama2"):
-        theirs = transformers.LlamaTokenizer.from_pretrained(folder)
-    else:
-        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+def check_chat_format(kind, name, spelling, folder):
+    """Prompt and answer are what transformers makes of the template, token for token, up to the token that ends the answer."""
+    theirs = kind.theirs()
     theirs.chat_template = TEMPLATES[name]
-    theirs.save_pretrained(tmp_path, save_jinja_files=spelling == "in chat_template.jinja")
-    assert (tmp_path / "chat_template.jinja").exists() == (spelling == "in chat_template.jinja")
-    vocab_size, bos, eos = REAL[BASES[name]]
-    config = LlamaConfig(vocab_size, 8, 8, 1, 1, 1, 8, bos_id=bos, eos_ids=(eos,))
-    assert declared_format(tmp_path) == name
-    ours = load_text_tokenizer(tmp_path, config, CHANNELS, declared_format(tmp_path))
-    system, user, answer = "Be true. 3.5 Hz", "What rises?\nAnd when?", "0.0s to 0.4s: rising\n\nIt rises."
-    turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    theirs.save_pretrained(folder, save_jinja_files=spelling == "in chat_template.jinja")
+    assert (folder / "chat_template.jinja").exists() == (spelling == "in chat_template.jinja")
+    assert declared_format(folder) == name
+    ours = load_text_tokenizer(folder, kind.config(), CHANNELS, declared_format(folder))
+    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     prompt = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    whole = theirs.apply_chat_template(turns + [{"role": "assistant", "content": answer}], return_dict=False)
-    assert ours.chat(system, user) == prompt
-    supervised = ours.answer(answer)
+    turns.append({"role": "assistant", "content": ANSWER})
+    whole = theirs.apply_chat_template(turns, return_dict=False)
+    assert ours.chat(SYSTEM, USER) == prompt
+    assert prompt.count(theirs.bos_token_id) == STARTS_WITH_BOS[name] == (prompt[0] == theirs.bos_token_id)
+    supervised = ours.answer(ANSWER)
     assert prompt + supervised == whole[:len(prompt) + len(supervised)]
-    assert len(whole) - len(prompt) - len(supervised) <= 2                    # a newline after the end, at most
-    assert supervised[-1] in ours.stop_ids and ours.decode(supervised).strip() == answer
+    after = whole[len(prompt) + len(supervised):]
+    assert theirs.decode(after).strip() == "" and len(after) <= 2             # a newline after the end, at most
+    assert supervised[-1] == theirs.convert_tokens_to_ids(ENDS[name]) == ours.end_of_turn
+    assert supervised.count(ours.end_of_turn) == 1 and ours.end_of_turn in ours.stop_ids
+    assert ours.decode(supervised).strip() == ANSWER
 
 
-@pytest.mark.shared("tokenizers")
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_formats_equal_transformers(kinds, tmp_path, name, spelling):
+    check_chat_format(kinds[KIND_OF[name]], name, spelling, tmp_path)
+
+
+def test_llama3_headers_are_used_where_the_tokenizer_knows_them(kinds):
+    """Without a template: one begin-of-text, the headers and turns of Llama 3, as transformers reads the same string."""
+    ours, theirs = kinds["llama3"].ours(), kinds["llama3"].theirs()
+    text = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe true.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nWhat rises?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nIt rises.<|eot_id|>")
+    assert ours.chat_format == "llama3"
+    assert ours.chat("Be true.", "What rises?") + ours.answer("It rises.") == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_sentencepiece_model_without_tokenizer_json_gives_the_dialogue_of_llama2(kinds):
+    """As Llama 2 was trained: begin-of-text, the sentencepiece ids of the whole dialogue, end of text after a space."""
+    ours = kinds["llama2"].ours("llama2")
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(kinds["llama2"].folder / "tokenizer.model"))
+    prompt = f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{USER} [/INST]"
+    assert ours.chat(SYSTEM, USER) == [1] + reference.encode(prompt)
+    assert ours.chat(SYSTEM, USER) + ours.answer(ANSWER) == [1] + reference.encode(f"{prompt} {ANSWER} ") + [2]
+
+
+def test_the_plain_format_begins_and_ends_a_text(kinds):
+    ours = kinds["llama2"].ours()
+    ids = ours.chat("Be true.", "What rises?")
+    assert ours.chat_format == "plain" and ids[0] == 1 and ids.count(1) == 1
+    assert ours.decode(ids[1:]) == "Be true.\n\nResearcher: What rises?\n\nAssistant: "
+    assert ours.answer("Yes.")[-1] == 2 and ours.decode(ours.answer("Yes.")) == "Yes."
+
+
 @pytest.mark.parametrize("name", [*TEMPLATES, "plain"])
-def test_what_is_supervised_in_each_format(shared, demo, name):
-    """A whole training example, sensors included: the targets are the answer and its end, and nothing else."""
-    folder = BASES.get(name, "llama2-sentencepiece")
-    vocab_size, bos, eos = REAL[folder]
-    data = PreparedData(demo)
-    config = LlamaConfig(vocab_size, 8, 8, 1, 1, 1, 8, bos_id=bos, eos_ids=(eos,))
-    ours = load_text_tokenizer(shared / "tokenizers" / folder, config, data.dataset.channels, name)
-    examples = AlignExamples(data, "test", ours, Limits(512, 4096))
-    batch = collate([examples[0], examples[50]], ours.pad_id)
-    for targets, ids, example in zip(batch.targets, batch.ids, (examples[0], examples[50])):
+def test_the_answer_and_its_end_alone_are_supervised(kinds, demo, name):
+    """A whole training example of each format, sensors included."""
+    data, kind = PreparedData(demo), kinds[KIND_OF.get(name, "llama2")]
+    ours = load_text_tokenizer(kind.folder, kind.config(), data.dataset.channels, name)
+    examples = AlignExamples(data, "test", ours, Limits(512, 4096), limit=60)
+    chosen = [examples[0], examples[50]]
+    batch = collate(chosen, ours.pad_id)
+    for targets, ids, example in zip(batch.targets, batch.ids, chosen):
         supervised = targets[targets != IGNORED].tolist()
-        assert supervised[-1] == ours.end_of_turn and ours.decode(supervised[:-1]).strip() == example.row["answer"]
+        assert supervised[-1] == ours.end_of_turn == ours.piece_id(ENDS[name])
+        assert ours.decode(supervised[:-1]).strip() == example.row["answer"]
         assert ids.tolist().count(ours.sensor_id) == example.row["length"] + 1
         before = ours.decode(ids[:len(example.prompt)].tolist())
         assert example.row["question"] in before and example.row["answer"] not in before
 
 
-@pytest.mark.shared("tokenizers")
-def test_a_chat_format_that_the_tokenizer_cannot_end(shared):
-    with pytest.raises(InputError, match="<|im_end|>.*no token.*--chat-format"):
-        config = LlamaConfig(128256, 8, 8, 1, 1, 1, 8, bos_id=128000, eos_ids=(128001,))
-        load_text_tokenizer(shared / "tokenizers/llama3-tiktoken", config, CHANNELS, "chatml")
+def test_a_chat_format_whose_end_is_no_token_is_refused(kinds):
+    with pytest.raises(InputError, match=re.escape("<|im_end|>") + ".*no token.*--chat-format"):
+        kinds["llama3"].ours("chatml")
 
 
-def test_a_template_of_no_known_format_is_plain(tmp_path):
+def test_a_template_names_its_format_and_an_unknown_one_is_plain(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "USER: {{ messages }}"}))
     assert declared_format(tmp_path) == "plain"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
@@ -158,7 +299,7 @@ def test_a_template_of_no_known_format_is_plain(tmp_path):
     assert declared_format(tmp_path) is None
 
 
-def test_tokenizer_learned_from_text():
+def test_a_tokenizer_trained_from_texts_is_the_same_each_time():
     texts = ["0.0s to 0.35s: rising\n0.35s to 0.5s: steady"] * 20
     first, second = (train_backend(texts, 400) for _ in range(2))
     assert first.to_str() == second.to_str()
@@ -172,7 +313,7 @@ def test_tokenizer_learned_from_text():
     ({"bos_token": "<nope>", "eos_token": "<|eot_id|>"}, (2,), ["bos_token", "<nope>"]),
     ({"bos_token": "<|begin_of_text|>"}, (), ["eos_token"]),
 ])
-def test_a_tokenizer_without_the_needed_tokens(tmp_path, declared, eos, words):
+def test_a_tokenizer_without_begin_or_end_of_text_is_refused(tmp_path, declared, eos, words):
     train_backend(["a b c"], 300).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
     with pytest.raises(InputError) as error:
@@ -180,15 +321,7 @@ def test_a_tokenizer_without_the_needed_tokens(tmp_path, declared, eos, words):
     assert all(word in str(error.value) for word in words)
 
 
-@pytest.mark.shared("tokenizers")
-@pytest.mark.parametrize("name", REAL)
-def test_rows_that_pad_the_vocabulary_decode_to_nothing(shared, name):
-    ours = load_real(shared, name)
-    ours.vocab_size += 64
-    assert ours.decode([500, ours.vocab_size - 1]) == ours.decode([500])
-
-
-def test_broken_directories(tmp_path):
+def test_directories_without_a_readable_tokenizer_are_refused(tmp_path):
     config = LlamaConfig(300, 8, 8, 1, 1, 1, 8, bos_id=1, eos_ids=(2,))
     with pytest.raises(InputError, match="neither tokenizer.json nor tokenizer.model"):
         load_text_tokenizer(tmp_path, config, CHANNELS)
@@ -198,20 +331,45 @@ def test_broken_directories(tmp_path):
             load_text_tokenizer(tmp_path, config, CHANNELS)
 
 
-def test_a_tokenizer_larger_than_the_llm(tmp_path):
+def test_a_tokenizer_larger_than_the_llm_is_refused(tmp_path):
     tokenizer = built_tokenizer(train_backend(["rising and falling " * 9], 300), CHANNELS, 262)
     with pytest.raises(InputError, match="262 embedding rows"):
         tokenizer.encode("rising and falling")
 
 
-@pytest.mark.shared("tokenizers")
-@pytest.mark.parametrize("name", REAL)
-def test_prompts_made_visible(shared, name):
-    """Every special token as it is written, begin-of-text and end among them; runs of one are counted."""
-    ours = load_real(shared, name)
+@each_kind
+def test_visible_prompts_show_every_special_token(kind):
+    """As it is written, begin-of-text and end among them; runs of one are counted."""
+    check_visible(kind)
+
+
+def check_visible(kind):
+    ours = kind.ours()
     prompt = ours.chat("Be brief.", CHANNELS[0].start + SENSOR * 12 + CHANNELS[0].end + "What is it?")
     text = ours.visible(prompt + ours.answer("0.0s to 0.1s: rising\nAll."))
-    assert "<x_acc_start><ts>*12<x_acc_end>" in text and "0.0s to 0.1s: rising\nAll." in text and "Be brief." in text
-    assert text.startswith(ours.bos) == ours.format.bos and text.endswith(ours.visible([ours.end_of_turn])) and ours.eos
+    assert "<x_acc_start><ts>*12<x_acc_end>" in text and "Be brief." in text
+    assert "0.0s to 0.1s: rising\nAll." in text
+    assert text.startswith(ours.bos) == ours.format.bos and ours.eos
+    assert text.endswith(ours.visible([ours.end_of_turn]))
     plain = ours.decode(prompt)
     assert [word for word in plain.split() if word in text] and len(text) > len(plain) - 11 * len(SENSOR)
+
+
+# ---- the true ones ----
+
+REAL = {"llama3": ("llama3-tiktoken", 128256, 128000, 128001), "smollm": ("smollm-bpe", 49153, 0, 0),
+        "llama2": ("llama2-sentencepiece", 32000, 1, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.shared("tokenizers")
+def test_real_tokenizers_pass_the_same_checks(shared, tmp_path):
+    """Those of Llama 3, SmolLM and Llama 2: ids, new tokens, visible prompts, each chat format in one spelling."""
+    for name, (folder, vocab_size, bos, eos) in REAL.items():
+        kind = Kind(shared / "tokenizers" / folder, name == "llama2", vocab_size, bos, eos)
+        check_ids(kind)
+        check_new_tokens(kind)
+        check_visible(kind)
+        for chat_format in [row for row in TEMPLATES if KIND_OF[row] == name]:
+            (tmp_path / chat_format).mkdir()
+            check_chat_format(kind, chat_format, "in chat_template.jinja", tmp_path / chat_format)
