@@ -57,7 +57,7 @@ EVENTS = {
         (folder / "metrics.jsonl").read_text().splitlines()[-1],
     "the last checkpoint is being written": lambda folder, before: (folder / "last.safetensors.unfinished").exists(),
     "the best checkpoint is being written": lambda folder, before: (folder / "best.safetensors.unfinished").exists(),
-    "it has begun": lambda folder, before: (folder / "log.txt").exists(),
+    "nothing": lambda folder, before: folder.exists(),
 }
 
 
@@ -65,13 +65,14 @@ EVENTS = {
 def test_dozens_of_kills_at_any_moment_change_nothing(demo, tmp_path):
     """A checkpoint a step and 24 kills, many within the writing of one: to the bit the run that was left alone.
 
-    Batches of 32 on two threads: large enough for every operation that could add in another order each time.
+    Batches of 16 on two threads: large enough for every operation that could add in another order each time.
     """
-    options = ("--data", demo, *SMALL, "--train-limit", 960, "--batch-size", 32, "--epochs", 1, "--eval-every", 1)
+    options = ("--data", demo, *SMALL, "--train-limit", 480, "--batch-size", 16, "--epochs", 1, "--eval-every", 1,
+               "--eval-limit", 2)
     run("train_align.py", *options, "--out", "whole", cwd=tmp_path, threads=2)
-    killed, kills, seen = tmp_path / "killed", 0, []
-    while kills < 24:
-        event = EVENTS[list(EVENTS)[kills % len(EVENTS)]]
+    killed, seen = tmp_path / "killed", []
+    for kill in range(24):
+        event = EVENTS[list(EVENTS)[kill % len(EVENTS)]]
         resume = ["--resume"] if (killed / "last.safetensors").exists() else []
         for left in killed.glob("*.unfinished"):
             left.unlink()                                                     # so that its return is an event
@@ -81,8 +82,7 @@ def test_dozens_of_kills_at_any_moment_change_nothing(demo, tmp_path):
         started.kill(signal.SIGKILL)
         assert started.wait() == -signal.SIGKILL
         seen.append(steps_done(killed))
-        kills += 1
-    assert len(set(seen)) > 8, seen
+    assert len(set(seen)) > 8 and max(seen) < 30, seen
     run("train_align.py", *options, "--out", "killed", "--resume", cwd=tmp_path, threads=2)
     assert_same_run(tmp_path / "whole", killed)
 

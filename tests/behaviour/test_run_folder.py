@@ -6,11 +6,11 @@ import signal
 
 import pytest
 import torch
-from helpers import digest
+from helpers import digest, json_lines
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sensorllm_min import checkpoint
+from sensorllm_min import checkpoint, training
 from sensorllm_min.checkpoint import build_model, fill_model, load_checkpoint, read_checkpoint, save_checkpoint
 from sensorllm_min.config import InputError, write_bytes, write_whole
 from sensorllm_min.data import PreparedData
@@ -161,6 +161,30 @@ def test_resuming_takes_up_weights_moments_and_progress(recipe, folder):
             assert state["step"] == 2 and state["exp_avg"].abs().min() > 0
 
 
+def test_the_seconds_of_a_resumed_run_count_those_before_it(recipe, folder, monkeypatch):
+    monkeypatch.setattr(training, "draw_curves", lambda path, lines: None)
+    path = folder / "last.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()[checkpoint.KEY])
+    metadata["progress"]["seconds"] = 1e6
+    save_file(load_file(path), path, metadata={checkpoint.KEY: json.dumps(metadata)})
+    run = begin(recipe, folder, resume=True)
+    assert run.finish({})["seconds"] >= 1e6
+    run.evaluated(2, {"score": 0.25}, "score", higher_is_better=True)
+    assert read_checkpoint(path)[1]["seconds"] >= 1e6
+
+
+def test_each_nth_step_and_the_last_one_are_said_and_all_are_noted(recipe, tmp_path):
+    run = begin(recipe, tmp_path)
+    for step in range(8):
+        run.stepped(step, 8, 1.0 + step, 0.5, 1e-3, 10, every=3)
+    said = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("/8")[0].split() for line in said] == [["step", "3"], ["step", "6"], ["step", "8"]]
+    assert [line.split("loss ")[1].split()[0] for line in said] == ["3.0000", "6.0000", "8.0000"]
+    assert json_lines(tmp_path / "metrics.jsonl") == [
+        {"step": step + 1, "loss": 1.0 + step, "grad_norm": 0.5, "lr": 1e-3} for step in range(8)]
+
+
 def test_resuming_forgets_what_the_metrics_hold_beyond_the_checkpoint(recipe, folder):
     path = folder / "metrics.jsonl"
     kept = path.read_text()
@@ -284,9 +308,12 @@ def test_a_loss_that_is_not_finite_in_the_validation_saves_nothing(recipe, folde
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
-def test_results_name_seconds_and_trained_parameters(recipe, tmp_path):
+def test_results_name_seconds_and_trained_parameters(recipe, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training, "draw_curves", lambda path, lines: drawn.append((path, lines)))
     run = begin(recipe, tmp_path, train=("head",))
-    run.measured({"step": 1, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0})
+    run.measured({"step": 1, "loss": 2.0})
     run.finish({"score": 0.5})
+    assert drawn == [(tmp_path / "curves.png", [{"step": 1, "loss": 2.0}])]
     results = json.loads((tmp_path / "results.json").read_text())
     assert results.keys() == {"score", "seconds", "trained_parameters"} and results["trained_parameters"] == 2 * 128

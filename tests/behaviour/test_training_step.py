@@ -10,7 +10,7 @@ import torch
 from sensorllm_min.config import TINY_LLAMA, InputError
 from sensorllm_min.data import AlignExamples, Example, HarExamples, Limits, PreparedData, epoch_order
 from sensorllm_min.llama import Llama
-from sensorllm_min.options import sample_texts, set_up
+from sensorllm_min.options import fill_in, frozen_dtype, sample_texts, set_up
 from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
 from sensorllm_min.training import Processes, Steps, learning_rate, new_optimizer, train_step
 
@@ -22,13 +22,8 @@ ALONE = Processes(0, 1, CPU)
 
 @pytest.mark.parametrize("n_steps,n_warmup", [(200, 6), (130, 4), (10, 1)])   # 3 % of 130 is 3.9, of 10 it is 0.3
 def test_schedule_equals_transformers(n_steps, n_warmup):
-    """The original's trainer rounds the warm-up up to a whole step, and so does ours."""
-    from transformers import TrainingArguments, get_cosine_schedule_with_warmup
-    try:
-        rounded = TrainingArguments(warmup_ratio=0.03, use_cpu=True).get_warmup_steps(n_steps)
-    except (ImportError, TypeError, AttributeError):                          # not every release has all of it
-        rounded = n_warmup
-    assert rounded == n_warmup
+    """The original's trainer (transformers' get_warmup_steps) rounds the warm-up up to a whole step, and so does ours."""
+    from transformers import get_cosine_schedule_with_warmup
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
     theirs = get_cosine_schedule_with_warmup(optimizer, n_warmup, n_steps).lr_lambdas[0]
     for step in range(n_steps):
@@ -60,8 +55,8 @@ class Told(torch.nn.Module):
         return self.loss_of(self.weight), self.counted
 
 
-def one_step(model, optimizer, batches=1, filler=1.0, rate=1.0, processes=ALONE, step=0):
-    args = argparse.Namespace(bf16=False, out="out/x")
+def one_step(model, optimizer, batches=1, filler=1.0, rate=1.0, processes=ALONE, step=0, bf16=False):
+    args = argparse.Namespace(bf16=bf16, out="out/x")
     return train_step(model, [OneBatch()] * batches, filler, optimizer, rate, processes, args, step)
 
 
@@ -140,6 +135,22 @@ def test_an_example_that_fills_in_counts_nowhere(filler):
     assert norm == pytest.approx(math.sqrt(3) * 0.5 * filler * 2 / (3.0 + 2.0 * filler))
 
 
+@pytest.mark.parametrize("dtype,computes,frozen,int8", [
+    ("float32", torch.float32, torch.float32, False), ("bfloat16", torch.bfloat16, torch.bfloat16, False),
+    ("int8", torch.bfloat16, torch.bfloat16, True)])
+def test_dtype_says_in_what_a_step_computes_and_trained_weights_stay_float32(dtype, computes, frozen, int8):
+    args, seen = argparse.Namespace(dtype=dtype), []
+    assert frozen_dtype(args) == {"dtype": frozen, "int8": int8}
+
+    def loss_of(weight):
+        product = weight[None] @ torch.ones(3, 1)
+        seen.append(product.dtype)
+        return product.float().sum()
+    model = Told(loss_of)
+    one_step(model, torch.optim.SGD(model.parameters(), lr=0.1), bf16=args.bf16)
+    assert seen == [computes] and model.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_update(value):
     model = Told(lambda weight: (weight * value).sum())
@@ -184,6 +195,13 @@ def test_gradient_checkpointing_computes_each_block_again_for_the_backward_pass(
     set_up(model, argparse.Namespace(train=("llm",), attention="torch", compile=False, gradient_checkpointing=recompute))
     one_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert model.calls == [times] * 3
+
+
+def test_defaults_stand_where_an_option_was_not_given():
+    args = argparse.Namespace(lr=0.5, epochs=None, projector=None, train=None, scaling=None)
+    fill_in(args, {"lr": 1e-3, "epochs": 3, "projector": 256, "train": "projector,tokens"})
+    assert vars(args) == {"lr": 0.5, "epochs": 3, "projector": (256,), "train": ("projector", "tokens"),
+                          "scaling": "StanNormalizeUniformBins"}
 
 
 # ---- which examples a step sees ----
