@@ -107,6 +107,7 @@ def test_labels_mask_all_but_the_answer(data, parts):
 def test_splice_puts_each_vector_at_its_placeholder(data, parts):
     """Row by row, channel by channel, against the encoder and projector called on one series alone."""
     model, tokenizer = parts
+    torch.nn.init.normal_(model.new_rows)                                     # they begin alike: any row would do
     for batch in (align_batch(data, tokenizer), har_batch(data, tokenizer), align_batch(data, tokenizer, for_generation=True)):
         with torch.no_grad():
             x = model.embed(batch)
@@ -318,6 +319,29 @@ def test_head_loss_in_chunks_equals_the_whole(monkeypatch, n, chunk, dtype):
     frozen = weight.to(dtype)
     with torch.no_grad():
         torch.testing.assert_close(HeadLoss.apply(mine[0], frozen, targets), reference)
+
+
+def test_head_loss_stays_finite_for_scores_whose_exponential_is_not():
+    hidden, weight = torch.tensor([[200.0, 0.0], [-200.0, 1.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, 1.0]])
+    targets = torch.tensor([0, 0])                                            # one sure, one hopeless
+    mine, theirs = ([t.clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
+    loss, reference = HeadLoss.apply(*mine, targets), F.cross_entropy(theirs[0] @ theirs[1].T, targets, reduction="sum")
+    torch.testing.assert_close(loss, reference)
+    for ours, other in zip(torch.autograd.grad(loss, mine), torch.autograd.grad(reference, theirs), strict=True):
+        torch.testing.assert_close(ours, other)
+
+
+def test_head_loss_sums_the_weight_gradient_in_float32(monkeypatch):
+    """200 chunks of a bfloat16 head: a sum in bfloat16 would lose what is below 1/256 of it each time."""
+    monkeypatch.setattr(HeadLoss, "CHUNK", 2)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = ((torch.randn(n, 8, generator=generator) + 1).bfloat16() for n in (400, 50))
+    targets = torch.randint(0, 50, (400,), generator=generator)
+    exact = weight.double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(hidden.double() @ exact.T, targets, reduction="sum"), exact)
+    weight.requires_grad_()
+    (found,) = torch.autograd.grad(HeadLoss.apply(hidden, weight, targets), weight)
+    assert (found - expected).norm() < 2 ** -8 * expected.norm()              # rounded once, and each term once
 
 
 def test_gradients_of_both_losses_equal_transformers(data, sources, parts):

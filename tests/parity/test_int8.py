@@ -36,6 +36,17 @@ def test_product_and_gradient_are_those_of_the_dequantized_matrix():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
 
 
+def test_under_autocast_the_product_has_its_dtype():
+    """As nn.Linear's, so that an int8 LLM computes in bfloat16 where a bfloat16 one does."""
+    torch.manual_seed(0)
+    layer, x = Int8Linear(torch.randn(50, 70)), torch.randn(3, 70)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    exact = x @ dequantized(layer).T
+    assert (out - exact).norm() < 2 ** -7 * exact.norm()                      # two roundings to 8 bits
+
+
 def test_nothing_is_kept_in_floating_point():
     """Neither in the model nor for the backward pass: what autograd saves is the int8 matrix itself."""
     layer, x = Int8Linear(torch.randn(50, 70)), torch.randn(5, 70, requires_grad=True)

@@ -3,10 +3,10 @@ import pytest
 import torch
 from helpers import make_llama
 
-from sensorllm_min.config import read_llama_config
+from sensorllm_min.config import LlamaConfig, read_llama_config
 from sensorllm_min.generate import generate
 from sensorllm_min.layers import RMSNorm
-from sensorllm_min.llama import GatedSilu, KVCache, rotary_frequencies
+from sensorllm_min.llama import GatedSilu, KVCache, Llama, rotary_frequencies
 from sensorllm_min.weights import load_llama
 
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -107,6 +107,35 @@ def test_greedy_generation_equals_transformers(pair):
         assert text == (expected[:-1] if expected[-1] in stops else expected)
 
 
+def test_recomputation_sees_the_mask(tmp_path):
+    """Padded on the left, as no packing can do: the gradient of the input is the same with and without."""
+    make_llama(tmp_path)
+    llm = load_llama(tmp_path)
+    x, mask = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0)), torch.ones(2, 20, dtype=torch.bool)
+    mask[1, :8] = False
+    x.requires_grad_()
+    gradients = []
+    for recompute in (False, True):
+        llm.gradient_checkpointing = recompute
+        gradients += torch.autograd.grad(llm(x, mask)[mask].square().mean(), x)
+    assert torch.equal(*gradients) and (gradients[0][~mask] == 0).all()
+
+
+def test_weights_from_scratch_keep_the_size_of_what_flows_through():
+    """N(0, 1/fan_in), smaller by sqrt(2 n_layers) where a block writes into the residual stream; rows of length 1."""
+    config = LlamaConfig(vocab_size=1000, d_model=256, d_ff=512, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64)
+    torch.manual_seed(0)
+    llm = Llama(config)
+    llm.init_from_scratch()
+    for name, parameter in llm.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+            continue
+        expected = parameter.shape[1] ** -0.5 / (2 if name.split(".")[-2] in ("o_proj", "down_proj") else 1)
+        # the standard deviation of n normal numbers is known to 1 / sqrt(2 n), here 0.4 % or better: five times that
+        assert parameter.std().item() == pytest.approx(expected, rel=0.02), name
+
+
 def training_pass(llm, x, real, wanted):
     """Packed rows forward and backward -> (output, gradients of the input and of two weights), bytes that were kept."""
     kept = []
@@ -193,9 +222,9 @@ def test_the_norm_is_computed_in_float32_like_both_references(dtype):
      "original_max_position_embeddings": 8192}], ids=lambda rope: f"{rope['rope_theta']:.0f}-{rope.get('factor')}")
 def test_rotary_frequencies_equal_transformers(tmp_path, rope):
     """Head size 128, as in the public models; kept, blended and slowed-down frequencies are all among them."""
-    from transformers import LlamaConfig
+    import transformers
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    theirs = LlamaConfig(hidden_size=512, num_attention_heads=4, rope_parameters=rope, max_position_embeddings=131_072)
+    theirs = transformers.LlamaConfig(hidden_size=512, num_attention_heads=4, rope_parameters=rope, max_position_embeddings=131_072)
     theirs.save_pretrained(tmp_path)
     ours = rotary_frequencies(read_llama_config(tmp_path))
     plain = rope["rope_theta"] ** -(torch.arange(0, 128, 2, dtype=torch.float64) / 128)

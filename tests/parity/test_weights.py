@@ -80,6 +80,9 @@ def test_missing_and_unused_tensors_are_errors(folder):
     edit_weights(folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(96, 48),
                                                          "model.layers.0.self_attn.q_proj.bias": torch.zeros(48)}))
     refused(folder, "missing nothing", "unused ['model.layers.0.self_attn.q_proj.bias']")
+    edit_weights(folder, lambda tensors: tensors.pop("model.layers.0.self_attn.q_proj.bias"))
+    edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight_scale": torch.ones(48)}))
+    refused(folder, "missing nothing", "unused ['model.norm.weight_scale']")  # begins as a known name does
 
 
 def test_a_layer_more_or_less_than_config_json_says_is_an_error(folder):
@@ -255,6 +258,21 @@ def test_public_chronos_encoders_equal_transformers(tmp_path, name):
     with torch.no_grad():
         expected = reference.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_older_configs_leave_out_what_has_a_default():
+    """As transformers reads them: heads without groups, d_model / n_heads wide, untied, 2048 positions."""
+    from transformers import LlamaConfig as Theirs
+    shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 4}
+    ours, theirs = LlamaConfig.from_hf(shape), Theirs(**{k: v for k, v in shape.items() if k != "model_type"})
+    assert ours.n_kv_heads == theirs.num_key_value_heads == 4 and ours.head_dim == theirs.head_dim == 8
+    assert ours.max_positions == theirs.max_position_embeddings and ours.tie_embeddings == theirs.tie_word_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps and ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    given = LlamaConfig.from_hf(shape | {"max_position_embeddings": 777, "num_key_value_heads": 2, "head_dim": 20,
+                                         "rms_norm_eps": 0.5, "tie_word_embeddings": True})
+    assert (given.max_positions, given.n_kv_heads, given.head_dim, given.norm_eps, given.tie_embeddings) == (
+        777, 2, 20, 0.5, True)
 
 
 def test_every_spelling_of_rope_is_read():
