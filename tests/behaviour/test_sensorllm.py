@@ -104,9 +104,19 @@ def test_labels_mask_all_but_the_answer(data, parts):
         assert (batch.ids[row][~batch.mask[row]] == tokenizer.pad_id).all()
 
 
+def test_prompts_for_generation_end_at_the_same_place(data, parts):
+    _, tokenizer = parts
+    batch = align_batch(data, tokenizer, for_generation=True)
+    lengths = batch.mask.sum(1)
+    assert len(set(lengths.tolist())) > 1 and (batch.targets == IGNORED).all()
+    for row, length in enumerate(lengths):
+        assert batch.mask[row, -length:].all() and not batch.mask[row, :-length].any()
+
+
 def test_splice_puts_each_vector_at_its_placeholder(data, parts):
     """Row by row, channel by channel, against the encoder and projector called on one series alone."""
     model, tokenizer = parts
+    torch.nn.init.normal_(model.new_rows)  # they begin alike: any row would do
     for batch in (align_batch(data, tokenizer), har_batch(data, tokenizer), align_batch(data, tokenizer, for_generation=True)):
         with torch.no_grad():
             x = model.embed(batch)
@@ -127,7 +137,8 @@ def test_new_rows_start_as_the_mean_of_the_old(parts):
     assert model.new_rows.shape == (len(tokenizer.added), 48)
     expected = model.llm.embed_tokens.weight.double().mean(0)
     for row in model.new_rows:
-        torch.testing.assert_close(row.double(), expected, rtol=0, atol=1e-7)    # float32 sums of 512 values of 0.15
+        # float32 sums of 512 values of 0.15
+        torch.testing.assert_close(row.double(), expected, rtol=0, atol=1e-7)
 
 
 def test_prompts_that_do_not_fit_are_errors(data, parts):
@@ -172,12 +183,13 @@ def test_losses_equal_transformers(data, sources, parts):
         full = theirs(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long()).logits
     expected = F.cross_entropy(full[:, :-1].flatten(0, 1), batch.targets[:, 1:].flatten(), ignore_index=IGNORED)
     assert count == (batch.targets != IGNORED).sum()
-    torch.testing.assert_close(loss, expected * count, rtol=1e-5, atol=0)     # a sum: shares of processes add up
+    # a sum: shares of processes add up
+    torch.testing.assert_close(loss, expected * count, rtol=1e-5, atol=0)
 
     classifier = with_head(model, tokenizer)
     classifier.class_weights = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
     batch = har_batch(data, tokenizer, indices=(0, 900, 1400, 1900))
-    assert not batch.mask[:, -1].all()                                        # so that a row's last token is not the batch's
+    assert not batch.mask[:, -1].all()  # so that a row's last token is not the batch's
     with torch.no_grad():
         loss, weight = classifier(batch)
         hidden = theirs.model(inputs_embeds=classifier.embed(batch), attention_mask=batch.mask.long()).last_hidden_state
@@ -203,6 +215,7 @@ def test_trained_parts_get_a_gradient_and_frozen_ones_stay(data, parts, trained)
     (loss / weight).backward()
     for name, parameter in model.named_parameters():
         wanted = model.part_of(name) in trained and not (har and name == "llm.lm_head.weight")
+        assert parameter.requires_grad == wanted, name
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == wanted, name
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
     for name, parameter in model.named_parameters():
@@ -234,7 +247,7 @@ def test_trained_parts_are_float32_and_frozen_ones_as_loaded(sources, data):
     llm, (encoder, chronos) = load_llama(folder / "llm", torch.bfloat16), load_t5_encoder(folder / "encoder", torch.bfloat16)
     tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
     model = SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,))
-    expected = llm.embed_tokens.weight.double().mean(0)                       # not of sums that bfloat16 has rounded
+    expected = llm.embed_tokens.weight.double().mean(0)  # not of sums that bfloat16 has rounded
     torch.testing.assert_close(model.new_rows[0].double(), expected, rtol=0, atol=1e-7)
     model.train_only(("projector", "tokens"))
     for name, parameter in model.named_parameters():
@@ -243,6 +256,8 @@ def test_trained_parts_are_float32_and_frozen_ones_as_loaded(sources, data):
         loss, count = model(align_batch(data, tokenizer))
     loss.backward()
     assert model.new_rows.grad.dtype == torch.float32 and loss.isfinite()
+    model.train_only(("encoder",))  # a part that was loaded in bfloat16
+    assert {parameter.dtype for parameter in model.encoder.parameters()} == {torch.float32}
 
 
 def test_the_projector_has_the_papers_sizes():
@@ -254,6 +269,18 @@ def test_the_projector_has_the_papers_sizes():
         assert count(Projector(1024, (2048,), 4096)) == 1024 * 2048 + 2048 + 2048 * 4096 + 4096 == 10_491_904
         assert [layer.out_features for layer in Projector(1024, (2048, 3072), 4096) if hasattr(layer, "out_features")] == \
             [2048, 3072, 4096]
+
+
+def test_the_projector_is_linear_maps_with_gelu_between():
+    torch.manual_seed(0)
+    projector, x = Projector(6, (7, 8), 9), torch.randn(5, 6)
+    weights = list(projector.parameters())
+    expected = F.linear(x, weights[0], weights[1])
+    for weight, bias in ((weights[2], weights[3]), (weights[4], weights[5])):
+        gelu = expected * (1 + torch.erf(expected / 2 ** 0.5)) / 2  # the exact one, not its tanh
+        expected = F.linear(gelu, weight, bias)
+    # float32, values of size 1
+    torch.testing.assert_close(projector(x), expected, rtol=0, atol=1e-6)
 
 
 def test_class_weights_are_inverse_frequencies_that_sum_to_1():
@@ -269,14 +296,19 @@ def test_windows_longer_than_the_encoder_s_context_are_refused(data, parts):
             examples(data, "train", tokenizer, Limits(10, 4096))
 
 
-@pytest.mark.parametrize("examples", [AlignExamples, lambda *args, **options: HarExamples(*args, **options, answer="text")])
+@pytest.mark.parametrize(
+    "examples",
+    [AlignExamples, lambda *args, **options: HarExamples(*args, **options, answer="text")],
+)
 def test_prompt_and_answer_together_must_fit_into_the_llm(data, parts, examples):
     _, tokenizer = parts
     (example,) = examples(data, "train", tokenizer, LIMITS, limit=1)
     length = len(example.prompt) + len(example.answer)
     assert len(example.answer) > 1
     assert len(examples(data, "train", tokenizer, Limits(512, length), limit=1)) == 1
-    with pytest.raises(InputError, match=f"makes a prompt of {length} tokens, the LLM takes {length - 1}"):
+    with pytest.raises(
+        InputError, match=f"makes a prompt of {length} tokens, the LLM takes {length - 1}"
+    ):
         examples(data, "train", tokenizer, Limits(512, length - 1), limit=1)
 
 
@@ -292,6 +324,8 @@ def test_an_epoch_takes_each_example_once_in_steps_of_like_length():
     assert sorted(np.concatenate(steps)) == list(range(1003)) and sorted(map(len, steps)) == [3] + [8] * 125
     again, other = epoch_order(sizes, 8, 0, 0), epoch_order(sizes, 8, 0, 1)
     assert all(np.array_equal(a, b) for a, b in zip(steps, again)) and not np.array_equal(steps[0], other[0])
+    means = np.array([sizes[step].mean() for step in steps])
+    assert 0.3 < (means[1:] > means[:-1]).mean() < 0.7  # long steps come anywhere in an epoch
     spread = np.mean([np.ptp(sizes[step]) for step in steps])
     assert spread < np.ptp(sizes) / 5                                         # rows of a step are of like length
     assert [part.tolist() for part in share(np.arange(5), 3)] == [[0, 3], [1, 4], [2]]
@@ -318,6 +352,37 @@ def test_head_loss_in_chunks_equals_the_whole(monkeypatch, n, chunk, dtype):
     frozen = weight.to(dtype)
     with torch.no_grad():
         torch.testing.assert_close(HeadLoss.apply(mine[0], frozen, targets), reference)
+
+
+def test_head_loss_stays_finite_for_scores_whose_exponential_is_not():
+    hidden = torch.tensor([[200.0, 0.0], [-200.0, 1.0]])
+    weight = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, 1.0]])
+    targets = torch.tensor([0, 0])  # one sure, one hopeless
+    mine, theirs = ([t.clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
+    loss = HeadLoss.apply(*mine, targets)
+    reference = F.cross_entropy(theirs[0] @ theirs[1].T, targets, reduction="sum")
+    torch.testing.assert_close(loss, reference)
+    for ours, other in zip(
+        torch.autograd.grad(loss, mine), torch.autograd.grad(reference, theirs), strict=True
+    ):
+        torch.testing.assert_close(ours, other)
+
+
+def test_head_loss_sums_the_weight_gradient_in_float32(monkeypatch):
+    """200 chunks of a bfloat16 head: a sum in bfloat16 would lose what is below 1/256 of it each
+    time.
+    """
+    monkeypatch.setattr(HeadLoss, "CHUNK", 2)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = ((torch.randn(n, 8, generator=generator) + 1).bfloat16() for n in (400, 50))
+    targets = torch.randint(0, 50, (400,), generator=generator)
+    exact = weight.double().requires_grad_()
+    (expected,) = torch.autograd.grad(
+        F.cross_entropy(hidden.double() @ exact.T, targets, reduction="sum"), exact
+    )
+    weight.requires_grad_()
+    (found,) = torch.autograd.grad(HeadLoss.apply(hidden, weight, targets), weight)
+    assert (found - expected).norm() < 2 ** -8 * expected.norm()  # rounded once, and each term once
 
 
 def test_gradients_of_both_losses_equal_transformers(data, sources, parts):
@@ -364,12 +429,16 @@ def test_compiled_blocks_give_the_same(data, parts):
             torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
 
 
-def test_compiled_blocks_run_in_training_and_validation_but_not_in_generation(data, parts, monkeypatch):
+def test_compiled_blocks_run_in_training_and_validation_but_not_in_generation(
+    data, parts, monkeypatch
+):
     model, tokenizer = parts
     batch = align_batch(data, tokenizer)
     plain, _ = model(batch)
     ran = []
-    monkeypatch.setattr(torch, "compile", lambda layer, dynamic: lambda *args: ran.append(layer) or layer(*args))
+    monkeypatch.setattr(
+        torch, "compile", lambda layer, dynamic: lambda *args: ran.append(layer) or layer(*args)
+    )
     model.llm.compile_blocks()
     assert torch.equal(model(batch)[0], plain) and ran == list(model.llm.layers)
     with torch.no_grad():

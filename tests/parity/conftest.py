@@ -5,7 +5,9 @@ from helpers import DEVICE
 
 @pytest.fixture
 def interpreter_knows_bfloat16(monkeypatch):
-    """Triton's interpreter keeps bfloat16 as its 16 bits, and its dot multiplies those bits as integers."""
+    """Triton's interpreter keeps bfloat16 as its 16 bits, and its dot multiplies those bits as
+    integers.
+    """
     if DEVICE == "cuda":
         return
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl

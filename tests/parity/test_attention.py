@@ -43,7 +43,9 @@ def test_a_query_without_a_key_gets_zeros():
 
 @pytest.mark.parametrize("attention", [attend, reference_attention])
 def test_attention_number_by_number(attention):
-    """Each output computed by loops that share no code with either: which key a query sees, and whose head it is."""
+    """Each output computed by loops that share no code with either: which key a query sees, and
+    whose head it is.
+    """
     torch.manual_seed(0)
     B, H, Hkv, Tq, Tk, Dh = 2, 4, 2, 3, 5, 4
     q, bias = torch.randn(B, H, Tq, Dh), torch.randn(1, H, Tq, Tk)
@@ -51,9 +53,10 @@ def test_attention_number_by_number(attention):
     mask = torch.tensor([[True] * 5, [False, True, True, False, True]])
     out = attention(q, k, v, scale=0.7, causal=True, key_mask=mask, bias=bias)
     for b, h, i in itertools.product(range(B), range(H), range(Tq)):
-        head = h // 2                                                         # query heads 0, 1 share key head 0
-        position = i + 2                                                      # the queries are the last three of five
+        head = h // 2  # query heads 0, 1 share key head 0
+        position = i + 2  # the queries are the last three of five
         seen = [j for j in range(Tk) if j <= position and mask[b, j]]
         scores = torch.stack([0.7 * q[b, h, i] @ k[b, head, j] + bias[0, h, i, j] for j in seen])
         expected = sum(p * v[b, head, j] for p, j in zip(scores.softmax(0), seen, strict=True))
-        torch.testing.assert_close(out[b, h, i], expected, rtol=0, atol=1e-6)  # five float32 terms of size 1
+        # five float32 terms of size 1
+        torch.testing.assert_close(out[b, h, i], expected, rtol=0, atol=1e-6)

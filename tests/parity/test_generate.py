@@ -1,4 +1,6 @@
-"""Decoding: any batch like each prompt alone, with a cache like without, greedy like transformers, samples as defined."""
+"""Decoding: any batch like each prompt alone, with a cache like without, greedy like
+transformers, samples as defined.
+"""
 import json
 from types import SimpleNamespace
 
@@ -6,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_chronos, make_llama
+from helpers import make_chronos, make_llama, quiet
 
 from sensorllm_min import ask, evaluation
 from sensorllm_min import generate as module
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import read_llama_config
-from sensorllm_min.data import AlignExamples, HarExamples, Limits, PreparedData, align_prompt, collate
+from sensorllm_min.data import (AlignExamples, HarExamples, Limits, PreparedData, align_prompt,
+                                collate)
 from sensorllm_min.generate import Sampling, generate, next_tokens, stream, token_probabilities
 from sensorllm_min.layers import FEW_ROWS, linear
 from sensorllm_min.llama import KVCache
@@ -40,7 +43,9 @@ def model(demo, tmp_path_factory):
 
 @pytest.fixture
 def several_ends(model, tmp_path):
-    """A function: a tokenizer of the same model whose config.json names further tokens that end a text."""
+    """A function: a tokenizer of the same model whose config.json names further tokens that end
+    a text.
+    """
     ours, theirs, tokenizer, data = model
 
     def load(ids):
@@ -48,7 +53,9 @@ def several_ends(model, tmp_path):
         path = tmp_path / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ids}))
         tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}))
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps({"bos_token": tokenizer.bos, "eos_token": tokenizer.eos})
+        )
         return load_text_tokenizer(tmp_path, read_llama_config(tmp_path), data.dataset.channels)
     return load
 
@@ -61,6 +68,13 @@ class WithLimits:
 
     def __getitem__(self, i):
         return self.examples[i]
+
+
+def asked(model, tokenizer, recipe, window, question, max_new_tokens):
+    """What `evaluate.py --ask` says about a window, in float32 on a CPU."""
+    cpu, bf16 = torch.device("cpu"), False
+    return ask.answer(model, tokenizer, recipe, window, question, cpu, max_new_tokens,
+                      module.GREEDY, bf16, quiet)
 
 
 def prompts(model, kind, indices):
@@ -120,14 +134,14 @@ def test_every_end_token_of_the_config_ends_an_answer(model, several_ends):
 
     window = ask.prepared_window(data, "align", "test", 0)
     recipe = SimpleNamespace(stage="align", n_classes=None, limits=Limits(512, 4096))
-    said = ask.answer(ours, ending, recipe, window, examples[0].row["question"], torch.device("cpu"), 30, module.GREEDY,
-                      False, lambda piece: None)
-    assert said == described[0][0]
+    assert asked(ours, ending, recipe, window, examples[0].row["question"], 30) == described[0][0]
 
 
 @pytest.mark.parametrize("room", [1, 4])
 def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch, room):
-    """Prompt and answer together stay within max_positions; an answer that was cut there has not ended by itself."""
+    """Prompt and answer together stay within max_positions; an answer that was cut there has not
+    ended by itself.
+    """
     ours, _, tokenizer, data = model
     examples = AlignExamples(data, "test", tokenizer, Limits(512, 4096))
     batch = prompts(model, "align", (0, 100))
@@ -141,14 +155,17 @@ def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch, room):
     monkeypatch.setattr(KVCache, "extend", extend)
     answers = {i: ended for i, _, ended in evaluation.describe(
         ours, tokenizer, WithLimits(examples, limits), ONE_PROCESS, 2, 50, positions=[0, 100])}
-    assert max(reached) == limits.max_positions - 1 and answers == {0: False, 100: False}   # the last token is not fed
+    # the last token is not fed
+    assert max(reached) == limits.max_positions - 1 and answers == {0: False, 100: False}
 
     window = ask.prepared_window(data, "align", "test", 0)
     question = examples.rows[0]["question"]
-    prompt = align_prompt(tokenizer, window.dataset.channels[0], len(window.samples), data.dataset.rate, question)
+    prompt = align_prompt(
+        tokenizer, window.dataset.channels[0], len(window.samples), data.dataset.rate, question
+    )
     recipe = SimpleNamespace(stage="align", n_classes=None, limits=Limits(512, len(prompt) + room))
     reached.clear()
-    ask.answer(ours, tokenizer, recipe, window, question, torch.device("cpu"), 50, module.GREEDY, False, lambda piece: None)
+    asked(ours, tokenizer, recipe, window, question, 50)
     assert max(reached) == recipe.limits.max_positions - 1
 
 
@@ -222,7 +239,9 @@ def test_the_distribution_equals_transformers(temperature, top_k, top_p):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("top_p,kept", [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (0.76, 4)])
+@pytest.mark.parametrize(
+    "top_p,kept", [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (0.76, 4)]
+)
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p, kept):
     """Four tokens of exactly 1/4 each: two reach 1/2, a third would be one too many."""
     probabilities = token_probabilities(torch.zeros(3, 4), Sampling(1.0, 0, top_p))
@@ -244,7 +263,9 @@ def test_the_distribution_computed_by_hand():
 
 
 def test_draws_follow_the_distribution():
-    """20,000 draws of one row: chi-square within what chance allows (five sigma); what was cut off never comes."""
+    """20,000 draws of one row: chi-square within what chance allows (five sigma); what was cut
+    off never comes.
+    """
     n = 20_000
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(1)) * 2
     settings = Sampling(temperature=0.8, top_k=12, top_p=0.97, seed=0)
@@ -283,10 +304,11 @@ def test_a_seed_fixes_what_is_said(model):
         return generate(ours.llm, ours.embed(batch), batch.mask, set(), 20, Sampling(temperature=1.5, **settings), [4, 5])
     assert said(seed=1) == said(seed=1) != said(seed=2)
     rows = said(seed=1)
-    swapped = prompts(model, "align", (100, 0))                               # what is drawn goes with the number of
-    again = generate(ours.llm, ours.embed(swapped), swapped.mask, set(), 20,  # the example, not with the row
-                     Sampling(temperature=1.5, seed=1), [5, 4])
-    assert again == rows[::-1]
+    # what is drawn goes with the number of the example, not with its row in the batch
+    swapped = prompts(model, "align", (100, 0))
+    settings = Sampling(temperature=1.5, seed=1)
+    x = ours.embed(swapped)
+    assert generate(ours.llm, x, swapped.mask, set(), 20, settings, [5, 4]) == rows[::-1]
     same = prompts(model, "align", (0, 0))                                    # one prompt twice draws apart
     first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5), [4, 5])
     assert first != second

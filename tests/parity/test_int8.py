@@ -23,7 +23,8 @@ def test_a_weight_is_off_by_half_a_step_at_most():
     layer = Int8Linear(weight)
     assert ((dequantized(layer) - weight).abs() <= layer.scale[:, None] / 2 * 1.001).all()
     assert layer.q.dtype == torch.int8 and layer.q.abs().amax(1)[[0, 6, 8, 49]].tolist() == [127] * 4
-    assert (dequantized(layer)[7] == 0).all()
+    # nothing was divided by zero
+    assert (dequantized(layer)[7] == 0).all() and (layer.scale > 0).all()
 
 
 def test_product_and_gradient_are_those_of_the_dequantized_matrix():
@@ -34,6 +35,17 @@ def test_product_and_gradient_are_those_of_the_dequantized_matrix():
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     (ours,), (theirs,) = (torch.autograd.grad(out, x, grad) for out in (layer(x), expected))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_under_autocast_the_product_has_its_dtype():
+    """As nn.Linear's, so that an int8 LLM computes in bfloat16 where a bfloat16 one does."""
+    torch.manual_seed(0)
+    layer, x = Int8Linear(torch.randn(50, 70)), torch.randn(3, 70)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    exact = x @ dequantized(layer).T
+    assert (out - exact).norm() < 2 ** -7 * exact.norm()  # two roundings to 8 bits
 
 
 def test_nothing_is_kept_in_floating_point():
@@ -50,9 +62,11 @@ def test_a_quantised_llama_is_that_of_the_dequantised_matrices(tmp_path):
     make_llama(tmp_path)
     exact = load_llama(tmp_path, torch.float32).requires_grad_(False)
     int8 = quantize(load_llama(tmp_path, torch.float32).requires_grad_(False))
-    assert sum(isinstance(layer, Int8Linear) for layer in int8.modules()) == 2 * 7    # all matrices of both blocks
-    assert torch.equal(int8.head_weight, exact.head_weight) and torch.equal(int8.embed_tokens.weight,
-                                                                            exact.embed_tokens.weight)
+    # all matrices of both blocks
+    assert sum(isinstance(layer, Int8Linear) for layer in int8.modules()) == 2 * 7
+    assert torch.equal(int8.head_weight, exact.head_weight) and torch.equal(
+        int8.embed_tokens.weight, exact.embed_tokens.weight
+    )
     rounded = copy.deepcopy(exact)                                            # the same rounding, in plain matrices
     for (name, layer) in int8.named_modules():
         if isinstance(layer, Int8Linear):
@@ -72,9 +86,15 @@ def token_loss(llm, ids):
 
 
 def test_a_llama_trained_here_loses_little():
-    """Two blocks learn a chain in which the next token follows nine times in ten; then their matrices are rounded."""
+    """Two blocks learn a chain in which the next token follows nine times in ten; then their
+    matrices are rounded.
+    """
     torch.manual_seed(0)
-    llm = Llama(LlamaConfig(vocab_size=32, d_model=64, d_ff=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16))
+    llm = Llama(
+        LlamaConfig(
+            vocab_size=32, d_model=64, d_ff=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16
+        )
+    )
     llm.init_from_scratch()
     follower = torch.randperm(32)
 
@@ -94,23 +114,27 @@ def test_a_llama_trained_here_loses_little():
     with torch.no_grad():
         exact = token_loss(llm, held_out).item()
         rounded = token_loss(quantize(llm), held_out).item()
-    assert exact < 1.0                                                        # untrained 3.5; the chain's entropy is 0.65
+    assert exact < 1.0  # untrained 3.5; the chain's entropy is 0.65
     assert abs(rounded - exact) < 0.001                                       # measured 0.00001
 
 
 @pytest.mark.shared("weights/stories260K")
 def test_a_public_trained_llama_loses_little(shared):
-    """stories260K on a text it wrote itself: the loss per token in int8 is that in float32, nearly."""
+    """stories260K on a text it wrote itself: the loss per token in int8 is that in float32,
+    nearly.
+    """
     from sensorllm_min.generate import generate
     folder = shared / "weights/stories260K"
     exact = load_llama(folder, torch.float32)
     tokenizer = load_text_tokenizer(folder, exact.config, ())
     start = torch.tensor([[tokenizer.bos_id] + tokenizer.encode("Once upon a time")])
-    (story,) = generate(exact, exact.embed_tokens(start), torch.ones_like(start, dtype=torch.bool), [], 200)
+    (story,) = generate(
+        exact, exact.embed_tokens(start), torch.ones_like(start, dtype=torch.bool), [], 200
+    )
     ids = torch.cat([start, torch.tensor([story])], 1)
     with torch.no_grad():
         losses = [token_loss(exact, ids).item(), token_loss(quantize(exact), ids).item()]
-    assert abs(losses[0] - losses[1]) < 0.005                                 # measured 0.0016; bfloat16 0.0001
+    assert abs(losses[0] - losses[1]) < 0.005  # measured 0.0016; bfloat16 0.0001
 
 
 def test_the_scripts_train_and_evaluate_in_int8(demo, tmp_path):

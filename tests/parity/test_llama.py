@@ -3,10 +3,10 @@ import pytest
 import torch
 from helpers import make_llama
 
-from sensorllm_min.config import read_llama_config
+from sensorllm_min.config import LlamaConfig, read_llama_config
 from sensorllm_min.generate import generate
 from sensorllm_min.layers import RMSNorm
-from sensorllm_min.llama import GatedSilu, KVCache, rotary_frequencies
+from sensorllm_min.llama import GatedSilu, KVCache, Llama, rotary_frequencies
 from sensorllm_min.weights import load_llama
 
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -64,7 +64,9 @@ def test_padding_on_either_side_changes_no_real_token(pair, side):
 
 @torch.no_grad()
 def test_a_position_counts_the_real_tokens_before_it(pair):
-    """Padding amid a row: the tokens behind it stand as near to those before it as if it were not there."""
+    """Padding amid a row: the tokens behind it stand as near to those before it as if it were
+    not there.
+    """
     ours, theirs = pair
     ids, mask = random_ids(2, 40), torch.ones(2, 40, dtype=torch.bool)
     mask[1, 10:19] = False
@@ -107,20 +109,66 @@ def test_greedy_generation_equals_transformers(pair):
         assert text == (expected[:-1] if expected[-1] in stops else expected)
 
 
+def test_recomputation_sees_the_mask(tmp_path):
+    """Padded on the left, as no packing can do: the gradient of the input is the same with and
+    without.
+    """
+    make_llama(tmp_path)
+    llm = load_llama(tmp_path)
+    x = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[1, :8] = False
+    x.requires_grad_()
+    gradients = []
+    for recompute in (False, True):
+        llm.gradient_checkpointing = recompute
+        gradients += torch.autograd.grad(llm(x, mask)[mask].square().mean(), x)
+    assert torch.equal(*gradients) and (gradients[0][~mask] == 0).all()
+
+
+def test_weights_from_scratch_keep_the_size_of_what_flows_through():
+    """N(0, 1/fan_in), smaller by sqrt(2 n_layers) where a block writes into the residual stream;
+    rows of length 1.
+    """
+    config = LlamaConfig(
+        vocab_size=1000, d_model=256, d_ff=512, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64
+    )
+    torch.manual_seed(0)
+    llm = Llama(config)
+    llm.init_from_scratch()
+    for name, parameter in llm.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+            continue
+        expected = parameter.shape[1] ** -0.5
+        if name.split(".")[-2] in ("o_proj", "down_proj"):
+            expected /= 2                                                     # sqrt(2 * 2 layers)
+        # the standard deviation of n normal numbers is known to 1 / sqrt(2 n), here 0.4 % or
+        # better: five times that
+        assert parameter.std().item() == pytest.approx(expected, rel=0.02), name
+
+
 def training_pass(llm, x, real, wanted):
-    """Packed rows forward and backward -> (output, gradients of the input and of two weights), bytes that were kept."""
+    """Packed rows forward and backward -> (output, gradients of the input and of two weights),
+    bytes that were kept.
+    """
     kept = []
     x = x.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.nbytes) or t, lambda t: t
+    ):
         out = llm(x, real=real, wanted=wanted)
     weights = llm.layers[0].attn.k_proj.weight, llm.layers[-1].mlp.up_proj.weight
     return (out, *torch.autograd.grad(out.square().mean(), (x, *weights))), sum(kept)
 
 
 def test_gradient_checkpointing_computes_each_block_twice_and_changes_nothing(tmp_path):
-    """The same bits of outputs and gradients; between forward and backward little more than a block's input is kept."""
+    """The same bits of outputs and gradients; between forward and backward little more than a
+    block's input is kept.
+    """
     make_llama(tmp_path, num_hidden_layers=3)
-    x, real = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0)), torch.ones(2, 20, dtype=torch.bool)
+    x = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
+    real = torch.ones(2, 20, dtype=torch.bool)
     real[1, 13:] = False
     wanted = real.clone()
     wanted[:, :5] = False
@@ -134,23 +182,28 @@ def test_gradient_checkpointing_computes_each_block_twice_and_changes_nothing(tm
         found[recompute], kept[recompute] = training_pass(llm, x, real, wanted)
         calls[recompute] = len(counted)
     assert calls == {False: 3, True: 6}
-    assert kept[True] < kept[False] / 4                                       # a block keeps 15 tensors of its input's size
+    assert kept[True] < kept[False] / 4  # a block keeps 15 tensors of its input's size
     for first, second in zip(found[False], found[True], strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_nothing_is_computed_for_padding_nor_behind_the_last_attention_for_unwanted_tokens(tmp_path):
-    """Packed rows give the wanted tokens what padded rows give them, gradients included, from fewer rows."""
+def test_packed_rows_compute_wanted_tokens_alone_and_give_them_the_same(tmp_path):
+    """Packed rows give the wanted tokens what padded rows give them, gradients included, from
+    fewer rows.
+    """
     make_llama(tmp_path, num_hidden_layers=2)
     llm = load_llama(tmp_path)
-    x, real = torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0)), torch.ones(3, 20, dtype=torch.bool)
+    x = torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0))
+    real = torch.ones(3, 20, dtype=torch.bool)
     real[0, 11:], real[2, 17:] = False, False
     wanted = torch.zeros(3, 20, dtype=torch.bool)
     wanted[0, 3:6], wanted[1, 19], wanted[2, ::4] = True, True, True
     wanted &= real
     seen = []
-    hooks = [layer.mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-             for layer in llm.layers]
+    hooks = [
+        layer.mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        for layer in llm.layers
+    ]
     found, _ = training_pass(llm, x, real, wanted)
     for hook in hooks:
         hook.remove()
@@ -167,13 +220,15 @@ def test_nothing_is_computed_for_padding_nor_behind_the_last_attention_for_unwan
 
 def test_gated_silu_and_its_gradient_are_those_of_the_formula():
     gate, up = (torch.randn(4, 9, dtype=torch.float64, requires_grad=True) * 3 for _ in range(2))
-    assert torch.autograd.gradcheck(GatedSilu.apply, (gate, up))              # against differences, in float64
+    assert torch.autograd.gradcheck(GatedSilu.apply, (gate, up))  # against differences, in float64
     torch.testing.assert_close(GatedSilu.apply(gate, up), gate / (1 + (-gate).exp()) * up)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_norm_is_computed_in_float32_like_both_references(dtype):
-    """Bit for bit. In float16 the square of 300 is infinite; in bfloat16 a mean of 4096 squares has two digits."""
+    """Bit for bit. In float16 the square of 300 is infinite; in bfloat16 a mean of 4096 squares
+    has two digits.
+    """
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.t5.modeling_t5 import T5LayerNorm
     torch.manual_seed(0)
@@ -185,17 +240,27 @@ def test_the_norm_is_computed_in_float32_like_both_references(dtype):
         assert torch.equal(ours(x), reference(x)) and ours(x).isfinite().all()
 
 
-@pytest.mark.parametrize("rope", [
-    {"rope_type": "default", "rope_theta": 10_000.0}, {"rope_type": "default", "rope_theta": 500_000.0},
-    {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-     "original_max_position_embeddings": 8192},                               # Llama 3.1
-    {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-     "original_max_position_embeddings": 8192}], ids=lambda rope: f"{rope['rope_theta']:.0f}-{rope.get('factor')}")
+LLAMA_31_ROPE = LLAMA3_ROPE | {"rope_theta": 500_000.0, "original_max_position_embeddings": 8192}
+ROPES = {
+    "llama-2": {"rope_type": "default", "rope_theta": 10_000.0},
+    "llama-3": {"rope_type": "default", "rope_theta": 500_000.0},
+    "llama-3.1": LLAMA_31_ROPE,
+    "llama-3.2": LLAMA_31_ROPE | {"factor": 32.0}}
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
 def test_rotary_frequencies_equal_transformers(tmp_path, rope):
-    """Head size 128, as in the public models; kept, blended and slowed-down frequencies are all among them."""
-    from transformers import LlamaConfig
+    """Head size 128, as in the public models; kept, blended and slowed-down frequencies are all
+    among them.
+    """
+    import transformers
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    theirs = LlamaConfig(hidden_size=512, num_attention_heads=4, rope_parameters=rope, max_position_embeddings=131_072)
+    theirs = transformers.LlamaConfig(
+        hidden_size=512,
+        num_attention_heads=4,
+        rope_parameters=rope,
+        max_position_embeddings=131_072,
+    )
     theirs.save_pretrained(tmp_path)
     ours = rotary_frequencies(read_llama_config(tmp_path))
     plain = rope["rope_theta"] ** -(torch.arange(0, 128, 2, dtype=torch.float64) / 128)
@@ -206,7 +271,8 @@ def test_rotary_frequencies_equal_transformers(tmp_path, rope):
         slowed = ratio < 1.001 / rope["factor"]
         kept = ratio > 0.999
         assert slowed.sum() > 5 and kept.sum() > 5 and (~slowed & ~kept).sum() > 5
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)             # float32 powers are known to 1e-6
+    # float32 powers are known to 1e-6
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
 
 
 def test_bf16_is_as_near_to_float32_as_transformers(tmp_path):

@@ -1,4 +1,5 @@
-"""The encoder against transformers' T5EncoderModel and recorded outputs, through the production loader.
+"""The encoder against transformers' T5EncoderModel and recorded outputs, through the production
+loader.
 
 `python tests/parity/test_t5_encoder.py` records the outputs of t5_encoder.npz again.
 """
@@ -14,13 +15,15 @@ if __name__ == "__main__":
 from helpers import make_chronos
 from safetensors.torch import save_file
 
-from sensorllm_min.t5_encoder import distance_bucket
+from sensorllm_min.config import T5Config
+from sensorllm_min.t5_encoder import T5Encoder, distance_bucket
 from sensorllm_min.weights import load_t5_encoder
 
 
 @pytest.mark.parametrize("shape", [
     dict(), dict(num_layers=3, num_heads=3, d_kv=12), dict(relative_attention_num_buckets=16,
-                                                           relative_attention_max_distance=40)], ids=str)
+                                                           relative_attention_max_distance=40),
+    dict(layer_norm_epsilon=0.1)], ids=str)
 def test_features_equal_transformers(tmp_path, shape):
     from transformers import T5EncoderModel
     make_chronos(tmp_path, **shape)
@@ -53,6 +56,34 @@ def test_the_bias_is_computed_once_and_shared_by_all_blocks(tmp_path):
         layer.register_forward_pre_hook(lambda _, inputs: used.append(inputs[2]))
     encoder(torch.randint(2, 4096, (2, 20)), torch.ones(2, 20, dtype=torch.bool))
     assert len(made) == 1 and len(used) == 3 and all(bias is made[0] for bias in used)
+    assert made[0].stride()[2:] == (32, 1)  # rows start at multiples of 16, for a GPU
+
+
+def test_an_encoder_from_scratch_begins_with_local_heads_and_smooth_bins():
+    config = T5Config(vocab_size=600, d_model=64, d_ff=256, n_layers=2, n_heads=4, head_dim=16)
+    torch.manual_seed(0)
+    encoder = T5Encoder(config)
+    centers = torch.linspace(-15, 15, 500)
+    encoder.init_from_scratch(centers, n_special_tokens=2)
+    bins = encoder.embed_tokens.weight[3:503]
+    near, far = (bins[1:] - bins[:-1]).norm(dim=1), (bins[250:] - bins[:-250]).norm(dim=1)
+    assert near.max() < 0.2 * far.min()  # neighbours begin alike, others do not
+
+    bias = encoder.relative_bias(9)[0]                                        # (H, S, S)
+    # the sample before, or the one after
+    assert (bias[:, 4].argmax(-1) - 4).tolist() == [-1, 1, -1, 1]
+    # two heads sharply, two widely
+    assert (bias[:2, 4, 4] == -4).all() and (bias[2:, 4, 4] == -0.5).all()
+
+    for layer in encoder.layers:
+        q, k, down = (
+            part.weight.std().item()
+            for part in (layer.attn.q_proj, layer.attn.k_proj, layer.mlp.down_proj)
+        )
+        # T5's scores are not divided by sqrt(16): its queries are. 1,024 numbers give a deviation
+        # to 2 %.
+        assert k == pytest.approx(1 / 8, rel=0.1) and q == pytest.approx(1 / 8 / 4, rel=0.1)
+        assert down == pytest.approx(1 / 16 / 2, rel=0.1)
 
 
 @torch.no_grad()
@@ -74,7 +105,9 @@ RECORDED = Path(__file__).with_name("t5_encoder.npz")
 
 
 def save_recorded_model(folder):
-    """A Chronos encoder whose weights are numbers of NumPy's frozen generator: d_kv is not d_model / n_heads."""
+    """A Chronos encoder whose weights are numbers of NumPy's frozen generator: d_kv is not
+    d_model / n_heads.
+    """
     make_chronos(folder, num_heads=3, d_kv=12)
     state = np.random.RandomState(0)
     tensors = {}
@@ -99,7 +132,9 @@ def save_recorded_model(folder):
 
 
 def recorded_inputs():
-    """150 samples, beyond the bias's greatest distance: row 0 whole, row 1 padded on the left and with a gap."""
+    """150 samples, beyond the bias's greatest distance: row 0 whole, row 1 padded on the left
+    and with a gap.
+    """
     ids = torch.tensor(np.random.RandomState(1).randint(2, 4096, (2, 150)))
     mask = torch.ones(2, 150, dtype=torch.bool)
     mask[1, :20] = False
@@ -119,14 +154,21 @@ def test_features_equal_recorded_ones(tmp_path):
 
 @pytest.mark.shared("golden")
 def test_features_equal_those_of_the_original(shared):
-    """Two encoders and series that the original's code was run on: padded, with gaps, clipped, of one sample."""
+    """Two encoders and series that the original's code was run on: padded, with gaps, clipped,
+    of one sample.
+    """
     ids, outputs = (np.load(shared / "golden" / file) for file in ("A_tokenizers.npz", "B_t5_encoder.npz"))
-    encoders = {name: load_t5_encoder(shared / "golden" / name)[0] for name in ("chronos_a", "chronos_b")}
+    encoders = {
+        name: load_t5_encoder(shared / "golden" / name)[0] for name in ("chronos_a", "chronos_b")
+    }
     assert {key.split("/")[1] for key in outputs} == set(encoders) and len(outputs) >= 16
     for key in outputs:
         _, name, scaling, case = key.split("/")
         with torch.no_grad():
-            ours = encoders[name](torch.tensor(ids[f"ids/{scaling}/{case}"]), torch.tensor(ids[f"mask/{scaling}/{case}"]))
+            ours = encoders[name](
+                torch.tensor(ids[f"ids/{scaling}/{case}"]),
+                torch.tensor(ids[f"mask/{scaling}/{case}"]),
+            )
         np.testing.assert_allclose(ours, outputs[key], rtol=0, atol=1e-5, err_msg=key)
 
 

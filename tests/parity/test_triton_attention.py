@@ -3,8 +3,8 @@ import itertools
 
 import pytest
 import torch
-from attention_cases import (VALUES, assert_equals_the_equation, exact_outputs_and_gradients, outputs_and_gradients,
-                             padding, random_inputs)
+from attention_cases import (VALUES, assert_equals_the_equation, exact_outputs_and_gradients,
+                             outputs_and_gradients, padding, random_inputs)
 from helpers import DEVICE
 
 from sensorllm_min.layers import attend, reference_attention, split_heads
@@ -12,7 +12,8 @@ from sensorllm_min.layers import attend, reference_attention, split_heads
 pytest.importorskip("triton")
 from sensorllm_min import triton_attention                                    # noqa: E402
 
-# A choice from the grid of test_triton_grid.py in which every pair of values meets, at the least cost.
+# A choice from the grid of test_triton_grid.py in which every pair of values meets, at the least
+# cost.
 CASES = [   # length, head_dim, group, causal, padded, biased, offset
     (1, 16, 4, 1, 0, 1, 0),
     (1, 64, 1, 1, 1, 0, 0),
@@ -48,23 +49,30 @@ def test_every_pair_of_values_is_among_the_cases():
 
 
 @pytest.mark.parametrize("length,head_dim,group,causal,padded,biased,offset", CASES)
-def test_output_and_gradients_equal_the_equation(length, head_dim, group, causal, padded, biased, offset):
+def test_output_and_gradients_equal_the_equation(
+    length, head_dim, group, causal, padded, biased, offset
+):
     assert_equals_the_equation(length, head_dim, group, bool(causal), padded, biased, offset)
 
 
 def test_neighbouring_query_heads_share_a_key_head():
-    """Three key heads of two query heads each, in two rows of the batch: no head reads another's keys."""
+    """Three key heads of two query heads each, in two rows of the batch: no head reads another's
+    keys.
+    """
     inputs = random_inputs(17, 17, 6, 2, 16)
     d_out = torch.randn_like(inputs[0])
     options = dict(scale=0.25, causal=True, key_mask=padding(17))
     ours = outputs_and_gradients(triton_attention.fused_attention, inputs, d_out, **options)
     for a, b in zip(ours, exact_outputs_and_gradients(inputs, d_out, **options), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)          # sums of 17 products in float32
+        # sums of 17 products in float32
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_queries", [1, 3])
 def test_a_mask_of_more_than_1024_keys_is_read_to_its_end(n_queries):
-    """A program scans the mask 1,024 keys at a time: here what may be seen begins, or ends, in the second piece."""
+    """A program scans the mask 1,024 keys at a time: here what may be seen begins, or ends, in
+    the second piece.
+    """
     inputs = random_inputs(n_queries, 1100, 1, 1, 16, batch=3)
     mask = torch.zeros(3, 1100, dtype=torch.bool, device=DEVICE)
     mask[0, 1050:] = True                                                     # padded on the left
@@ -75,10 +83,12 @@ def test_a_mask_of_more_than_1024_keys_is_read_to_its_end(n_queries):
     options = dict(scale=0.25, causal=True, key_mask=mask)
     ours = outputs_and_gradients(triton_attention.fused_attention, inputs, d_out, **options)
     for a, b in zip(ours, exact_outputs_and_gradients(inputs, d_out, **options), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)          # means of up to 1,100 values of size 1
+        # means of up to 1,100 values of size 1
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
 
 
-# More queries than keys: the first ones see nothing. The diagonal: one before, on and one after the corner of a tile.
+# More queries than keys: the first ones see nothing. The diagonal: one before, on and one after the
+# corner of a tile.
 @pytest.mark.parametrize("n_queries,n_keys", [(70, 33), (3, 300), (20, 82), (20, 83), (20, 84), (128, 129), (129, 129)])
 def test_causal_at_the_corners_of_tiles(n_queries, n_keys):
     inputs = random_inputs(n_queries, n_keys, 2, 1, 32)
@@ -196,8 +206,10 @@ def test_the_same_input_gives_the_same_bits():
     inputs = random_inputs(length, length, 2, 2, 64, dtype=dtype)
     inputs.append(torch.randn(1, 2, length, length, device=DEVICE, requires_grad=True))
     d_out = torch.randn_like(inputs[0])
-    first, second = (outputs_and_gradients(triton_attention.fused_attention, inputs, d_out, scale=0.125)
-                     for _ in range(2))
+    first, second = (
+        outputs_and_gradients(triton_attention.fused_attention, inputs, d_out, scale=0.125)
+        for _ in range(2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -10,25 +10,30 @@ from helpers import ROOT
 triton = pytest.importorskip("triton")
 
 
-SMEM = {"ampere": 99 * 1024, "hopper": 227 * 1024}      # bytes a program may take: of consumer GPUs, and of an H100
+# bytes a program may take: of consumer GPUs, and of an H100
+SMEM = {"ampere": 99 * 1024, "hopper": 227 * 1024}
 
 
 def compiled_rows(*command, **environment):
     """Runs Python without Triton's interpreter -> what it printed, one JSON object a line."""
     base = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=base | environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=base | environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_two_kernels_compile_for_gpus_that_are_not_here(tmp_path):
-    """LLaMA's forward pass for Hopper, T5's key gradients for Ampere: compiled afresh, as on a new machine."""
+    """LLaMA's forward pass for Hopper, T5's key gradients for Ampere: compiled afresh, as on a
+    new machine.
+    """
     cases = [("forward_kernel", "hopper", 128, "bfloat16", 1024, False),
              ("key_gradients_kernel", "ampere", 64, "bfloat16", 1024, True)]
     code = ("import json, sys; sys.path.insert(0, 'tests/bench'); import attention\n"
             f"for case in {cases}: print(json.dumps(attention.measured(case)))")
     forward, keys = compiled_rows("-c", code, TRITON_CACHE_DIR=str(tmp_path))
-    assert forward["wgmma"] and keys["mma"]                                   # the matrix instructions of each
+    assert forward["wgmma"] and keys["mma"]  # the matrix instructions of each
     for row in (forward, keys):
         assert row["spilled"] == 0 and row["shared"] <= SMEM[row["generation"]], row
 
@@ -74,7 +79,9 @@ def test_products_use_matrix_instructions_unless_in_float32(rows):
 
 @pytest.mark.slow
 def test_shared_memory_is_within_the_chip(rows):
-    """What is compiled for Ampere fits into the 99 KB of consumer GPUs, not only into the 163 KB of an A100."""
+    """What is compiled for Ampere fits into the 99 KB of consumer GPUs, not only into the 163 KB
+    of an A100.
+    """
     for row in rows:
         assert row["shared"] <= SMEM[row["generation"]], row
 

@@ -1,4 +1,6 @@
-"""The Triton kernels against the equation, more cases: every length with every head size and group."""
+"""The Triton kernels against the equation, more cases: every length with every head size and
+group.
+"""
 import itertools
 
 import pytest
@@ -13,5 +15,7 @@ GRID = [(*shape, *((i + 7) % 16 >> bit & 1 == 1 for bit in range(4)))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length,head_dim,group,causal,padded,biased,offset", GRID)
-def test_output_and_gradients_equal_the_equation(length, head_dim, group, causal, padded, biased, offset):
+def test_output_and_gradients_equal_the_equation(
+    length, head_dim, group, causal, padded, biased, offset
+):
     assert_equals_the_equation(length, head_dim, group, causal, padded, biased, offset)

@@ -18,9 +18,14 @@ pytest.importorskip("triton")
 
 # ---- the whole networks
 
+
 @pytest.mark.parametrize("recompute,length,n_layers", [(False, 70, 1), (True, 20, 2)])
-def test_llama_and_its_gradients_are_those_of_pytorch_attention(tmp_path, recompute, length, n_layers):
-    """Left padding, grouped heads; with and without recomputation: outputs and the gradients of input and weights."""
+def test_llama_and_its_gradients_are_those_of_pytorch_attention(
+    tmp_path, recompute, length, n_layers
+):
+    """Left padding, grouped heads; with and without recomputation: outputs and the gradients of
+    input and weights.
+    """
     make_llama(tmp_path, num_key_value_heads=2, num_attention_heads=4, num_hidden_layers=n_layers)
     llm = load_llama(tmp_path).to(DEVICE)
     llm.gradient_checkpointing = recompute
@@ -35,7 +40,9 @@ def test_llama_and_its_gradients_are_those_of_pytorch_attention(tmp_path, recomp
         out = llm(x, mask)[mask]
         results.append((out, *torch.autograd.grad(out.square().mean(), (x, weight))))
     for ours, theirs in zip(*results):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1, theirs.abs().max().item()))
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=1e-5 * max(1, theirs.abs().max().item())
+        )
 
 
 def test_llama_with_a_cache_as_without(tmp_path):
@@ -52,7 +59,10 @@ def test_llama_with_a_cache_as_without(tmp_path):
         expected = llm(x, mask)
         use_backend(llm, "triton")
         cache = KVCache(config, 2, 30, torch.float32, DEVICE)
-        parts = [llm(x[:, a:b], mask[:, :b], cache) for a, b in ((0, 20), (20, 27), (27, 28), (28, 29), (29, 30))]
+        parts = [
+            llm(x[:, a:b], mask[:, :b], cache)
+            for a, b in ((0, 20), (20, 27), (27, 28), (28, 29), (29, 30))
+        ]
     torch.testing.assert_close(torch.cat(parts, 1)[mask], expected[mask], rtol=0, atol=1e-5)
 
 
@@ -62,7 +72,8 @@ def test_generation_under_bf16_autocast_says_the_same_on_either_backend(tmp_path
     make_llama(tmp_path)
     llm = load_llama(tmp_path).to(DEVICE)
     torch.manual_seed(0)
-    x, mask = torch.randn(1, 7, 48, device=DEVICE), torch.ones(1, 7, dtype=torch.bool, device=DEVICE)
+    x = torch.randn(1, 7, 48, device=DEVICE)
+    mask = torch.ones(1, 7, dtype=torch.bool, device=DEVICE)
     tokens = {}
     for backend in ("triton", "torch"):
         use_backend(llm, backend)
@@ -82,20 +93,24 @@ def test_t5_encoder_and_its_gradients_are_those_of_pytorch_attention(tmp_path):
     for backend in ("triton", "torch"):
         use_backend(encoder, backend)
         out = encoder(ids, mask)
-        results.append((out, *torch.autograd.grad(out.square().mean(), (encoder.relative_bias.bias.weight,
-                                                                        encoder.layers[1].attn.q_proj.weight))))
+        weights = encoder.relative_bias.bias.weight, encoder.layers[1].attn.q_proj.weight
+        results.append((out, *torch.autograd.grad(out.square().mean(), weights)))
     for ours, theirs in zip(*results):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1, theirs.abs().max().item()))
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=1e-5 * max(1, theirs.abs().max().item())
+        )
 
 
 @pytest.mark.slow
 def test_training_on_two_processes_has_the_losses_of_pytorch_attention(demo, tmp_path):
-    """`train_align.py` under DDP: every step's loss is PyTorch's, from the first process's share and the second's."""
+    """`train_align.py` under DDP: every step's loss is PyTorch's, from the first process's share
+    and the second's.
+    """
     found = {}
     for backend in ("triton", "torch"):
-        run("train_align.py", "--data", demo, "--out", backend, "--train-limit", 8, "--epochs", 1, "--batch-size", 2,
-            "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2, "--attention", backend, cwd=tmp_path,
-            processes=2)
+        run("train_align.py", "--data", demo, "--out", backend, "--train-limit", 8, "--epochs", 1,
+            "--batch-size", 2, "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2,
+            "--attention", backend, cwd=tmp_path, processes=2)
         found[backend] = losses(tmp_path / backend)
     assert found["triton"] == pytest.approx(found["torch"], abs=1e-5) and len(found["torch"]) >= 2
 

@@ -45,13 +45,17 @@ def test_shards_equal_the_single_file(folder, tmp_path_factory):
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("make,load", [(make_llama, load_llama), (make_chronos, lambda *args: load_t5_encoder(*args)[0])])
+@pytest.mark.parametrize(
+    "make,load", [(make_llama, load_llama), (make_chronos, lambda *args: load_t5_encoder(*args)[0])]
+)
 def test_weights_have_the_dtype_asked_for_or_the_stored_one(tmp_path, make, load):
     make(tmp_path)
     exact = dict(load(tmp_path).named_parameters())
     for name, parameter in load(tmp_path, torch.bfloat16).named_parameters():
         assert torch.equal(parameter, exact[name].bfloat16()), name
-    edit_weights(tmp_path, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
+    edit_weights(
+        tmp_path, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()})
+    )
     assert {p.dtype for p in load(tmp_path).parameters()} == {torch.float16}
     assert {p.dtype for p in load(tmp_path, torch.float32).parameters()} == {torch.float32}
 
@@ -80,10 +84,18 @@ def test_missing_and_unused_tensors_are_errors(folder):
     edit_weights(folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(96, 48),
                                                          "model.layers.0.self_attn.q_proj.bias": torch.zeros(48)}))
     refused(folder, "missing nothing", "unused ['model.layers.0.self_attn.q_proj.bias']")
+    edit_weights(folder, lambda tensors: tensors.pop("model.layers.0.self_attn.q_proj.bias"))
+    edit_weights(
+        folder, lambda tensors: tensors.update({"model.norm.weight_scale": torch.ones(48)})
+    )
+    # begins as a known name does
+    refused(folder, "missing nothing", "unused ['model.norm.weight_scale']")
 
 
 def test_a_layer_more_or_less_than_config_json_says_is_an_error(folder):
-    """A tensor whose name is known, but for which the model has no place, is as wrong as an unknown name."""
+    """A tensor whose name is known, but for which the model has no place, is as wrong as an
+    unknown name.
+    """
     edit_config(folder, num_hidden_layers=1)
     refused(folder, "missing nothing", "unused ['layers.1.")
     edit_config(folder, num_hidden_layers=3)
@@ -93,7 +105,7 @@ def test_a_layer_more_or_less_than_config_json_says_is_an_error(folder):
 def test_a_missing_output_head_is_not_taken_from_the_embeddings(folder):
     edit_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
     refused(folder, "missing ['lm_head.weight']")
-    edit_config(folder, tie_word_embeddings=True)                             # unless config.json says so
+    edit_config(folder, tie_word_embeddings=True)  # unless config.json says so
     load_llama(folder)
 
 
@@ -121,12 +133,14 @@ def test_quantised_weights_are_refused(folder):
 
 
 def test_a_tied_head_may_be_stored_as_well_and_is_not_read(tmp_path):
-    """As transformers: with tied embeddings the head is the embedding matrix, whatever the file holds."""
+    """As transformers: with tied embeddings the head is the embedding matrix, whatever the file
+    holds.
+    """
     from transformers import LlamaForCausalLM
     make_llama(tmp_path, tie_word_embeddings=True)
     edit_weights(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(300, 48)}))
     ours = load_llama(tmp_path)
-    assert ours.head_weight is ours.embed_tokens.weight and "lm_head.weight" not in dict(ours.named_parameters())
+    assert ours.head_weight is ours.embed_tokens.weight and not hasattr(ours, "lm_head")
     theirs = LlamaForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(ours.head_weight, theirs.model.embed_tokens.weight)
 
@@ -257,6 +271,25 @@ def test_public_chronos_encoders_equal_transformers(tmp_path, name):
         torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
+def test_older_configs_leave_out_what_has_a_default():
+    """As transformers reads them: heads without groups, d_model / n_heads wide, untied, 2048
+    positions.
+    """
+    from transformers import LlamaConfig as Theirs
+    shape = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 4}
+    given = {"num_key_value_heads": 2, "head_dim": 20, "max_position_embeddings": 777,
+             "tie_word_embeddings": True, "rms_norm_eps": 0.5}
+    for settings in (shape, shape | given):
+        ours, theirs = LlamaConfig.from_hf(settings | {"model_type": "llama"}), Theirs(**settings)
+        assert ours.n_kv_heads == theirs.num_key_value_heads
+        assert ours.head_dim == theirs.head_dim
+        assert ours.max_positions == theirs.max_position_embeddings
+        assert ours.tie_embeddings == theirs.tie_word_embeddings
+        assert ours.norm_eps == theirs.rms_norm_eps
+        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+
+
 def test_every_spelling_of_rope_is_read():
     shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 2}
@@ -267,11 +300,13 @@ def test_every_spelling_of_rope_is_read():
     assert old == new == older and new.rope_theta == 5e5 and new.rope_scaling.factor == 8.0
 
 
-@pytest.mark.parametrize("eos,ids", [(2, (2,)), ([128001, 128008, 128009], (128001, 128008, 128009)), (0, (0,)),
-                                     (None, ())])
+@pytest.mark.parametrize(
+    "eos,ids",
+    [(2, (2,)), ([128001, 128008, 128009], (128001, 128008, 128009)), (0, (0,)), (None, ())],
+)
 def test_all_end_tokens_of_a_config_are_read(eos, ids):
-    shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-             "num_attention_heads": 2}
+    shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+             "num_hidden_layers": 1, "num_attention_heads": 2}
     assert LlamaConfig.from_hf(shape | {"eos_token_id": eos}).eos_ids == ids
 
 
