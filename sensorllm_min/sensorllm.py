@@ -1,34 +1,30 @@
-"""The whole model: Chronos tokenizer -> T5 encoder -> projector -> LLaMA, spliced over the <ts> of a prompt.
+"""The whole model: Chronos tokenizer, T5 encoder, projector and LLaMA, joined at a prompt's <ts>.
 
-    x_acc  (S,) --tokenizer--> ids (S+1,) --encoder--> (S+1, D_enc) --projector--> (S+1, D)
-                                                                                      |  one masked write
-    ids    <x_acc_start> <ts> <ts> ... <ts> <x_acc_end> question ... --embedding--> (T, D) --LLaMA--> hidden (T, D)
+    one channel, (S,) samples
+      | tokenise    Chronos' bins                     ids       (S+1,)
+      | encode      T5, frozen                        features  (S+1, D_enc)
+      | project     MLP, learns                       sensors   (S+1, D)
+      | splice      over the prompt's <ts>            x         (T, D)
+      | decode      LLaMA, frozen                     hidden    (T, D)
+      | score       stage 1: the answer's tokens      stage 2: one of the activities
 
 Reference: SensorLLM, arXiv 2410.10624.
 """
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import IGNORED
+from .batch import IGNORED
+from .efficient import Packing, fused_cross_entropy
 
-PARTS = ("encoder", "llm", "projector", "tokens", "head")                     # what can be trained, or frozen
-
-# What the one model becomes, in stage 2, to see what a part of it is worth: each changes one thing.
-# name -> (what it is, the parts that do not learn then)
-CONTROLS = {
-    "random-llm": ("the LLM's weights are drawn at random and stay so", {"llm"}),
-    "no-llm": ("no LLM: the projector's output, averaged over each channel, goes into the head", {"llm", "tokens"}),
-    "encoder-mlp": ("the encoder's features, averaged over each channel, go into an MLP (Chronos + MLP)",
-                    {"llm", "tokens", "projector"}),
-    "shuffled": ("the sensor embeddings of a window stand in a random order, always the same", set()),
-    "text-only": ("every sample is 0: only the text tells windows apart", set()),
-}
+PARTS = ("encoder", "llm", "projector", "tokens", "head")         # what can be trained, or frozen
 
 
 class Projector(nn.Sequential):
-    """MLP from the encoder's width to the LLM's, GELU between: hidden (2048,) in the paper, (2048, 3072) its ablation."""
+    """MLP from the encoder's width to the LLM's with GELU between its layers.
+
+    hidden: widths between, (2048,) in the paper, (2048, 3072) in its ablation.
+    """
 
     def __init__(self, d_in, hidden, d_out):
         widths = [d_in, *hidden, d_out]
@@ -36,160 +32,126 @@ class Projector(nn.Sequential):
         for width, next_width in zip(widths[1:], widths[2:]):
             layers += [nn.GELU(), nn.Linear(width, next_width)]
         super().__init__(*layers)
-
-
-class HeadLoss(torch.autograd.Function):
-    """Cross entropy of hidden (N, D) @ weight (V, D)^T against targets (N,), summed -> a scalar, float32.
-
-    Logits are made for a chunk of positions at a time and turned into their own gradient at once,
-        d loss / d logits = softmax(logits) - onehot(target),
-    so that no (N, V) tensor ever stands in memory, forward or backward, and no matmul is done twice
-    (the idea of Liger-Kernel's fused linear cross entropy, arXiv 2410.10989, here in plain PyTorch).
-    """
-    CHUNK = 512                                                               # positions at a time
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets):
-        loss = torch.zeros((), device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(hidden), HeadLoss.CHUNK):
-            here = slice(start, start + HeadLoss.CHUNK)
-            part, wanted = hidden[here], targets[here, None]
-            logits = F.linear(part, weight).float()                           # (chunk, V)
-            top, true = logits.amax(-1, keepdim=True), logits.gather(-1, wanted)
-            exps = logits.sub_(top).exp_()                                    # in place: the one large tensor
-            total = exps.sum(-1, keepdim=True)
-            loss += (total.log() + (top - true)).sum()                        # top - true first: it is 0 for a sure token
-            if d_hidden is None and d_weight is None:
-                continue
-            d_logits = exps.div_(total).scatter_add_(-1, wanted, torch.full_like(true, -1)).to(weight.dtype)
-            if d_hidden is not None:
-                d_hidden[here] = d_logits @ weight
-            if d_weight is not None:
-                d_weight += d_logits.T @ part.to(weight.dtype)
-        ctx.save_for_backward(d_hidden, d_weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx, d_loss):
-        d_hidden, d_weight = ctx.saved_tensors
-        return None if d_hidden is None else d_hidden * d_loss.to(d_hidden.dtype), \
-            None if d_weight is None else d_weight * d_loss, None
+        self.hidden = hidden
 
 
 class SensorLLM(nn.Module):
-    """forward(batch) -> (loss summed over what counts, how much counts): sums, so that processes can be added up.
+    """forward(batch) -> (loss summed over what counts, how much counts); processes can add up sums.
 
-    With a class head (n_classes) the loss is stage 2's, otherwise stage 1's. new_rows are the embeddings of the new
-    special tokens, a parameter of their own: the vocabulary gets neither gradient nor optimizer state.
-    control: of CONTROLS, or None for the model itself; it needs a class head.
+    With a class head (n_classes) the loss is that of stage 2, without one that of stage 1. The
+    special tokens (<ts>, channel markers, padding) have embeddings of their own, (n_special, D):
+    they learn while the vocabulary gets neither gradients nor optimizer state.
     """
 
-    def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None, control=None):
+    def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
         super().__init__()
-        self.encoder, self.chronos, self.llm, self.control = encoder, chronos, llm, control
+        self.encoder, self.chronos, self.llm = encoder, chronos, llm
         self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
+        self.markers = tokenizer.markers                        # {start id: end id} of each channel
         d_model = llm.config.d_model
         self.projector = Projector(encoder.config.d_model, projector_hidden, d_model)
-        mean_row = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)      # (D,)
-        self.new_rows = nn.Parameter(mean_row.repeat(len(tokenizer.added), 1))
-        self.head = nn.Linear(d_model, n_classes, bias=False) if n_classes else None
-        n_channels = sum(token.endswith("_start>") for token in tokenizer.added)
-        if control == "no-llm":
-            self.head = nn.Linear(n_channels * d_model, n_classes, bias=False)
-        elif control == "encoder-mlp":
-            self.head = Projector(n_channels * encoder.config.d_model, projector_hidden, n_classes)
+        mean_embedding = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)        # (D,)
+        self.special_embeddings = nn.Parameter(mean_embedding.repeat(len(tokenizer.added), 1))
+        self.head = self.new_head(len(self.markers), n_classes) if n_classes else None
         self.register_buffer("class_weights", torch.ones(n_classes or 0), persistent=False)
+
+    def new_head(self, n_channels, n_classes):
+        return nn.Linear(self.llm.config.d_model, n_classes, bias=False)
+
+    # ---- what happens to a sample ----
+
+    def forward(self, batch):
+        if self.head is not None:                                 # stage 2
+            logits = self.class_logits(batch)                     # (B, n_classes)
+            weights = self.class_weights[batch.labels]            # (B,): rare activities count more
+            losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+            return (weights * losses).sum(), weights.sum()
+
+        x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
+        targets = F.pad(batch.targets[:, 1:], (0, 1), value=IGNORED)  # token t predicts token t + 1
+        in_answer = targets != IGNORED                            # (B, T)
+        hidden = self.llm(x, packing=Packing(batch.mask, in_answer))    # decode: (answer tokens, D)
+        loss = fused_cross_entropy(hidden, self.llm.head_weight, targets[in_answer])      # score
+        return loss, in_answer.sum()
+
+    def class_logits(self, batch):
+        """The score of each activity, (B, n_classes), from the last real token's hidden state."""
+        x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
+        is_last = F.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()            # (B, T)
+        hidden = self.llm(x, packing=Packing(batch.mask, is_last))        # decode: (B, D)
+        return self.head(hidden.to(self.special_embeddings.dtype))        # score
+
+    def embed(self, batch):
+        """The prompt as the decoder reads it, (B, T, D); generation starts from here as well."""
+        features = self.encode(batch)                             # tokenise, encode: (steps, D_enc)
+        sensors = self.projector(features)                        # project: (steps, D)
+        return self.splice(batch, sensors)                        # splice: (B, T, D)
+
+    def encode(self, batch):
+        """Samples -> features (steps, D_enc): every series of the batch, one after another.
+
+        All channels of all rows go through the encoder at once, as (N, S+1) ids with padding on the
+        left. Standardised samples no longer tell gravity or energy: what a series loses with its
+        mean and scale comes back only as the statistics in the text.
+        """
+        ids, observed, _, _ = self.chronos.encode(batch.series)   # tokenise: (N, S+1)
+        features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        first = ids.shape[1] - 1 - batch.series_lengths           # (N,) where each series begins
+        is_real = steps >= first[:, None]                         # (N, S+1)
+        return features[is_real].to(self.special_embeddings.dtype)
+
+    def splice(self, batch, sensors):
+        """Embeds the prompt's tokens and writes the sensors (steps, D) over its <ts>, in order."""
+        self.check_prompt(batch.ids, batch.series_lengths)
+        is_special = batch.ids >= self.vocab_size                 # (B, T)
+        x = self.llm.embed_tokens(batch.ids.masked_fill(is_special, 0))           # (B, T, D)
+        special_ids = batch.ids[is_special] - self.vocab_size
+        # F.embedding, not indexing: its backward pass sums in a fixed order on any number of
+        # threads
+        x[is_special] = F.embedding(special_ids, self.special_embeddings).to(x.dtype)
+        x[batch.ids == self.sensor_id] = sensors.to(x.dtype)
+        return x
+
+    def check_prompt(self, ids, series_lengths):
+        """ValueError unless each series has its own run of <ts> between the markers of one channel.
+
+        A run is one longer than its series: the encoder's end of series takes a place, too.
+        """
+        is_sensor = F.pad(ids == self.sensor_id, (1, 1))          # (B, T+2)
+        starts = (is_sensor[:, 1:-1] & ~is_sensor[:, :-2]).nonzero()    # (runs, 2): row, first <ts>
+        ends = (is_sensor[:, 1:-1] & ~is_sensor[:, 2:]).nonzero()        # (runs, 2): row, last <ts>
+        runs = (ends[:, 1] - starts[:, 1] + 1).tolist()
+        expected = (series_lengths + 1).tolist()
+        if runs != expected:
+            raise ValueError(f"the prompts hold runs of {runs} <ts>, "
+                             f"the encoder gives {expected} vectors")
+        around = F.pad(ids, (1, 1), value=-1)
+        opening = around[starts[:, 0], starts[:, 1]].tolist()
+        closing = around[ends[:, 0], ends[:, 1] + 2].tolist()
+        if closing != [self.markers.get(marker) for marker in opening]:
+            raise ValueError("a run of <ts> does not stand between the start and the end marker of "
+                             "one channel")
+
+    # ---- what learns ----
 
     @staticmethod
     def part_of(name):
         """Which of PARTS a parameter belongs to."""
-        return {"new_rows": "tokens"}.get(name, name.split(".")[0])
+        return {"special_embeddings": "tokens"}.get(name, name.split(".")[0])
 
     def train_only(self, parts):
         """Freezes all but `parts`. Trained parameters are float32, whatever the frozen ones are."""
         for name, parameter in self.named_parameters():
-            trained = self.part_of(name) in parts and not (self.head is not None and name == "llm.lm_head.weight")
-            parameter.requires_grad_(trained)                                 # the class head takes the LM head's place
+            replaced = self.head is not None and name == "llm.lm_head.weight"    # by the class head
+            trained = self.part_of(name) in parts and not replaced
+            parameter.requires_grad_(trained)
             if trained:
                 parameter.data = parameter.data.float()
 
-    def check_prompt(self, ids, series_lengths):
-        """ValueError unless each series has its run of <ts>, one longer than itself, between its channel's markers."""
-        is_sensor = F.pad(ids == self.sensor_id, (1, 1))                      # (B, T+2)
-        starts = (is_sensor[:, 1:-1] & ~is_sensor[:, :-2]).nonzero()          # (runs, 2): row, first placeholder
-        ends = (is_sensor[:, 1:-1] & ~is_sensor[:, 2:]).nonzero()
-        runs = ends[:, 1] - starts[:, 1] + 1
-        if runs.tolist() != (series_lengths + 1).tolist():
-            raise ValueError(f"the prompts hold runs of {runs.tolist()} <ts>, "
-                             f"the encoder gives {(series_lengths + 1).tolist()} vectors")
-        around = F.pad(ids, (1, 1), value=-1)
-        opener = around[starts[:, 0], starts[:, 1]] - self.sensor_id          # markers follow <ts>: start 1, end 2, ...
-        closer = around[ends[:, 0], ends[:, 1] + 2] - self.sensor_id
-        is_start = (opener > 0) & (opener % 2 == 1)
-        if not (is_start & (closer == opener + 1)).all():
-            raise ValueError("a run of <ts> does not stand between the start and the end marker of one channel")
-
-    def sensor_features(self, series, series_lengths):
-        """series (N, S) float, NaN on the left -> encoder features (sum of lengths + 1, D_enc), one after another."""
-        if self.control == "text-only":
-            series = series * 0                                               # NaN, the padding, stays NaN
-        ids, mask, _, _ = self.chronos.encode(series)                         # (N, S+1)
-        features = self.encoder(ids, mask)                                    # all channels of all rows at once
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        return features[steps >= ids.shape[1] - 1 - series_lengths[:, None]]  # without the padding
-
-    def sensor_embeddings(self, batch):
-        """What the projector makes of a batch's series -> (sum of lengths + 1, D), one after another."""
-        return self.projector(self.sensor_features(batch.series, batch.series_lengths).to(self.new_rows.dtype))
-
-    def embed(self, batch):
-        """A batch -> embeddings (B, T, D): words, new special tokens, and the sensors spliced over <ts>."""
-        self.check_prompt(batch.ids, batch.series_lengths)
-        is_new = batch.ids >= self.vocab_size
-        x = self.llm.embed_tokens(batch.ids.masked_fill(is_new, 0))           # (B, T, D)
-        x[is_new] = F.embedding(batch.ids[is_new] - self.vocab_size, self.new_rows).to(x.dtype)   # summed in a fixed order
-        sensors = self.sensor_embeddings(batch)
-        if self.control == "shuffled":
-            counts = (batch.ids == self.sensor_id).sum(1).tolist()            # of each row
-            sensors = torch.cat([row[np.random.default_rng(place).permutation(len(row))]
-                                 for row, place in zip(sensors.split(counts), batch.examples)])
-        x[batch.ids == self.sensor_id] = sensors.to(x.dtype)                  # the splice
-        return x
-
-    def class_logits(self, batch):
-        """(B, n_classes) from the hidden state of each row's last real token; without an LLM, from each channel's mean."""
-        if self.control in ("no-llm", "encoder-mlp"):
-            x = self.sensor_embeddings(batch) if self.control == "no-llm" else \
-                self.sensor_features(batch.series, batch.series_lengths)
-            hidden = x.unflatten(0, (len(batch.series), -1)).mean(1)          # (B*C, S+1, width) -> (B*C, width)
-            hidden = hidden.reshape(len(batch.labels), -1)                    # (B, C*width)
-        else:
-            last = F.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()   # (B, T)
-            hidden = self.llm(self.embed(batch), real=batch.mask, wanted=last)    # (B, D)
-        return self.head(hidden.to(self.new_rows.dtype))
-
-    def class_loss(self, logits, labels):
-        """(weighted cross entropy summed, weights summed) of logits (B, n_classes) and labels (B,)."""
-        weights = self.class_weights[labels]
-        return (weights * F.cross_entropy(logits.float(), labels, reduction="none")).sum(), weights.sum()
-
-    def answer_loss(self, batch):
-        """(cross entropy summed, tokens counted) over the answers. Hidden states and logits are made for no other token."""
-        targets = F.pad(batch.targets[:, 1:], (0, 1), value=IGNORED)          # (B, T): token t predicts token t + 1
-        counts = targets != IGNORED
-        hidden = self.llm(self.embed(batch), real=batch.mask, wanted=counts)  # (answer tokens, D)
-        return HeadLoss.apply(hidden, self.llm.head_weight, targets[counts]), counts.sum()
-
-    def forward(self, batch):
-        if self.head is not None:
-            return self.class_loss(self.class_logits(batch), batch.labels)
-        return self.answer_loss(batch)
-
 
 def class_weights(labels, n_classes):
-    """Weights proportional to 1 / frequency that sum to 1 -> (n_classes,); a class without a window gets 0."""
+    """Weights (n_classes,) proportional to 1 / frequency, sum 1; a class without a window has 0."""
     counts = torch.bincount(torch.as_tensor(labels), minlength=n_classes).float()
     weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
     return weights / weights.sum()

@@ -1,8 +1,8 @@
-"""The encoder of T5 (arXiv 1910.10683), as Chronos uses it: sample ids in, one feature vector a sample out.
+"""T5's encoder (arXiv 1910.10683), as Chronos uses it: sample ids in, feature vectors out.
 
-What differs from a LLaMA block: attention looks both ways, its scores are not divided by sqrt(Dh), and where a
-sample stands is told by a learned bias on the distance between two samples, not by rotating queries and keys.
-Reference: transformers' `T5EncoderModel`.
+What differs from a LLaMA block: attention looks both ways, its scores are not divided by sqrt(Dh),
+and where a sample stands is told by a learned bias on the distance between two samples, not by
+rotating queries and keys. Reference: transformers' `T5EncoderModel`.
 """
 import math
 
@@ -15,8 +15,8 @@ from .layers import RMSNorm, attend, init_from_scratch, join_heads, split_heads
 def distance_bucket(distance, n_buckets, max_distance):
     """Which of n_buckets a relative distance (key position - query position, int) falls into.
 
-    Half of the buckets serve keys after the query. Of each half, the first half holds one distance each;
-    the rest widen logarithmically up to max_distance, and the last takes everything beyond.
+    Half of the buckets serve keys after the query. Of each half, the first half holds one distance
+    each; the rest widen logarithmically up to max_distance, and the last takes everything beyond.
     """
     half = n_buckets // 2
     exact = half // 2
@@ -29,7 +29,7 @@ def distance_bucket(distance, n_buckets, max_distance):
 
 
 class RelativeBias(nn.Module):
-    """One learned number for each (distance bucket, head), added to the attention scores of every block."""
+    """A learned number for each (distance bucket, head), added to every block's scores."""
 
     def __init__(self, config):
         super().__init__()
@@ -38,9 +38,11 @@ class RelativeBias(nn.Module):
 
     def forward(self, n_steps):
         steps = torch.arange(-(-n_steps // 16) * 16, device=self.bias.weight.device)
-        buckets = distance_bucket(steps[None, :] - steps[:, None], self.config.n_buckets, self.config.max_distance)
-        bias = self.bias(buckets).permute(2, 0, 1)[None].contiguous()         # (S, S, H) -> (1, H, S, S)
-        return bias[:, :, :n_steps, :n_steps]                                 # rows 16 apart: a GPU loads 16 bytes at once
+        distance = steps[None, :] - steps[:, None]                # (S, S)
+        buckets = distance_bucket(distance, self.config.n_buckets, self.config.max_distance)
+        bias = self.bias(buckets).permute(2, 0, 1)[None]          # (S, S, H) -> (1, H, S, S)
+        # rows a multiple of 16 apart, so that a GPU loads 16 bytes at once
+        return bias.contiguous()[:, :, :n_steps, :n_steps]
 
 
 class T5Attention(nn.Module):
@@ -48,15 +50,19 @@ class T5Attention(nn.Module):
         super().__init__()
         inner = config.n_heads * config.head_dim
         self.n_heads = config.n_heads
-        self.backend = None                                                   # of `attend`; see layers.use_backend
+        self.backend = None                                   # for `attend`; see layers.use_backend
         self.q_proj = nn.Linear(config.d_model, inner, bias=False)
         self.k_proj = nn.Linear(config.d_model, inner, bias=False)
         self.v_proj = nn.Linear(config.d_model, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.d_model, bias=False)
 
     def forward(self, x, mask, bias):
-        q, k, v = (split_heads(project(x), self.n_heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        return self.o_proj(join_heads(attend(q, k, v, scale=1.0, key_mask=mask, bias=bias, backend=self.backend)))
+        q = split_heads(self.q_proj(x), self.n_heads)             # (B, H, S, Dh)
+        k = split_heads(self.k_proj(x), self.n_heads)
+        v = split_heads(self.v_proj(x), self.n_heads)
+        # scale 1: T5's scores are not divided by sqrt(Dh)
+        out = attend(q, k, v, scale=1.0, key_mask=mask, bias=bias, backend=self.backend)
+        return self.o_proj(join_heads(out))                       # (B, S, D)
 
 
 class T5FeedForward(nn.Module):
@@ -94,8 +100,8 @@ class T5Encoder(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
     def forward(self, ids, mask):
-        x = self.embed_tokens(ids)                                            # (B, S, D)
-        bias = self.relative_bias(ids.shape[1])                               # shared by all blocks
+        x = self.embed_tokens(ids)                                # (B, S, D)
+        bias = self.relative_bias(ids.shape[1])                   # (1, H, S, S), for all blocks
         for layer in self.layers:
             x = layer(x, mask, bias)
         return self.norm(x)
@@ -103,22 +109,26 @@ class T5Encoder(nn.Module):
     def init_from_scratch(self, centers, n_special_tokens):
         """Random weights, but for two things that random numbers take long to find.
 
-        Bins start as smooth functions of their centers (n_bins,): waves 2 to 20 standard deviations long, so that
-        neighbouring bins begin alike. Independent random rows never learn that 2.31 is close to 2.32.
-        Heads start local, half of them with their eye on the sample before, half on the one after; half of each
-        sharply, half widely. A slope is a difference of neighbours.
+        Bins start as smooth functions of their centers (n_bins,): waves 2 to 20 standard deviations
+        long, so that neighbouring bins begin alike. Independent random rows never learn that 2.31
+        is close to 2.32.
+        Heads start local: half of them look at the sample before, half at the one after; half of
+        each sharply, half widely. A slope is a difference of neighbours.
         """
         init_from_scratch(self, self.config.n_layers)
         for layer in self.layers:
-            layer.attn.q_proj.weight.data *= self.config.head_dim ** -0.5     # T5 scales here, once, not in the scores
+            # T5 scales these weights once, not the scores each time
+            layer.attn.q_proj.weight.data *= self.config.head_dim ** -0.5
 
         waves = torch.logspace(math.log10(2), math.log10(20), self.config.d_model // 2)
-        angles = 2 * math.pi * centers[:, None] / waves                       # (n_bins, D/2)
-        first = n_special_tokens + 1                                          # the id of the first bin
-        self.embed_tokens.weight.data[first:first + len(centers)] = torch.cat([angles.sin(), angles.cos()], -1)
+        angles = 2 * math.pi * centers[:, None] / waves           # (n_bins, D/2)
+        first = n_special_tokens + 1                              # the id of the first bin
+        smooth = torch.cat([angles.sin(), angles.cos()], -1)      # (n_bins, D)
+        self.embed_tokens.weight.data[first:first + len(centers)] = smooth
 
         half = self.config.n_buckets // 2
-        distance = torch.cat([-torch.arange(half), torch.arange(half)])       # of each bucket, if all were one wide
+        # the distance of each bucket, if all were one wide
+        distance = torch.cat([-torch.arange(half), torch.arange(half)])
         for head in range(self.config.n_heads):
             neighbour, slope = (-1, 1)[head % 2], (4.0, 0.5)[head % 4 // 2]
             self.relative_bias.bias.weight.data[:, head] = -slope * (distance - neighbour).abs()

@@ -1,33 +1,39 @@
-"""Exact attention in one pass over the keys: what `attend` runs on a GPU. Skip it on a first reading.
+"""Exact attention in one pass over the keys (FlashAttention). Skip this file on a first reading.
 
-    O = P V,  P = softmax(S),  S = scale Q K^T + bias          one head: Q (Tq, Dh), K and V (Tk, Dh), S and P (Tq, Tk)
+    S = scale Q K^T + bias        P = softmax(S)        O = P V
 
-S of one Llama 3 layer at 4096 tokens is 1 GB for each row of the batch. It need never exist: a program holds one tile
-of queries, walks over the tiles of keys and keeps three things for each query (arXiv 1805.02867, 2205.14135):
+For one head Q is (Tq, Dh), K and V are (Tk, Dh), S and P are (Tq, Tk). `layers.attend` runs this on
+a GPU; `torch.nn.attention.flex_attention` is for those who do not want to see how it works.
 
-    m    the largest score so far              l = sum_j exp(s_j - m)              a = sum_j exp(s_j - m) v_j
+S of one Llama 3 layer at 4096 tokens takes 1 GB for each row of the batch, but it need never exist:
+a program holds one tile of queries, walks over the tiles of keys and keeps three things for each
+query (arXiv 1805.02867, 2205.14135):
 
-A new tile may bring a larger maximum m'. Since exp(s - m') = exp(s - m) exp(m - m'), multiplying l and a by
-exp(m - m') makes them what they would have been, had m' been known from the start. Nothing is approximated:
-after the last tile O = a / l, whatever the tiles and their order.
+    m, the largest score so far        l = sum_j exp(s_j - m)        a = sum_j exp(s_j - m) v_j
 
-Backwards (arXiv 2205.14135, appendix B), with dO given and delta_i = sum_j P_ij dP_ij:
+A new tile may bring a larger maximum m'. Since exp(s - m') = exp(s - m) exp(m - m'), multiplying l
+and a by exp(m - m') makes them what they would have been, had m' been known from the start. Nothing
+is approximated: after the last tile O = a / l, whatever the tiles and their order.
 
-    dV = P^T dO        dP = dO V^T        dS = P * (dP - delta)        dQ = scale dS K        dK = scale dS^T Q
+The backward pass (arXiv 2205.14135, appendix B), with dO given and delta_i = sum_j P_ij dP_ij:
 
-and dbias = dS. All these are sums over a row or a column of tiles, so again no (Tq, Tk) matrix is kept: P is computed
-afresh from Q and K. What that needs of the forward pass is one number a query, lse = m + log l: exp(s - lse) is the
-probability itself, without a second search for the maximum and the sum. And delta_i = sum_j P_ij (dO_i . v_j)
-= dO_i . O_i, a sum over Dh instead of Tk.
+    dV = P^T dO        dP = dO V^T        dbias = dS = P * (dP - delta)
+    dQ = scale dS K                       dK = scale dS^T Q
 
-The GPU computes 2^x, not e^x, so m and lse are kept to the base 2, and scores are multiplied by c = scale log2(e)
-only there. A tile of Q K^T starts from bias / scale, so that c fits both.
+All of these are sums over a row or a column of tiles, so again no (Tq, Tk) matrix is kept: P is
+computed again from Q and K. This needs one number for each query from the forward pass,
+lse = m + log l: exp(s - lse) is the probability itself, without a second search for the maximum and
+the sum. And delta_i = sum_j P_ij (dO_i . v_j) = dO_i . O_i is a sum over Dh instead of Tk.
 
-As in arXiv 2307.08691 a program owns a tile of its output and nobody else adds to it: queries for O and dQ, keys for
-dK and dV (over all query heads that share them), a tile of S for dbias. So nothing is atomic, and the same input gives
-the same bits. P is computed three times instead of once, which is the price.
+The GPU computes 2^x, not e^x. So m and lse are kept to the base 2, and scores are multiplied by
+c = scale log2(e) only there. A tile of Q K^T starts from bias / scale, so that c fits both.
 
-Letters: M queries and N keys of a tile, D = Dh rounded up to a power of two; the columns beyond Dh read as zeros.
+As in arXiv 2307.08691, a program owns a tile of its output, and no other adds to it: queries for O
+and dQ, keys for dK and dV (over all query heads that share them), a tile of S for dbias. So nothing
+is atomic, and the same input gives the same bits. The price: P is computed three times, not once.
+
+Letters: a tile has M queries and N keys. D is Dh rounded up to a power of two; columns beyond Dh
+are read as zeros. Tiles of q, o, dO and dQ are (M, D), those of k, v, dK and dV (N, D).
 """
 import math
 from typing import NamedTuple
@@ -38,12 +44,12 @@ import triton.language as tl
 
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LENGTHS = ("n_queries", "n_keys")               # one compiled kernel serves all of them
+LENGTHS = ("n_queries", "n_keys")       # one compiled kernel serves all values of these
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 class Strided(NamedTuple):
-    """A tensor as a kernel gets it: the start of its memory, and how far it is to the next of each dimension."""
+    """A tensor as a kernel gets it: its memory, and the stride of each dimension in elements."""
     data: torch.Tensor
     batch: int
     head: int
@@ -51,20 +57,20 @@ class Strided(NamedTuple):
     column: int
 
 
-# ---- what the kernels share
+# ---- what the kernels share ----
 
 @triton.jit
 def plane(x, batch, head):
-    """The address of x[batch, head, 0, 0]. int64: a long batch has more than 2^31 elements; one head must have fewer."""
+    """The address of x[batch, head, 0, 0]; in int64, since a batch may span 2^31 elements."""
     return x.data + tl.cast(batch, tl.int64) * x.batch + tl.cast(head, tl.int64) * x.head
 
 
 @triton.jit
-def load_tile(x, batch, head, start, n_rows, R: tl.constexpr, CHECK_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
-              D: tl.constexpr):
-    """x[batch, head, start:start + R, :] -> (R, D). Beyond the last row (where it is checked) and column: zeros."""
+def load_tile(x, batch, head, start, n_rows, R: tl.constexpr, CHECK_ROWS: tl.constexpr,
+              HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """x[batch, head, start:start + R, :] -> (R, D); zeros beyond its columns and (checked) rows."""
     rows, columns = start + tl.arange(0, R)[:, None], tl.arange(0, D)[None, :]
-    at = plane(x, batch, head) + rows * x.row + columns * x.column                     # (R, D)
+    at = plane(x, batch, head) + rows * x.row + columns * x.column            # (R, D)
     if CHECK_ROWS and D != HEAD_DIM:
         return tl.load(at, mask=(rows < n_rows) & (columns < HEAD_DIM), other=0.0)
     elif CHECK_ROWS:
@@ -76,7 +82,8 @@ def load_tile(x, batch, head, start, n_rows, R: tl.constexpr, CHECK_ROWS: tl.con
 
 
 @triton.jit
-def store_tile(x, batch, head, start, n_rows, tile, R: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+def store_tile(x, batch, head, start, n_rows, tile, R: tl.constexpr, HEAD_DIM: tl.constexpr,
+               D: tl.constexpr):
     rows, columns = start + tl.arange(0, R)[:, None], tl.arange(0, D)[None, :]
     at = plane(x, batch, head) + rows * x.row + columns * x.column
     tl.store(at, tile, mask=(rows < n_rows) & (columns < HEAD_DIM))
@@ -84,7 +91,7 @@ def store_tile(x, batch, head, start, n_rows, tile, R: tl.constexpr, HEAD_DIM: t
 
 @triton.jit
 def load_row(x, batch, head, start, n_rows, beyond, R: tl.constexpr):
-    """x[batch, head, start:start + R, 0] -> (R,), `beyond` after the last."""
+    """x[batch, head, start:start + R, 0] -> (R,), with `beyond` after the last row."""
     rows = start + tl.arange(0, R)
     return tl.load(plane(x, batch, head) + rows * x.row, mask=rows < n_rows, other=beyond)
 
@@ -97,11 +104,12 @@ def store_row(x, batch, head, start, n_rows, row, R: tl.constexpr):
 
 @triton.jit
 def load_bias(bias, batch, head, query, key, n_queries, n_keys, scale, CHECK_KEYS: tl.constexpr):
-    """bias / scale, or 0, in float32, to which Q K^T is added. query and key: positions, one down, one across."""
+    """bias / scale, or 0, in float32, to add Q K^T to. query, key: positions, one transposed."""
     if bias is None:
         return tl.zeros((query.shape[0] * key.shape[0], query.shape[1] * key.shape[1]), tl.float32)
     else:
-        at = plane(bias, batch, head) + tl.minimum(query, n_queries - 1) * bias.row + key * bias.column
+        row = tl.minimum(query, n_queries - 1)
+        at = plane(bias, batch, head) + row * bias.row + key * bias.column
         if CHECK_KEYS:
             return tl.load(at, mask=key < n_keys, other=0.0).to(tl.float32) * (1 / scale)
         else:
@@ -109,25 +117,26 @@ def load_bias(bias, batch, head, query, key, n_queries, n_keys, scale, CHECK_KEY
 
 
 @triton.jit
-def hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys, CAUSAL: tl.constexpr, M: tl.constexpr,
-         N: tl.constexpr):
-    """Scores s (M, N) with -inf where a key may not be seen."""
+def hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys, CAUSAL: tl.constexpr,
+         M: tl.constexpr, N: tl.constexpr):
+    """Scores s (M, N), with -inf where a query may not see a key."""
     keys = key_start + tl.arange(0, N)
-    seen = keys < n_keys                                                               # (N,)
+    seen = keys < n_keys                                          # (N,)
     if key_mask is not None:
         seen = load_row(key_mask, batch, 0, key_start, n_keys, 0, N) != 0
     s += tl.where(seen, 0.0, float("-inf"))[None, :]
     if CAUSAL:
-        queries = query_start + (n_keys - n_queries) + tl.arange(0, M)                 # they are the last ones
+        queries = query_start + (n_keys - n_queries) + tl.arange(0, M)    # they are the last tokens
         s = tl.where(keys[None, :] <= queries[:, None], s, float("-inf"))
     return s
 
 
 @triton.jit
-def keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """Which keys a tile of queries has to visit -> (first, edge, end).
+def keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL: tl.constexpr,
+             M: tl.constexpr, N: tl.constexpr):
+    """Which keys a tile of queries visits -> (first, edge, end); padding at either end is left out.
 
-    All queries see all keys from first to edge; from edge to end some are hidden. Padding, on either side, is left out.
+    All queries see all keys from first to edge; from edge to end some are hidden.
     """
     first = 0
     end = n_keys
@@ -142,67 +151,71 @@ def keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL: tl.constex
             first = tl.minimum(first, tl.min(tl.where(seen, keys, n_keys)))
             end = tl.maximum(end, tl.max(tl.where(seen, keys + 1, 0)))
             n_seen += tl.sum(seen.to(tl.int32))
-        whole = tl.where(first + n_seen == end, end, first)                            # holes: look at every key
+        whole = tl.where(first + n_seen == end, end, first)       # with holes every key is checked
     if CAUSAL:
-        own = query_start + (n_keys - n_queries)                                       # the first query's own position
+        own = query_start + (n_keys - n_queries)                  # the first query's own position
         end = tl.minimum(end, own + M)
         whole = tl.minimum(whole, own + 1)
     return first, first + tl.maximum(whole - first, 0) // N * N, end
 
 
-# ---- forward:  m' = max(m, c max_j s_j)    l' = 2^(m - m') l + sum_j p_j    a' = 2^(m - m') a + sum_j p_j v_j
-# with p_j = 2^(c s_j - m'): arXiv 2307.08691, algorithm 1
+# ---- forward (arXiv 2307.08691, algorithm 1); with p_j = 2^(c s_j - m') ----
+# m' = max(m, c max_j s_j)    l' = 2^(m - m') l + sum_j p_j    a' = 2^(m - m') a + sum_j p_j v_j
 
 @triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(q, k, v, bias, key_mask, out, lse, scale, n_heads, n_queries, n_keys,
                    GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
                    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """out and, unless it is None, lse = log2 of the softmax's denominator. One program: M queries of one head."""
+    """out, and lse if given: log2 of the softmax's denominator. A program: M queries of a head."""
     n_tiles = tl.cdiv(n_queries, M)
-    program = tl.program_id(0)                                  # tiles of one head run together: its keys stay in cache
-    query_start = (n_tiles - 1 - program % n_tiles) * M         # the last first: causal, it has the most keys to visit
+    program = tl.program_id(0)              # tiles of one head run together: its keys stay in cache
+    query_start = (n_tiles - 1 - program % n_tiles) * M     # if causal, the last has the most keys
     head = program // n_tiles % n_heads
     batch = program // n_tiles // n_heads
     c = scale * LOG2_E
     queries = query_start + tl.arange(0, M)
-    q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)   # (M, D)
+    q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
 
     a = tl.zeros((M, D), tl.float32)
     m = tl.full((M,), float("-inf"), tl.float32)
     l = tl.zeros((M,), tl.float32)
     first, edge, end = keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL, M, N)
-    for EDGE in tl.static_range(2):                             # two loops: most tiles need not ask what may be seen
+    for EDGE in tl.static_range(2):                 # two loops: most tiles need no checks
         for key_start in range(edge if EDGE else first, end if EDGE else edge, N):
-            k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)   # (N, D)
+            k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
             keys = key_start + tl.arange(0, N)
-            s = load_bias(bias, batch, head, queries[:, None], keys[None, :], n_queries, n_keys, scale, EDGE)  # (M, N)
-            s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")            # (M, D) (D, N) -> (M, N) float32
+            s = load_bias(bias, batch, head, queries[:, None], keys[None, :], n_queries, n_keys,
+                          scale, EDGE)
+            s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")   # (M, N) float32
             if EDGE:
-                s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys, CAUSAL, M, N)
-            m_new = tl.maximum(m, c * tl.max(s, 1))                                    # (M,)
-            m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)                      # nothing seen yet: no inf - inf
-            p = tl.exp2(c * s - m_safe[:, None])                                       # (M, N)
-            rescale = tl.exp2(m - m_safe)                                              # (M,): what was summed up so far
+                s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys,
+                         CAUSAL, M, N)
+            m_new = tl.maximum(m, c * tl.max(s, 1))               # (M,)
+            m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)   # no key seen yet: no inf - inf
+            p = tl.exp2(c * s - m_safe[:, None])                  # (M, N)
+            rescale = tl.exp2(m - m_safe)                         # (M,), for the sums so far
             l = l * rescale + tl.sum(p, 1)
-            v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)   # (N, D)
+            v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
             a *= rescale[:, None]
-            a = tl.dot(p.to(v_tile.dtype), v_tile, a, input_precision="ieee")          # (M, N) (N, D) -> (M, D)
+            a = tl.dot(p.to(v_tile.dtype), v_tile, a, input_precision="ieee")     # (M, D)
             m = m_new
 
-    denominator = tl.where(l > 0, l, 1.0)                       # a query that has seen nothing gets zeros
+    denominator = tl.where(l > 0, l, 1.0)                 # a query that has seen no key gets zeros,
     store_tile(out, batch, head, query_start, n_queries, a / denominator[:, None], M, HEAD_DIM, D)
-    if lse is not None:                                         # and lse = +inf, so that 2^(c s - lse) is 0, not NaN
-        store_row(lse, batch, head, query_start, n_queries, tl.where(l > 0, m + tl.log2(denominator), float("inf")), M)
+    if lse is not None:                              # and lse = +inf: 2^(c s - lse) is 0, not NaN
+        log_sum = tl.where(l > 0, m + tl.log2(denominator), float("inf"))
+        store_row(lse, batch, head, query_start, n_queries, log_sum, M)
 
 
-# ---- backward, queries:  dQ = scale sum_j dS_j k_j    dS_j = P_j (dO . v_j - delta)    delta = dO . O
-# arXiv 2307.08691, algorithm 2, with the loops exchanged
+# ---- backward, queries (arXiv 2307.08691, algorithm 2, with the loops exchanged) ----
+# dQ = scale sum_j dS_j k_j    dS_j = P_j (dO . v_j - delta)    delta = dO . O
 
 @triton.jit(do_not_specialize=LENGTHS)
-def query_gradient_kernel(q, k, v, bias, key_mask, out, lse, d_out, delta, dq, scale, n_heads, n_queries, n_keys,
+def query_gradient_kernel(q, k, v, bias, key_mask, out, lse, d_out, delta, dq,
+                          scale, n_heads, n_queries, n_keys,
                           GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
                           M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """dq, and delta for the kernels after this one. One program: M queries of one head."""
+    """dq, and delta for the kernels below. One program computes M queries of one head."""
     n_tiles = tl.cdiv(n_queries, M)
     program = tl.program_id(0)
     query_start = (n_tiles - 1 - program % n_tiles) * M
@@ -210,89 +223,96 @@ def query_gradient_kernel(q, k, v, bias, key_mask, out, lse, d_out, delta, dq, s
     batch = program // n_tiles // n_heads
     c = scale * LOG2_E
     queries = query_start + tl.arange(0, M)
-    q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)   # (M, D)
-    do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)  # (M, D)
-    o_tile = load_tile(out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D) # (M, D)
-    lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)      # (M,)
-    delta_row = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)              # (M,)
+    q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+    do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+    o_tile = load_tile(out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+    lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)         # (M,)
+    delta_row = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)                 # (M,)
     store_row(delta, batch, head, query_start, n_queries, delta_row, M)
 
     dq_tile = tl.zeros((M, D), tl.float32)
     first, edge, end = keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL, M, N)
     for EDGE in tl.static_range(2):
         for key_start in range(edge if EDGE else first, end if EDGE else edge, N):
-            k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)   # (N, D)
-            v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)   # (N, D)
+            k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
+            v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
             keys = key_start + tl.arange(0, N)
-            s = load_bias(bias, batch, head, queries[:, None], keys[None, :], n_queries, n_keys, scale, EDGE)  # (M, N)
-            s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")            # (M, D) (D, N) -> (M, N) float32
+            s = load_bias(bias, batch, head, queries[:, None], keys[None, :], n_queries, n_keys,
+                          scale, EDGE)
+            s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")   # (M, N) float32
             if EDGE:
-                s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys, CAUSAL, M, N)
-            p = tl.exp2(c * s - lse_row[:, None])                                      # (M, N): the probabilities
-            dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")             # (M, D) (D, N) -> (M, N)
+                s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys,
+                         CAUSAL, M, N)
+            p = tl.exp2(c * s - lse_row[:, None])                 # (M, N), the probabilities
+            dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")        # (M, N)
             ds = p * (dp - delta_row[:, None])
-            dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")     # (M, N) (N, D) -> (M, D)
+            dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
     store_tile(dq, batch, head, query_start, n_queries, dq_tile * scale, M, HEAD_DIM, D)
 
 
-# ---- backward, keys:  dV = P^T dO    dK = scale dS^T Q    summed over the heads that share the key
-# arXiv 2307.08691, algorithm 2. The tiles stand transposed, keys down, so that P^T and dS^T are computed in place
+# ---- backward, keys (arXiv 2307.08691, algorithm 2) ----
+# dV = P^T dO    dK = scale dS^T Q    summed over the heads that share the key
+# Tiles of scores are transposed, (N, M), so that P^T and dS^T are computed as they are needed.
 
 @triton.jit(do_not_specialize=LENGTHS)
-def key_gradients_kernel(q, k, v, bias, key_mask, lse, d_out, delta, dk, dv, scale, n_kv_heads, n_queries, n_keys,
+def key_gradients_kernel(q, k, v, bias, key_mask, lse, d_out, delta, dk, dv,
+                         scale, n_kv_heads, n_queries, n_keys,
                          GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
                          M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """dk and dv. One program: N keys of one key head, for all heads of its group."""
+    """dk and dv. One program computes N keys of one key head, for all query heads of its group."""
     n_tiles = tl.cdiv(n_keys, N)
     program = tl.program_id(0)
-    key_start = program % n_tiles * N                           # causal, the first keys are seen by the most queries
+    key_start = program % n_tiles * N       # if causal, the first keys are seen by the most queries
     kv_head = program // n_tiles % n_kv_heads
     batch = program // n_tiles // n_kv_heads
     c = scale * LOG2_E
     keys = key_start + tl.arange(0, N)
-    k_tile = load_tile(k, batch, kv_head, key_start, n_keys, N, True, HEAD_DIM, D)     # (N, D)
-    v_tile = load_tile(v, batch, kv_head, key_start, n_keys, N, True, HEAD_DIM, D)     # (N, D)
+    k_tile = load_tile(k, batch, kv_head, key_start, n_keys, N, True, HEAD_DIM, D)
+    v_tile = load_tile(v, batch, kv_head, key_start, n_keys, N, True, HEAD_DIM, D)
 
     first = 0
-    if CAUSAL:                                                  # earlier queries see none of these keys
+    if CAUSAL:                                              # earlier queries see none of these keys
         first = tl.maximum(key_start - (n_keys - n_queries), 0) // M
     steps = tl.maximum(tl.cdiv(n_queries, M) - first, 0)
     if key_mask is not None:
-        seen = load_row(key_mask, batch, 0, key_start, n_keys, 0, N) != 0              # (N,)
-        steps = tl.where(tl.max(seen.to(tl.int32)) > 0, steps, 0)                      # all padding: nothing to visit
+        seen = load_row(key_mask, batch, 0, key_start, n_keys, 0, N) != 0         # (N,)
+        steps = tl.where(tl.max(seen.to(tl.int32)) > 0, steps, 0)    # all padding: nothing to visit
     dk_tile = tl.zeros((N, D), tl.float32)
     dv_tile = tl.zeros((N, D), tl.float32)
-    for step in range(GROUP * steps):                           # the queries of one head after the other
+    for step in range(GROUP * steps):                   # the queries of one head, then of the next
         head = kv_head * GROUP + step // steps
         query_start = (first + step % steps) * M
-        q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)   # (M, D)
-        do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)  # (M, D)
-        lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)  # (M,): beyond the last, p is 0
-        delta_row = load_row(delta, batch, head, query_start, n_queries, 0.0, M)       # (M,)
+        q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+        do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+        # beyond the last query lse reads as +inf, so that p is 0
+        lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)     # (M,)
+        delta_row = load_row(delta, batch, head, query_start, n_queries, 0.0, M)          # (M,)
         queries = query_start + tl.arange(0, M)
-        s = load_bias(bias, batch, head, queries[None, :], keys[:, None], n_queries, n_keys, scale, True)      # (N, M)
-        s = tl.dot(k_tile, tl.trans(q_tile), s, input_precision="ieee")                # (N, D) (D, M) -> (N, M)
+        s = load_bias(bias, batch, head, queries[None, :], keys[:, None], n_queries, n_keys,
+                      scale, True)
+        s = tl.dot(k_tile, tl.trans(q_tile), s, input_precision="ieee")           # (N, M) float32
         if CAUSAL:
             s = tl.where(keys[:, None] <= queries[None, :] + (n_keys - n_queries), s, float("-inf"))
-        p = tl.exp2(c * s - lse_row[None, :])                                          # (N, M)
-        dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")    # (N, M) (M, D) -> (N, D)
-        dp = tl.dot(v_tile, tl.trans(do_tile), input_precision="ieee")                 # (N, D) (D, M) -> (N, M)
+        p = tl.exp2(c * s - lse_row[None, :])                     # (N, M)
+        dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
+        dp = tl.dot(v_tile, tl.trans(do_tile), input_precision="ieee")            # (N, M)
         ds = p * (dp - delta_row[None, :])
-        dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")     # (N, M) (M, D) -> (N, D)
-    if key_mask is not None:                                    # a key's gradients are a row of their own: hidden at once
+        dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
+    if key_mask is not None:              # a key's gradients are a row of their own: hidden at once
         dk_tile = tl.where(seen[:, None], dk_tile, 0.0)
         dv_tile = tl.where(seen[:, None], dv_tile, 0.0)
     store_tile(dk, batch, kv_head, key_start, n_keys, dk_tile * scale, N, HEAD_DIM, D)
     store_tile(dv, batch, kv_head, key_start, n_keys, dv_tile, N, HEAD_DIM, D)
 
 
-# ---- backward, bias:  dbias = dS, summed over the rows of the batch that share it
+# ---- backward, bias:  dbias = dS, summed over the rows of the batch that share it ----
 
 @triton.jit(do_not_specialize=LENGTHS)
-def bias_gradient_kernel(q, k, v, bias, key_mask, lse, d_out, delta, d_bias, scale, n_heads, n_queries, n_keys, n_shared,
+def bias_gradient_kernel(q, k, v, bias, key_mask, lse, d_out, delta, d_bias,
+                         scale, n_heads, n_queries, n_keys, n_shared,
                          GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
                          M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """d_bias. One program: M queries and N keys of one head, for the n_shared rows of the batch that share the bias."""
+    """d_bias. One program computes M queries and N keys of one head, over n_shared batch rows."""
     n_columns = tl.cdiv(n_keys, N)
     n_tiles = tl.cdiv(n_queries, M) * n_columns
     program = tl.program_id(0)
@@ -305,79 +325,87 @@ def bias_gradient_kernel(q, k, v, bias, key_mask, lse, d_out, delta, d_bias, sca
     sum_ds = tl.zeros((M, N), tl.float32)
     for shared in range(n_shared):
         batch = bias_row * n_shared + shared
-        q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)   # (M, D)
-        k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, True, HEAD_DIM, D)   # (N, D)
-        s = load_bias(bias, batch, head, query, key, n_queries, n_keys, scale, True)   # (M, N)
-        s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")                # (M, D) (D, N) -> (M, N)
+        q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+        k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, True, HEAD_DIM, D)
+        s = load_bias(bias, batch, head, query, key, n_queries, n_keys, scale, True)      # (M, N)
+        s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")           # (M, N) float32
         s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys, CAUSAL, M, N)
-        lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)  # (M,)
-        p = tl.exp2(c * s - lse_row[:, None])                                          # (M, N)
-        do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)  # (M, D)
-        v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, True, HEAD_DIM, D)   # (N, D)
-        dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")                 # (M, D) (D, N) -> (M, N)
-        sum_ds += p * (dp - load_row(delta, batch, head, query_start, n_queries, 0.0, M)[:, None])
+        lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)     # (M,)
+        p = tl.exp2(c * s - lse_row[:, None])                     # (M, N)
+        do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+        v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, True, HEAD_DIM, D)
+        dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")            # (M, N)
+        delta_row = load_row(delta, batch, head, query_start, n_queries, 0.0, M)          # (M,)
+        sum_ds += p * (dp - delta_row[:, None])
     at = plane(d_bias, bias_row, head) + query * d_bias.row + key * d_bias.column
     tl.store(at, sum_ds, mask=(query < n_queries) & (key < n_keys))
 
 
-# ---- launching
+# ---- launching ----
 
 class Tiles(NamedTuple):
     queries: int                        # M
     keys: int                           # N
-    warps: int                          # 4 of them share one matrix unit's instruction on Hopper, 64 queries high
+    warps: int                          # on Hopper 4 of them share matrix instructions on 64 rows
     stages: int                         # tiles on their way from memory while one is worked on
 
 
 KERNELS = (forward_kernel, query_gradient_kernel, key_gradients_kernel, bias_gradient_kernel)
-# The largest tiles of a few sensible ones whose sums stay in registers (tests/test_triton_compiled.py: none spilled):
-# a thread has 255, and the sums of a tile, float32, take M * D / threads of them, scores M * N / threads, twice that
-# for dk and dv. Hopper's matrix instructions read both operands from shared memory, Ampere's from registers: smaller
-# tiles. The Ampere rows also fit into the 99 KB of shared memory of consumer GPUs. float32 has no exact matrix
-# instruction: plain multiply-adds, 16 x 16. A tile of bias lies in registers, too: see `tiles_for`.
-TILES = {   # head size up to: forward for up to 16 queries, and the four KERNELS
+# For each head size, up to the one given: the tiles of the forward kernel for at most 16 queries,
+# then those of the four KERNELS. They are the largest of a few sensible ones whose sums stay in
+# registers (tests/parity/test_triton_compiled.py: none is spilled). A thread has 255 of them. The
+# sums of a tile, in float32, take M * D / threads, scores M * N / threads, dk and dv twice that.
+# Hopper's matrix instructions read both operands from shared memory, Ampere's from registers: its
+# tiles are smaller, and fit into the 99 KB of shared memory of consumer GPUs, too. float32 has no
+# exact matrix instruction, only multiply-adds: 16 x 16. For a tile of bias see `tiles_for`.
+TILES = {
     "hopper": {
-        64: (Tiles(16, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 32, 4, 2)),
-        128: (Tiles(16, 32, 4, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(32, 128, 8, 2), Tiles(64, 32, 8, 1)),
-        256: (Tiles(16, 64, 4, 2), Tiles(64, 32, 8, 2), Tiles(64, 16, 4, 2), Tiles(16, 32, 8, 2), Tiles(16, 16, 4, 1))},
+        64: ((16, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (64, 128, 8, 3), (64, 32, 4, 2)),
+        128: ((16, 32, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2), (64, 32, 8, 1)),
+        256: ((16, 64, 4, 2), (64, 32, 8, 2), (64, 16, 4, 2), (16, 32, 8, 2), (16, 16, 4, 1))},
     "ampere": {
-        64: (Tiles(16, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(128, 32, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 32, 4, 2)),
-        128: (Tiles(16, 32, 4, 3), Tiles(128, 32, 8, 3), Tiles(128, 32, 8, 3), Tiles(16, 128, 8, 3), Tiles(64, 32, 8, 1)),
-        256: (Tiles(16, 64, 4, 2), Tiles(64, 16, 8, 2), Tiles(32, 32, 8, 2), Tiles(16, 32, 8, 2), Tiles(16, 16, 4, 1))},
+        64: ((16, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 128, 8, 3), (64, 32, 4, 2)),
+        128: ((16, 32, 4, 3), (128, 32, 8, 3), (128, 32, 8, 3), (16, 128, 8, 3), (64, 32, 8, 1)),
+        256: ((16, 64, 4, 2), (64, 16, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2), (16, 16, 4, 1))},
     "float32": {
-        64: (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 2)),
-        128: (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 2)),
-        256: (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2), Tiles(16, 16, 4, 2), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 2))}}
+        64: ((16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 2)),
+        128: ((16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 2)),
+        256: ((16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 2), (16, 16, 8, 1), (16, 16, 8, 2))}}
 
 
-def tiles_for(kernel, generation, head_dim, n_queries, biased):
-    """The tiles of a kernel: a row of TILES. A tile of bias takes as many registers as a head twice as wide."""
+def tiles_for(kernel, generation, head_dim, n_queries, biased) -> Tiles:
+    """The tiles of a kernel. A tile of bias takes as many registers as a head twice as wide."""
     width = max(64, triton.next_power_of_2(head_dim))
     if biased and generation != "float32" and kernel is not bias_gradient_kernel:
         width = min(2 * width, MAX_HEAD_DIM)
-    short = kernel is forward_kernel and n_queries <= 16        # decoding: the queries of one group of heads, or a few
-    return TILES[generation][width][0 if short else 1 + KERNELS.index(kernel)]
+    few_queries = kernel is forward_kernel and n_queries <= 16    # decoding: one group of heads
+    column = 0 if few_queries else 1 + KERNELS.index(kernel)
+    return Tiles(*TILES[generation][width][column])
 
 
 def generation_of(q):
-    """Which rows of TILES serve q: by its dtype and GPU. The interpreter, which has no registers, takes Hopper's."""
+    """The rows of TILES that serve q, by its dtype and GPU; for the interpreter Hopper's."""
     if q.is_cuda and q.dtype == torch.float32:
         return "float32"
-    return "hopper" if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] in (9, 10) else "ampere"
+    hopper = not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] in (9, 10)
+    return "hopper" if hopper else "ampere"
 
 
 def plan(kernel, q, k, bias, causal):
-    """-> the tiles of a kernel for these tensors, and all that it is compiled for."""
-    head_dim = q.shape[3]
-    tiles = tiles_for(kernel, generation_of(q), head_dim, q.shape[2], bias is not None)
-    return tiles, dict(GROUP=q.shape[1] // k.shape[1], CAUSAL=causal, HEAD_DIM=head_dim, M=tiles.queries, N=tiles.keys,
-                       D=max(16, triton.next_power_of_2(head_dim)), num_warps=tiles.warps, num_stages=tiles.stages,
-                       enable_fp_fusion=True)
+    """-> the Tiles of a kernel for these tensors, and all that it is compiled for."""
+    n_heads, n_queries, head_dim = q.shape[1:]
+    tiles = tiles_for(kernel, generation_of(q), head_dim, n_queries, bias is not None)
+    return tiles, dict(
+        GROUP=n_heads // k.shape[1], CAUSAL=causal, HEAD_DIM=head_dim,
+        M=tiles.queries, N=tiles.keys, D=max(16, triton.next_power_of_2(head_dim)),
+        num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
 
 
 def strided(x):
-    """x as a kernel gets it. A dimension of size 1 has stride 0 and so serves every index: what is shared is not copied."""
-    return x if x is None else Strided(x, *(0 if n == 1 else stride for n, stride in zip(x.shape, x.stride())))
+    """x as a kernel gets it. A dimension of size 1 has stride 0: all indices read one entry."""
+    if x is None:
+        return None
+    return Strided(x, *(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride())))
 
 
 def run_forward(q, k, v, bias, key_mask, scale, causal, keep_lse):
@@ -388,12 +416,13 @@ def run_forward(q, k, v, bias, key_mask, scale, causal, keep_lse):
     tiles, options = plan(forward_kernel, q, k, bias, causal)
     with torch.cuda.device_of(q):
         forward_kernel[(batch * n_heads * triton.cdiv(n_queries, tiles.queries),)](
-            *map(strided, (q, k, v, bias, key_mask, out, lse)), scale, n_heads, n_queries, k.shape[2], **options)
+            *map(strided, (q, k, v, bias, key_mask, out, lse)),
+            scale, n_heads, n_queries, k.shape[2], **options)
     return out, lse
 
 
 def run_backward(q, k, v, bias, key_mask, out, lse, d_out, scale, causal, needed):
-    """-> dq, dk, dv, dbias; dk and dv, or dbias, are None where `needed`, one bool for each of the four, says so."""
+    """-> dq, dk, dv, dbias. needed: four bools, for which of them; the first is computed anyway."""
     batch, n_heads, n_queries, _ = q.shape
     n_kv_heads, n_keys = k.shape[1:3]
     dq, delta = torch.empty_like(q), torch.empty_like(lse)
@@ -401,21 +430,21 @@ def run_backward(q, k, v, bias, key_mask, out, lse, d_out, scale, causal, needed
     with torch.cuda.device_of(q):
         tiles, options = plan(query_gradient_kernel, q, k, bias, causal)
         query_gradient_kernel[(batch * n_heads * triton.cdiv(n_queries, tiles.queries),)](
-            *map(strided, (q, k, v, bias, key_mask, out, lse, d_out, delta, dq)), scale, n_heads, n_queries, n_keys,
-            **options)
+            *map(strided, (q, k, v, bias, key_mask, out, lse, d_out, delta, dq)),
+            scale, n_heads, n_queries, n_keys, **options)
         if needed[1] or needed[2]:
             dk, dv = torch.empty_like(k), torch.empty_like(v)
             tiles, options = plan(key_gradients_kernel, q, k, bias, causal)
             key_gradients_kernel[(batch * n_kv_heads * triton.cdiv(n_keys, tiles.keys),)](
-                *map(strided, (q, k, v, bias, key_mask, lse, d_out, delta, dk, dv)), scale, n_kv_heads, n_queries, n_keys,
-                **options)
+                *map(strided, (q, k, v, bias, key_mask, lse, d_out, delta, dk, dv)),
+                scale, n_kv_heads, n_queries, n_keys, **options)
         if needed[3]:
             d_bias = torch.empty_like(bias)
             tiles, options = plan(bias_gradient_kernel, q, k, bias, causal)
             n_tiles = triton.cdiv(n_queries, tiles.queries) * triton.cdiv(n_keys, tiles.keys)
             bias_gradient_kernel[(bias.shape[0] * n_heads * n_tiles,)](
-                *map(strided, (q, k, v, bias, key_mask, lse, d_out, delta, d_bias)), scale, n_heads, n_queries, n_keys,
-                batch // bias.shape[0], **options)
+                *map(strided, (q, k, v, bias, key_mask, lse, d_out, delta, d_bias)),
+                scale, n_heads, n_queries, n_keys, batch // bias.shape[0], **options)
     return dq, dk, dv, d_bias
 
 
@@ -430,27 +459,38 @@ class FusedAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out):
-        return *run_backward(*ctx.saved_tensors, d_out, ctx.scale, ctx.causal, ctx.needs_input_grad), None, None, None
+        grads = run_backward(*ctx.saved_tensors, d_out, ctx.scale, ctx.causal, ctx.needs_input_grad)
+        return *grads, None, None, None
 
 
 def fused_attention(q, k, v, *, scale, causal=False, key_mask=None, bias=None):
-    """`layers.attend` in one pass; shapes as there. Any strides, head sizes up to 256; float32, float16 or bfloat16.
+    """`layers.attend` in one pass, with the same shapes, any strides, and heads up to 256 wide.
 
-    ValueError for what the kernels do not take. Where no input needs a gradient nothing is kept for a backward pass.
+    q, k and v are all float32, float16 or bfloat16. ValueError for what the kernels do not take.
+    Where no input needs a gradient, nothing is kept for a backward pass.
     """
     if not q.is_cuda and not triton.knobs.runtime.interpret:
-        raise ValueError("the Triton kernels run on a GPU, or with TRITON_INTERPRET=1 (slowly) on the CPU")
-    if max(x.shape[2] * x.stride(2) for x in (q, k, v, bias) if x is not None) >= 2 ** 31:
-        raise ValueError("one head of a tensor spans 2^31 elements or more: the kernels count them in 32 bits")
-    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype or q.shape[3] > MAX_HEAD_DIM or scale <= 0:
-        raise ValueError(f"fused attention takes heads up to {MAX_HEAD_DIM} wide of one dtype, float32, float16 or "
-                         f"bfloat16, and a scale > 0; not {q.shape[3]}, {q.dtype}, {k.dtype}, {v.dtype}, {scale}")
-    n_kv_heads, key_mask = k.shape[1], None if key_mask is None else key_mask[:, None, :, None]    # (B, 1, Tk, 1)
+        raise ValueError("the Triton kernels run on a GPU, or with TRITON_INTERPRET=1 (slowly) on "
+                         "the CPU")
+    given = [x for x in (q, k, v, bias) if x is not None]
+    if max(x.shape[2] * x.stride(2) for x in given) >= 2 ** 31:
+        raise ValueError("one head of a tensor spans 2^31 elements or more: the kernels count them "
+                         "in 32 bits")
+    one_dtype = q.dtype in DTYPES and q.dtype == k.dtype == v.dtype
+    if not one_dtype or q.shape[3] > MAX_HEAD_DIM or scale <= 0:
+        raise ValueError(f"fused attention takes heads up to {MAX_HEAD_DIM} wide of one dtype, "
+                         f"float32, float16 or bfloat16, and a scale > 0; not {q.shape[3]}, "
+                         f"{q.dtype}, {k.dtype}, {v.dtype}, {scale}")
+    n_kv_heads = k.shape[1]
+    if key_mask is not None:
+        key_mask = key_mask[:, None, :, None]                     # (B, 1, Tk, 1)
     one_query = q.shape[2] == 1
-    if one_query:                                               # heads that share keys become the rows of one tile
-        q, causal = q.squeeze(2).unflatten(1, (n_kv_heads, -1)), False                 # (B, Hkv, H / Hkv, Dh)
-        bias = None if bias is None else bias.squeeze(2).unflatten(1, (n_kv_heads, -1))
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias)):
+    if one_query:                                     # heads that share keys are the rows of a tile
+        causal = False
+        q = q.squeeze(2).unflatten(1, (n_kv_heads, -1))           # (B, Hkv, H / Hkv, Dh)
+        if bias is not None:
+            bias = bias.squeeze(2).unflatten(1, (n_kv_heads, -1))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         out = FusedAttention.apply(q, k, v, bias, key_mask, scale, causal)
     else:
         out, _ = run_forward(q, k, v, bias, key_mask, scale, causal, keep_lse=False)

@@ -40,7 +40,7 @@ def shared():
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """The demo dataset, prepared."""
-    from sensorllm_min.prepare import prepare
+    from sensorllm_min.data.prepare import prepare
     out = tmp_path_factory.mktemp("data") / "demo"
     prepare("demo", None, out, say=quiet)
     return out

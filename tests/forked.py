@@ -11,7 +11,7 @@ for heavy in ("matplotlib.pyplot", "pandas", "scipy.io", "scipy.signal", "torch.
 
 import torch                                                                  # noqa: E402
 
-from sensorllm_min.training import run_script                                 # noqa: E402
+from sensorllm_min.cli import run_script    # noqa: E402
 
 
 def script_process(script, options, cwd, environment, output, typed, threads):

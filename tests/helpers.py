@@ -29,8 +29,8 @@ def digest(folder):
 
 def read_all(name, raw):
     """All recordings of a raw directory, part after part."""
-    from sensorllm_min.recordings import READERS
-    from sensorllm_min.sensors import DATASETS
+    from sensorllm_min.data.recordings import READERS
+    from sensorllm_min.data.sensors import DATASETS
     reader = READERS[name]
     return [recording for part, files in reader.files(raw).items()
             for recording in reader.read(part, files, DATASETS[name], 0, Counter())]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import json_lines, run
-from untrained import evaluate_here, save_untrained, small_dataset
+from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
-from sensorllm_min import ask
-from sensorllm_min.ask import answer, batch_of, csv_window, prepared_window
-from sensorllm_min.checkpoint import load_checkpoint
-from sensorllm_min.config import InputError
-from sensorllm_min.data import PreparedData
-from sensorllm_min.generate import GREEDY
-from sensorllm_min.trend_text import FirstWording, align_pair
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.texts import FirstWording, align_pair
+from sensorllm_min.evaluation import ask
+from sensorllm_min.evaluation.ask import answer, batch_of, csv_window, prepared_window
+from sensorllm_min.evaluation.predict import Decoding
+from sensorllm_min.files import InputError
+from sensorllm_min.training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 HEADER = "x_acc,y_acc,z_acc,x_gyro,y_gyro,z_gyro\n"
@@ -40,14 +40,13 @@ def folder(tmp_path_factory, demo):
 @pytest.fixture
 def asked(folder, monkeypatch, capsys):
     """Asks within this process; pictures are drawn where a test wants one."""
-    monkeypatch.setattr("evaluate.draw_window", lambda *args: None)
+    monkeypatch.setattr(ask, "draw_window", lambda *args: None)
     return partial(evaluate_here, monkeypatch, capsys, folder, "--max-new-tokens", 6)
 
 
 @pytest.fixture(scope="module")
 def stage_1(folder):
-    model, tokenizer, recipe, _ = load_checkpoint(folder / "out/align/best.safetensors")
-    return model, tokenizer, recipe
+    return load_checkpoint(folder / "out/align/best.safetensors")
 
 
 # ---- which window ----
@@ -82,9 +81,8 @@ def test_another_channel_of_a_window_is_read_where_it_is_asked_for(folder, stage
     """Its samples, its markers in the prompt, and no truth, which the dataset has for the window's
     own channel alone.
     """
-    _, tokenizer, recipe = stage_1
     data = PreparedData(folder / "data/demo")
-    line = data.rows("align", "test")[17]
+    line = data.records("align", "test")[17]
     samples = data.window(line)
     for column, channel in enumerate(data.dataset.channels):
         window = prepared_window(data, "align", "test", 17, channel.token)
@@ -92,8 +90,8 @@ def test_another_channel_of_a_window_is_read_where_it_is_asked_for(folder, stage
             channel,
         )
         assert window.truth == (line["answer"] if channel.token == line["channel"] else None)
-        batch = batch_of(window, "Why?", tokenizer, recipe, CPU)
-        prompt = tokenizer.visible(batch.ids[0].tolist())
+        batch = batch_of(window, "Why?", stage_1, CPU)
+        prompt = stage_1.tokenizer.visible(batch.ids[0].tolist())
         assert f"<{channel.token}_start><ts>" in prompt
         assert prompt.count("_start>") == 1
         assert "Why?" in prompt
@@ -109,7 +107,7 @@ def test_the_channel_option_reaches_the_question(folder, asked, monkeypatch):
         seen.append((window.dataset.channels[0].token, question))
         return asked_of(window, question, *args)
 
-    monkeypatch.setattr("sensorllm_min.ask.batch_of", noted)
+    monkeypatch.setattr(ask, "batch_of", noted)
     for token in ("y_acc", "z_gyro"):
         asked("--checkpoint", "out/align", "--ask", "Why?", "--window", 17, "--channel", token)
         (folder / "two.csv").write_text("z_gyro,y_acc\n1,5\n2,4\n")
@@ -140,23 +138,21 @@ def test_an_answer_ends_where_the_llm_s_positions_end(folder, stage_1, monkeypat
     """With four positions left it has four tokens; with none it is refused; otherwise
     max_new_tokens counts.
     """
-    model, tokenizer, recipe = stage_1
     rooms, stream = [], ask.stream
 
     def noted(llm, embeds, mask, stop_ids, room, sampling):
         rooms.append(room)
         return stream(llm, embeds, mask, stop_ids, min(room, 3), sampling)
 
-    monkeypatch.setattr("sensorllm_min.ask.stream", noted)
+    monkeypatch.setattr(ask, "stream", noted)
     window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5)
-    length = batch_of(window, "Why?", tokenizer, recipe, CPU).ids.shape[1]
+    length = batch_of(window, "Why?", stage_1, CPU).ids.shape[1]
 
     def answered(max_positions, max_new_tokens):
-        tight = replace(recipe, llm_config=replace(recipe.llm_config, max_positions=max_positions))
-        answer(
-            model, tokenizer, tight, window, "Why?", CPU, max_new_tokens, GREEDY, False,
-            say=lambda piece: None,
-        )
+        config = replace(stage_1.recipe.llm_config, max_positions=max_positions)
+        tight = stage_1._replace(recipe=replace(stage_1.recipe, llm_config=config))
+        decoding = Decoding(max_new_tokens=max_new_tokens)
+        answer(tight, window, "Why?", ALONE, decoding, say=lambda piece: None)
 
     answered(length + 4, 400)
     answered(length + 40, 7)
@@ -168,16 +164,13 @@ def test_an_answer_ends_where_the_llm_s_positions_end(folder, stage_1, monkeypat
 def test_the_pieces_of_an_answer_make_its_text_and_never_half_a_character(
     stage_1, folder, monkeypatch
 ):
-    model, tokenizer, recipe = stage_1
     text = "0.5s: \u6570 rising"
-    monkeypatch.setattr(
-        "sensorllm_min.ask.stream", lambda *args: ((0, index) for index in tokenizer.encode(text))
-    )
+    tokens = [(0, index) for index in stage_1.tokenizer.encode(text)]
+    monkeypatch.setattr(ask, "stream", lambda *args: iter(tokens))
     window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5)
     pieces = []
-    said = answer(
-        model, tokenizer, recipe, window, "Why?", CPU, 400, GREEDY, False, say=pieces.append
-    )
+    decoding = Decoding(max_new_tokens=400)
+    said = answer(stage_1, window, "Why?", ALONE, decoding, say=pieces.append)
     assert "".join(pieces) == said == text and len(pieces) > 3 and "\ufffd" not in said
 
 
@@ -225,7 +218,7 @@ def test_questions_are_typed_until_an_empty_line(folder):
 
 def test_a_picture_shows_the_window_with_the_trends_of_its_channel(folder, asked, monkeypatch):
     drawn = []
-    monkeypatch.setattr("evaluate.draw_window", lambda *args: drawn.append(args))
+    monkeypatch.setattr(ask, "draw_window", lambda *args: drawn.append(args))
     (folder / "my.csv").write_text("x_acc,y_acc\n1,5\n2,4\n3,4\n")
     out = asked(
         "--checkpoint", "out/align", "--ask", "When?", "--csv", "my.csv", "--channel", "y_acc"

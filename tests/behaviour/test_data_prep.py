@@ -7,22 +7,24 @@ from collections import Counter
 import numpy as np
 import pytest
 from helpers import digest, quiet, run
-from raw_files import OWN, PEOPLE, write_small_own
+from raw_files import PEOPLE, write_small_own
 
-from sensorllm_min.config import InputError
-from sensorllm_min.data import PreparedData
-from sensorllm_min.metrics import parse_claims
-from sensorllm_min.prepare import Job, prepare, random_windows, strided_windows
-from sensorllm_min.sensors import DATASETS
-from sensorllm_min.trend_scores import truth_sums
-from sensorllm_min.trend_text import HAR_TEXTS, QUESTIONS, align_pair, har_text, pair_rng, trend_segments
+from sensorllm_min.files import InputError
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.claims import parse_claims
+from sensorllm_min.data.prepare import Job, prepare, random_windows, strided_windows
+from sensorllm_min.data.recordings import READERS
+from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.evaluation.trend_scores import truth_sums
+from sensorllm_min.data.texts import HAR_TEXTS, align_pair, har_text, pair_rng, trend_segments
+from sensorllm_min.data.wording import QUESTIONS
 
 SPLITS = ("train", "val", "test")
 KINDS = ("simple_trend", "summary")                                           # of one's own recordings, where none are asked for
 
 
 def lines_of(data, kind, split):
-    rows = data.rows(kind, split)
+    rows = data.records(kind, split)
     return [rows[i] for i in range(len(rows))]
 
 
@@ -222,6 +224,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_p
     assert digest(tmp_path / "again")["align_train.jsonl"] != digest(out)["align_train.jsonl"]
 
 
+def test_the_people_of_the_demo_are_simulated_anew_for_another_seed():
+    def recordings(seed):
+        return list(READERS["demo"].read(1, [], DATASETS["demo"], seed, Counter()))
+
+    for one, same, other in zip(recordings(0), recordings(0), recordings(1)):
+        np.testing.assert_array_equal(one.samples, same.samples)
+        assert not np.array_equal(one.samples, other.samples)
+
+
 @pytest.mark.slow
 def test_the_demo_is_the_same_for_the_same_seed_and_differs_for_another(demo, tmp_path):
     prepare("demo", None, tmp_path / "again", say=quiet)
@@ -319,16 +330,16 @@ def test_prepared_lines_that_are_lost_or_broken_are_named(demo, tmp_path):
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
     with pytest.raises(InputError, match="align_train.jsonl holds .* lines, meta.json says"):
-        PreparedData(tmp_path / "cut").rows("align", "train")
+        PreparedData(tmp_path / "cut").records("align", "train")
     path.write_bytes(b"{" + good)
     with pytest.raises(InputError, match="align_train.jsonl, line 1, does not hold"):
-        PreparedData(tmp_path / "cut").rows("align", "train")[0]
+        PreparedData(tmp_path / "cut").records("align", "train")[0]
 
 
 def test_prepared_samples_that_are_broken_are_named(demo, tmp_path):
     shutil.copytree(demo, tmp_path / "broken")
     path = tmp_path / "broken" / "samples" / "9.npy"
-    row = PreparedData(demo).rows("har", "test")[0]
+    row = PreparedData(demo).records("har", "test")[0]
     samples = np.load(path)
     samples[3] = np.inf
     np.save(path, samples)

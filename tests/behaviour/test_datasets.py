@@ -15,13 +15,14 @@ import pytest
 import scipy.io
 from helpers import quiet, read_all
 from raw_files import (ANNOTATIONS, OWN, PEOPLE, STEP, UCI_SIGNALS, labels_of, usc_had_path, write_capture24,
-                       write_mhealth, write_own, write_pamap2, write_uci_har, write_usc_had)
+                       write_mhealth, write_own, write_pamap2, write_small_own, write_uci_har, write_usc_had)
 
-from sensorllm_min.config import InputError
-from sensorllm_min.data import PreparedData
-from sensorllm_min.prepare import prepare, strided_windows
-from sensorllm_min.recordings import join_overlapping, on_a_grid, runs, to_rate, without_gaps
-from sensorllm_min.sensors import DATASETS, own_dataset
+from sensorllm_min.files import InputError
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.prepare import prepare, strided_windows
+from sensorllm_min.data.recordings import (
+    join_overlapping, put_on_grid, resample, runs, split_at_gaps)
+from sensorllm_min.data.sensors import DATASETS, own_dataset
 
 # ---- windows against the raw truth ----
 
@@ -33,7 +34,7 @@ def check_windows(folder, labels, classes_of, ratio=1):
     data, seen, splits = PreparedData(folder), Counter(), {}
     for kind in ("har", "align"):
         for split in data.dataset.splits:
-            rows = data.rows(kind, split)
+            rows = data.records(kind, split)
             for i in range(0, len(rows), len(data.dataset.channels) if kind == "align" else 1):
                 row = rows[i]
                 window = data.window(row)
@@ -98,7 +99,7 @@ def test_usc_had_trials_keep_subject_and_activity_of_their_path(tmp_path):
     windows = sum(expected_windows(n, dataset) for n in USC_HAD_TRIALS.values())
     assert meta["har_windows"] == {"train": windows, "val": windows, "test": windows}
     raw = scipy.io.loadmat(usc_had_path(tmp_path / "raw", 13, 1, 1))["sensor_readings"]
-    np.testing.assert_array_equal(data.window(data.rows("har", "test")[0]), raw[:200].astype(np.float32))
+    np.testing.assert_array_equal(data.window(data.records("har", "test")[0]), raw[:200].astype(np.float32))
     recordings = [json.loads(line) for line in open(tmp_path / "out/recordings.jsonl")]
     assert [(one["activity"], one["length"], one["source"]) for one in recordings[:5]] == [
         ("Walking Forward", 450, "Subject1/a1t1.mat"), ("Walking Forward", 199, "Subject1/a1t2.mat"),
@@ -121,7 +122,7 @@ def test_windows_with_a_nan_or_an_infinity_are_dropped_and_counted(tmp_path):
     assert meta["dropped_windows_with_nan_or_inf"]["align_windows"] >= 2      # 150 lies in one of each of the two cuts
     data = PreparedData(tmp_path / "lost")
     for kind in ("har", "align"):
-        rows = data.rows(kind, "train")
+        rows = data.records(kind, "train")
         assert all(np.isfinite(data.window(rows[i])).all() for i in range(len(rows)))
 
 
@@ -176,7 +177,7 @@ def test_uci_har_windows_are_joined_and_cut_again_into_the_shipped_ones(tmp_path
     data = check_windows(tmp_path / "out", labels, {i + 1: name for i, name in enumerate(dataset.classes)})
     assert meta["har_windows"] == {"train": 4 + 2 + 1 + 3 + 2, "val": 3, "test": 3 + 1}
     for split, parts in (("train", ("train", "val")), ("test", ("test",))):
-        rows = [row for part in parts for row in map(data.rows("har", part).__getitem__, range(meta["har_windows"][part]))]
+        rows = [row for part in parts for row in map(data.records("har", part).__getitem__, range(meta["har_windows"][part]))]
         ours = sorted(data.window(row).tobytes() for row in rows)
         assert ours == sorted(window.tobytes() for window in shipped[split])
     lengths = Counter(json.loads(line)["length"] for line in open(tmp_path / "out/recordings.jsonl"))
@@ -225,7 +226,7 @@ def test_real_uci_har_gives_its_shipped_windows_back(shared, tmp_path):
     assert meta["har_windows"]["test"] == 2947
     assert meta["har_windows"]["train"] + meta["har_windows"]["val"] == 822   # the part that lies beside the project
     shipped = np.loadtxt(raw / "test" / "Inertial Signals" / "body_gyro_y_test.txt", dtype=np.float32)
-    rows = data.rows("har", "test")
+    rows = data.records("har", "test")
     ours = np.stack([data.window(rows[i])[:, UCI_SIGNALS.index("body_gyro_y")] for i in range(len(rows))])
     assert sorted(map(bytes, ours)) == sorted(map(bytes, shipped))
     joined = [r for r in read_all("uci-har", raw) if r.source.startswith("test")]
@@ -248,7 +249,7 @@ def test_mhealth_lines_keep_channel_and_activity(tmp_path):
     assert {s["har_windows"] for s in meta["subjects"].values()} == {per_subject} and meta["lost_samples"] == {"cut last lines": 1}
     raw = np.loadtxt(tmp_path / "raw" / "mHealth_subject2.log")
     columns = [0, 1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 19]
-    np.testing.assert_array_equal(data.window(data.rows("har", "val")[0]), raw[70:170, columns].astype(np.float32))
+    np.testing.assert_array_equal(data.window(data.records("har", "val")[0]), raw[70:170, columns].astype(np.float32))
 
 
 @pytest.mark.shared("data")
@@ -297,7 +298,7 @@ def test_pamap2_gaps_are_filled_or_end_a_recording(tmp_path):
     truth = sorted(-(-n // 2) for n in pamap2_stretches(lost, jumps))
     assert lengths == truth
     assert meta["subjects"]["101"]["har_windows"] == sum(expected_windows(n, dataset) for n in truth)
-    assert len(data.dataset.channels) == 27 and np.isfinite(data.window(data.rows("har", "train")[0])).all()
+    assert len(data.dataset.channels) == 27 and np.isfinite(data.window(data.records("har", "train")[0])).all()
 
 
 def pamap2_stretches(lost, jumps):
@@ -335,7 +336,7 @@ def test_pamap2_at_100_hz_holds_the_raw_columns(tmp_path):
     data = PreparedData(tmp_path / "out")
     raw = np.loadtxt(tmp_path / "raw/PAMAP2_Dataset/Protocol/subject101.dat")
     columns = [imu + c for imu in (3, 20, 37) for c in (1, 2, 3, 7, 8, 9, 10, 11, 12)]
-    np.testing.assert_array_equal(data.window(data.rows("har", "train")[0]), raw[:200, columns].astype(np.float32))
+    np.testing.assert_array_equal(data.window(data.records("har", "train")[0]), raw[:200, columns].astype(np.float32))
     tokens = [channel.token for channel in data.dataset.channels]
     assert tokens[0] == "hand_x_acc" and tokens[10] == "chest_y_acc" and tokens[26] == "ankle_z_mag" and len(set(tokens)) == 27
     spoken = [channel.spoken for channel in data.dataset.channels]
@@ -362,7 +363,7 @@ def test_capture24_days_are_read_in_pieces_and_a_share_is_kept(tmp_path):
     assert meta["lost_samples"] == {"recordings split at a gap": 6, "samples interpolated": 9}
     windows = 3 * sum(expected_windows(n, DATASETS["capture24"]) for n in lengths)
     assert 0.02 < sum(meta["har_windows"].values()) / windows < 0.09          # a seeded 5 % of them
-    z = PreparedData(tmp_path / "out").window(PreparedData(tmp_path / "out").rows("har", "train")[0])[:, 2]
+    z = PreparedData(tmp_path / "out").window(PreparedData(tmp_path / "out").records("har", "train")[0])[:, 2]
     assert set(z.tolist()) == {0.25}                                          # rest stays rest through the filter
 
 
@@ -371,12 +372,12 @@ def test_capture24_days_are_read_in_pieces_and_a_share_is_kept(tmp_path):
 def test_resampling_filters_what_the_lower_rate_cannot_hold():
     seconds = np.arange(1000) / 100
     for hertz, kept in ((5, 1), (15, 1), (35, 0), (45, 0)):                   # 35 and 45 Hz would come back as 15 and 5
-        out = to_rate(np.sin(2 * np.pi * hertz * seconds)[:, None] + 3, 100, 50)[50:-50, 0]
+        out = resample(np.sin(2 * np.pi * hertz * seconds)[:, None] + 3, 100, 50)[50:-50, 0]
         assert abs((out - 3).std() * np.sqrt(2) - kept) < 0.03, hertz
-    np.testing.assert_allclose(to_rate(seconds[:, None], 100, 50)[:, 0], seconds[::2], atol=1e-4)   # a line, to its ends
-    assert set(to_rate(np.full((77, 2), 0.3), 100, 50).ravel().tolist()) == {np.float32(0.3)}
+    np.testing.assert_allclose(resample(seconds[:, None], 100, 50)[:, 0], seconds[::2], atol=1e-4)   # a line, to its ends
+    assert set(resample(np.full((77, 2), 0.3), 100, 50).ravel().tolist()) == {np.float32(0.3)}
     for n in (1, 2, 3):
-        assert to_rate(np.ones((n, 3)), 100, 50).shape == (-(-n // 2), 3)
+        assert resample(np.ones((n, 3)), 100, 50).shape == (-(-n // 2), 3)
 
 
 def test_short_gaps_are_interpolated_and_long_ones_end_a_recording():
@@ -385,13 +386,13 @@ def test_short_gaps_are_interpolated_and_long_ones_end_a_recording():
     broken = samples.copy()
     broken[:3] = broken[10:20] = broken[40:51] = np.nan
     broken[70, 1] = np.inf                                                    # one channel alone
-    first, second = without_gaps(broken, 100, counts)
+    first, second = split_at_gaps(broken, 100, counts)
     np.testing.assert_allclose(first, samples[3:40])
     np.testing.assert_allclose(second, samples[51:])
     assert counts == {"samples interpolated": 11, "samples lost at ends and in long gaps": 14, "recordings split at a gap": 1}
-    assert list(without_gaps(np.full((5, 2), np.nan), 100, counts)) == []
+    assert list(split_at_gaps(np.full((5, 2), np.nan), 100, counts)) == []
     seconds = np.array([0, 0.01, 0.02, 0.05, 0.06, 5.0, 5.01, 1.0, 1.011, 1.019, 1.0201])
-    grid, labels = on_a_grid(np.arange(11.0)[:, None], np.zeros(11, int), seconds, 100, counts)
+    grid, labels = put_on_grid(np.arange(11.0)[:, None], np.zeros(11, int), seconds, 100, counts)
     assert [labels[start:end].tolist() for start, end in runs(labels)] == [[0] * 7, [-1], [0] * 2, [-1], [0] * 4]
     np.testing.assert_array_equal(grid[:7, 0], [0, 1, 2, np.nan, np.nan, 3, 4])
 
@@ -402,7 +403,7 @@ def test_what_is_interpolated_is_the_lost_value_alone():
     broken = samples.copy()
     broken[20:24, 1] = np.nan
     broken[40, 2] = -np.inf
-    (filled,) = without_gaps(broken, 100, Counter())
+    (filled,) = split_at_gaps(broken, 100, Counter())
     expected = samples.copy()
     expected[20:24, 1] = samples[19, 1] + (samples[24, 1] - samples[19, 1]) * np.arange(1, 5) / 5
     expected[40, 2] = (samples[39, 2] + samples[41, 2]) / 2
@@ -423,7 +424,7 @@ def test_own_csv_and_npy_recordings_are_prepared(tmp_path):
                                     "samples lost at ends and in long gaps": 80}
     for kind in ("har", "align"):
         for split, people in (("train", {"carl", "dora"}), ("val", {"ben"}), ("test", {"anna"})):
-            rows = data.rows(kind, split)
+            rows = data.records(kind, split)
             assert {rows[i]["subject"] for i in range(len(rows))} == people
             for i in range(len(rows)):
                 window = data.window(rows[i])
@@ -432,12 +433,25 @@ def test_own_csv_and_npy_recordings_are_prepared(tmp_path):
     assert meta["har_windows"] == {"train": 2 * 2 * (9 + 5 + 2), "val": 2 * 16, "test": 2 * 16}
 
 
+def test_window_stride_and_lengths_of_dataset_json_are_used(tmp_path):
+    changes = dict(window=40, stride=15, align_lengths=[7, 9], share=0.5, citation="C", licence="L")
+    write_small_own(tmp_path / "raw", n_recordings=1, **changes)
+    _, dataset = own_dataset(tmp_path / "raw")
+    assert (dataset.window, dataset.stride, dataset.align_lengths) == (40, 15, (7, 9))
+    assert (dataset.share, dataset.citation, dataset.licence) == (0.5, "C", "L")
+    prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
+    data = PreparedData(tmp_path / "out")
+    assert data.dataset == dataset
+    records = data.records("align", "train")
+    assert {records[i]["length"] for i in range(len(records))} == {7, 8, 9}
+
+
 @pytest.mark.parametrize("changes,words", [
     (dict(name="usc-had"), "none of demo"), (dict(rate=0), "above 0"), (dict(rate="fast"), "does not hold"), (dict(windw=5), "unknown keys windw"),
     (dict(channels=None), "'channels' is missing"), (dict(channels=[]), "channel tokens"),
     (dict(channels=[{"token": "a b", "spoken": "x", "unit": "g"}]), "token 'a b'"),
     (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "trend word"),
-    (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
+    (dict(val_subjects=[]), "need at least one subject each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
     (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(align_lengths=[9, 3]), "align_lengths"),
     (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra"),
 ], ids=str)

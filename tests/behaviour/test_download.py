@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from helpers import run
 
-from sensorllm_min import download as module
-from sensorllm_min.config import InputError
-from sensorllm_min.download import download, fetch, unpack
-from sensorllm_min.sensors import DATASETS
+from sensorllm_min.data import download as module
+from sensorllm_min.files import InputError
+from sensorllm_min.data.download import download, fetch, unpack
+from sensorllm_min.data.sensors import DATASETS
 
 
 def zipped(files, method=zipfile.ZIP_DEFLATED):
@@ -69,7 +69,7 @@ def server():
 def test_a_download_that_is_cut_resumes_where_it_stopped(server, tmp_path):
     lines, server.cut = [], 4_000_000
     for _ in range(2):
-        with pytest.raises(InputError, match="goes on where this one stopped"):
+        with pytest.raises(InputError, match="resumes where this one stopped"):
             download("mhealth", server.dataset(), tmp_path / "raw", lines.append)
     server.cut = None
     download("mhealth", server.dataset(), tmp_path / "raw", lines.append)
@@ -79,7 +79,7 @@ def test_a_download_that_is_cut_resumes_where_it_stopped(server, tmp_path):
     assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == [".downloaded", "MHEALTHDATASET"]   # no archive, no part
     text = "\n".join(lines)
     assert text.index("licence: CC BY 4.0") < text.index("MB/s") and "please cite: Banos" in text and "left" in text
-    assert f"of {len(server.content) / 1e6:.0f} MB" in text and "going on at" in text
+    assert f"of {len(server.content) / 1e6:.0f} MB" in text and "resuming at" in text
     download("mhealth", server.dataset(), tmp_path / "raw", lines.append)     # again: nothing is fetched
     assert len(server.asked) == 3 and "already" in lines[-1]
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,19 +21,19 @@ from helpers import Run, json_lines, results
 from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
 import train_align
-from sensorllm_min import evaluation, report
-from sensorllm_min.checkpoint import load_checkpoint
-from sensorllm_min.config import InputError, write_json, write_whole
-from sensorllm_min.data import AlignExamples, HarExamples, Limits, PreparedData
-from sensorllm_min.evaluation import (
-    classify, describe, rows_so_far, score_classes, written_as_they_come,
-)
+from sensorllm_min.data.examples import AlignExamples, HarExamples
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.texts import har_answer, reasoning_text, strongest_rhythm
+from sensorllm_min.evaluation import predict, report
+from sensorllm_min.evaluation.class_scores import class_scores, confusion_of
+from sensorllm_min.evaluation.predict import (
+    Decoding, classify, describe, read_partial, score_classes, write_as_they_come)
+from sensorllm_min.evaluation.report import most_wrong
+from sensorllm_min.evaluation.trend_scores import Guess, scores_of
+from sensorllm_min.files import InputError, write_json, write_text
 from sensorllm_min.generate import Sampling, generate
-from sensorllm_min.metrics import class_scores, confusion_of
-from sensorllm_min.report import most_wrong
 from sensorllm_min.sensorllm import SensorLLM
-from sensorllm_min.trend_scores import Guess, scores_of
-from sensorllm_min.trend_text import har_answer, reasoning_text, strongest_rhythm
+from sensorllm_min.training.checkpoint import load_checkpoint
 
 ALIGN = ("--checkpoint", "out/align")
 HAR = ("--checkpoint", "out/har")
@@ -71,9 +72,7 @@ def scripted(asked, stop_after=None):
     answer ended.
     """
 
-    def describe(
-        model, tokenizer, examples, processes, batch_size, max_new_tokens, bf16, positions, sampling
-    ):
+    def describe(loaded, examples, processes, decoding, positions):
         asked.append([int(examples.index[i]) for i in positions])
         for count, i in enumerate(positions):
             if count == stop_after:
@@ -175,7 +174,7 @@ def killed_and_resumed(folder, evaluated, n_records, cut=0):
         partial_file.write_bytes(partial_file.read_bytes()[:-cut])
     done = partial_file.read_bytes().count(b"\n") - 1  # the first line holds the settings
     assert 0 < done < 60
-    assert f"going on where an interrupted evaluation stopped: {done} of 60" in evaluated(*command)
+    assert f"resuming an interrupted evaluation: {done} of 60" in evaluated(*command)
     assert records.read_bytes() == expected
     assert not partial_file.exists()
     assert scores_in(folder, "killed") == scores
@@ -258,10 +257,10 @@ def test_an_interrupted_evaluation_is_not_resumed_with_other_files(
 
 def test_a_partial_file_is_read_up_to_its_last_whole_line_and_only_with_its_settings(tmp_path):
     path = tmp_path / "some.partial"
-    assert rows_so_far(path, {"seed": 1}) == []
+    assert read_partial(path, {"seed": 1}) == []
     path.write_text('{"seed": 1}\n{"window": 4}\n{"window": 5}\n{"window"')
-    assert rows_so_far(path, {"seed": 1}) == [{"window": 4}, {"window": 5}]
-    assert rows_so_far(path, {"seed": 2}) == []
+    assert read_partial(path, {"seed": 1}) == [{"window": 4}, {"window": 5}]
+    assert read_partial(path, {"seed": 2}) == []
 
 
 def test_each_record_is_in_the_file_before_the_next_window_is_begun(tmp_path):
@@ -275,7 +274,7 @@ def test_each_record_is_in_the_file_before_the_next_window_is_begun(tmp_path):
             in_file.append([record.get("window") for record in records])
             yield {"window": int(examples.index[i])}
 
-    written_as_they_come(tmp_path / "some", {"seed": 1}, examples, answers, print)
+    write_as_they_come(tmp_path / "some", {"seed": 1}, examples, answers, print)
     assert in_file == [[None], [None, 8], [None, 8, 9]]  # the settings, and a record after another
     assert json_lines(tmp_path / "some") == [{"window": 8}, {"window": 9}, {"window": 7}]
 
@@ -320,7 +319,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         "score": 2
     }
     with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "half a file\udcff")
+        write_text(path, "half a file\udcff")
     assert json.loads(path.read_text()) == {"score": 2}
 
 
@@ -329,16 +328,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_an_answer_has_ended_if_it_met_a_stop_token_before_the_limit(folder, data):
     """Each window alone, through `generate`, says what it says in a batch, and whether it ended."""
-    model, tokenizer, recipe, _ = load_checkpoint(folder / "out/align/best.safetensors")
-    examples = AlignExamples(data, "test", tokenizer, recipe.limits, 12)
-    described = {
-        i: (text, ended) for i, text, ended in describe(model, tokenizer, examples, ALONE, 5, 6)
-    }
+    loaded = load_checkpoint(folder / "out/align/best.safetensors")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    examples = AlignExamples(data, "test", loaded.prompts, 12)
+    answers = describe(loaded, examples, ALONE, Decoding(5, 6))
+    described = {i: (text, ended) for i, text, ended in answers}
     assert {ended for _, ended in described.values()} == {True, False}
     for i in range(len(examples)):
-        ((_, batch),) = evaluation.batches_of(
-            examples, ALONE, 1, tokenizer.pad_id, [i], for_generation=True
-        )
+        ((_, batch),) = predict.batches_of(examples, ALONE, 1, [i], for_generation=True)
         (answer,) = generate(model.llm, model.embed(batch), batch.mask, tokenizer.stop_ids, 6)
         assert described[i] == (tokenizer.decode(answer), len(answer) < 6)
 
@@ -347,41 +344,39 @@ def test_generation_ends_where_the_llm_s_positions_end(folder, data, monkeypatch
     """The room of a batch is what its longest prompt leaves; the longest true answer is the limit
     where none is given.
     """
-    _, tokenizer, recipe, _ = load_checkpoint(folder / "out/align/best.safetensors")
-    examples = AlignExamples(data, "test", tokenizer, recipe.limits, 12)
+    loaded = load_checkpoint(folder / "out/align/best.safetensors")
+    examples = AlignExamples(data, "test", loaded.prompts, 12)
     lengths = [(len(examples[i].prompt), len(examples[i].answer)) for i in range(12)]
-    examples.limits = Limits(512, max(map(sum, lengths)))  # exactly what the true answers need
+    tight = max(map(sum, lengths))  # exactly what the true answers need
+    examples.prompts = replace(loaded.prompts, max_positions=tight)
     rooms = []
 
-    def to_the_end(llm, embeds, mask, stop_ids, room, sampling, places):
+    def to_the_end(llm, embeds, mask, stop_ids, room, sampling):
         rooms.append(room)
-        return [[5] * room for _ in places]
+        return [[5] * room for _ in sampling.places]
 
-    monkeypatch.setattr("sensorllm_min.evaluation.generate", to_the_end)
-    model = SimpleNamespace(llm=None, embed=lambda batch: None)
-    order = list(range(12))
-    ended = [
-        ended
-        for *_, ended in describe(model, tokenizer, examples, ALONE, 4, 10_000, positions=order)
-    ]
+    monkeypatch.setattr(predict, "generate", to_the_end)
+    made = loaded._replace(model=SimpleNamespace(llm=None, embed=lambda batch: None))
+    answers = describe(made, examples, ALONE, Decoding(4, 10_000), positions=list(range(12)))
+    ended = [ended for *_, ended in answers]
     longest_prompts = [
         max(prompt for prompt, _ in lengths[start : start + 4]) for start in (0, 4, 8)
     ]
-    assert rooms == [examples.limits.max_positions - prompt for prompt in longest_prompts]
-    assert not any(ended)  # they filled the room: cut off, not ended
-    examples.limits, rooms[:] = recipe.limits, []
-    list(describe(model, tokenizer, examples, ALONE, 12))
+    assert rooms == [tight - prompt for prompt in longest_prompts]
+    assert len(ended) == 12 and not any(ended)  # they filled the room: cut off, not ended
+    examples.prompts, rooms[:] = loaded.prompts, []
+    list(describe(made, examples, ALONE, Decoding(12)))
     assert rooms == [max(answer for _, answer in lengths)]
 
 
 def test_batch_size_is_how_many_windows_run_together(evaluated, monkeypatch):
-    sizes, collate = [], evaluation.collate
+    sizes, collate = [], predict.collate
 
     def noted(examples, *args):
         sizes.append(len(examples))
         return collate(examples, *args)
 
-    monkeypatch.setattr("sensorllm_min.evaluation.collate", noted)
+    monkeypatch.setattr(predict, "collate", noted)
     monkeypatch.setattr("evaluate.write_report", lambda *args: None)
     for checkpoint in (ALIGN, HAR, ("--checkpoint", "out/words")):
         sizes.clear()
@@ -411,35 +406,23 @@ def test_answers_are_sampled_as_asked(folder, evaluated, monkeypatch, checkpoint
         == greedy
         == said("--temperature", 5, "--top-p", 1e-6)
     )
-    model, tokenizer, recipe, _ = load_checkpoint(folder / checkpoint / "best.safetensors")
-    examples_of = (
-        AlignExamples
-        if stage == "align"
-        else partial(HarExamples, text=recipe.text, answer=recipe.answer)
-    )
-    examples = examples_of(PreparedData(folder / "data/demo"), "test", tokenizer, recipe.limits, 3)
-    drawn = [
-        [
-            text
-            for _, text, _ in sorted(
-                describe(model, tokenizer, examples, ALONE, 3, 6, sampling=Sampling(5.0, seed=seed))
-            )
-        ]
-        for seed in (0, 1)
-    ]
+    loaded = load_checkpoint(folder / checkpoint / "best.safetensors")
+    examples_of = AlignExamples if stage == "align" else HarExamples
+    examples = examples_of(PreparedData(folder / "data/demo"), "test", loaded.prompts, 3)
+    drawn = []
+    for seed in (0, 1):
+        answers = describe(loaded, examples, ALONE, Decoding(3, 6, Sampling(5.0, seed=seed)))
+        drawn.append([text for _, text, _ in sorted(answers)])
     assert drawn[0] != drawn[1]
 
 
 def test_a_sampled_answer_does_not_depend_on_the_batch_it_stands_in(folder, data):
-    model, tokenizer, recipe, _ = load_checkpoint(folder / "out/align/best.safetensors")
-    examples = AlignExamples(data, "test", tokenizer, recipe.limits, 6)
+    loaded = load_checkpoint(folder / "out/align/best.safetensors")
+    examples = AlignExamples(data, "test", loaded.prompts, 6)
 
     def said(batch_size):
-        return sorted(
-            describe(
-                model, tokenizer, examples, ALONE, batch_size, 6, sampling=Sampling(2.0, seed=1)
-            )
-        )
+        decoding = Decoding(batch_size, 6, Sampling(2.0, seed=1))
+        return sorted(describe(loaded, examples, ALONE, decoding))
 
     assert said(6) == said(4) == said(1)
 
@@ -449,13 +432,13 @@ def test_bfloat16_and_the_attention_asked_for_reach_the_model(evaluated, monkeyp
     seen = []
     monkeypatch.setattr("evaluate.write_report", lambda *args: None)
     monkeypatch.setattr("evaluate.use_backend", lambda model, attention: seen.append(attention))
-    embeddings = SensorLLM.sensor_embeddings
+    encode = SensorLLM.encode
 
     def noted(model, batch):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return embeddings(model, batch)
+        return encode(model, batch)
 
-    monkeypatch.setattr(SensorLLM, "sensor_embeddings", noted)
+    monkeypatch.setattr(SensorLLM, "encode", noted)
     for dtype, bf16 in (("float32", False), ("bfloat16", True)):
         for checkpoint in (ALIGN, HAR):
             seen.clear()
@@ -534,9 +517,9 @@ def test_the_guess_beside_the_scores_has_seen_training_windows_alone(
     monkeypatch.setattr("evaluate.describe", scripted([]))
     evaluated(*ALIGN, "--limit", 40)
     scores, records = scores_in(folder, "align"), records_in(folder, "align")
-    _, tokenizer, recipe, _ = load_checkpoint(folder / "out/align/best.safetensors")
+    prompts = load_checkpoint(folder / "out/align/best.safetensors").prompts
     expected, of_test = (
-        guess_scores(AlignExamples(data, split, tokenizer, recipe.limits), records, data)
+        guess_scores(AlignExamples(data, split, prompts), records, data)
         for split in ("train", "test")
     )
     assert expected["rouge_l"] < of_test["rouge_l"]  # that one would have read the answers
@@ -555,9 +538,7 @@ def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windo
     no other.
     """
 
-    def answers(
-        model, tokenizer, examples, processes, batch_size, max_new_tokens, bf16, positions=None
-    ):
+    def answers(loaded, examples, processes, decoding, positions=None):
         for i in range(len(examples)) if positions is None else positions:
             yield i, "0.0s to 0.1s: rising", i % 2 == 0
 
@@ -573,12 +554,12 @@ def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windo
     )
     train_align.main()
     found = results(folder / "out/trained")
-    _, tokenizer, recipe, _ = load_checkpoint(folder / "out/trained/best.safetensors")
+    prompts = load_checkpoint(folder / "out/trained/best.safetensors").prompts
     train, test = (
-        AlignExamples(data, split, tokenizer, recipe.limits, limit)
+        AlignExamples(data, split, prompts, limit)
         for split, limit in (("train", 24), ("test", 20))
     )
-    expected = guess_scores(train, [test[i].row for i in range(20)], data)
+    expected = guess_scores(train, [test[i].record for i in range(20)], data)
     # added up one by one here, as an array there: the last digits
     assert found["guess"] == {name: pytest.approx(score) for name, score in expected.items()}
     assert expected["rouge_l"] < 100
@@ -600,7 +581,7 @@ def test_the_report_stands_alone_and_holds_the_scores(folder, evaluated, data, m
         drawn.append(np.array(window))
         return draw(window, dataset)
 
-    monkeypatch.setattr("sensorllm_min.report.draw_signals", noted)
+    monkeypatch.setattr(report, "draw_signals", noted)
     evaluated(*HAR)
     page, table = (
         (folder / f"out/har/report_test.{ending}").read_text() for ending in ("html", "md")
@@ -620,12 +601,12 @@ def test_the_report_stands_alone_and_holds_the_scores(folder, evaluated, data, m
         assert np.array_equal(window, data.window(lines[record["window"]]))
         assert f"Window {record['window']}, subject {record['subject']}." in page
     for heading in (
-        "What was taken for what",
+        "Confusion matrix",
         "Classes",
         "What it got most wrong",
         "Settings",
         "Data",
-        "How to do it again",
+        "How to reproduce it",
     ):
         assert f"<h2>{heading}</h2>" in page
     low, high = scores["intervals"]["macro_f1"]
@@ -643,8 +624,7 @@ def test_the_report_stands_alone_and_holds_the_scores(folder, evaluated, data, m
 def test_a_report_on_validation_subjects_shows_their_windows(folder, evaluated, data, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "sensorllm_min.report.draw_signals",
-        lambda window, dataset: drawn.append(np.array(window)) or "<svg/>",
+        report, "draw_signals", lambda window, dataset: drawn.append(np.array(window)) or "<svg/>"
     )
     evaluated(*HAR, "--split", "val")
     table, records = (folder / "out/har/report_val.md").read_text(), records_in(
@@ -689,21 +669,21 @@ def test_chance_is_the_share_of_the_majority_class_among_the_windows_scored(
 
 
 def test_the_most_wrong_windows_are_one_of_each_mistake():
-    def row(window, label, predicted, *probabilities):
+    def record(window, label, predicted, *probabilities):
         return {
             "window": window, "label": label, "predicted": predicted,
             "probabilities": probabilities,
         }
 
-    rows = [
-        row(0, 0, 0, 0.9, 0.1, 0), row(1, 0, 1, 0.4, 0.6, 0), row(2, 0, 1, 0.1, 0.9, 0),
-        row(3, 2, 1, 0, 0.8, 0.2),
+    records = [
+        record(0, 0, 0, 0.9, 0.1, 0), record(1, 0, 1, 0.4, 0.6, 0), record(2, 0, 1, 0.1, 0.9, 0),
+        record(3, 2, 1, 0, 0.8, 0.2),
     ]
-    assert [found["window"] for found in most_wrong(rows)] == [2, 3]  # the worst first
-    words = [{key: value for key, value in one.items() if key != "probabilities"} for one in rows]
-    assert [found["window"] for found in most_wrong(words)] == [1, 3] and most_wrong(
-        words[:1]
-    ) == []
+    assert [found["window"] for found in most_wrong(records)] == [2, 3]  # the worst first
+    for one in records:
+        del one["probabilities"]  # as of answers in words
+    assert [found["window"] for found in most_wrong(records)] == [1, 3]
+    assert most_wrong(records[:1]) == []
 
 
 def test_what_a_model_wrote_cannot_become_markup_of_the_report(folder, data):
@@ -711,7 +691,7 @@ def test_what_a_model_wrote_cannot_become_markup_of_the_report(folder, data):
         "window": 0, "subject": 9, "label": 0, "predicted": None,
         "generated": "<script>alert(1)</script>",
     }
-    page = report.wrong_window(record, data, data.rows("har", "test"))
+    page = report.wrong_window(record, data, data.records("har", "test"))
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "an answer that names no class" in page
@@ -722,17 +702,14 @@ def test_the_loss_is_the_same_in_batches_of_any_size(folder, data, stage):
     """Sums over all that counts, weighted by class in stage 2: no mean of means. Relative 1e-5:
     float32 sums.
     """
-    model, tokenizer, recipe, _ = load_checkpoint(folder / f"out/{stage}/best.safetensors")
+    loaded = load_checkpoint(folder / f"out/{stage}/best.safetensors")
     examples_of = AlignExamples if stage == "align" else HarExamples
-    examples = examples_of(data, "val", tokenizer, recipe.limits)
+    examples = examples_of(data, "val", loaded.prompts)
+    losses = []
     if stage == "har":
-        model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
-        losses = [score_classes(model, tokenizer, examples, ALONE, size)[1] for size in (5, 24)]
-    else:
-        losses = []
-    losses += [
-        evaluation.mean_loss(model, examples, ALONE, size, tokenizer.pad_id) for size in (1, 5, 24)
-    ]
+        loaded.model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
+        losses = [score_classes(loaded, examples, ALONE, size)[1] for size in (5, 24)]
+    losses += [predict.mean_loss(loaded.model, examples, ALONE, size) for size in (1, 5, 24)]
     assert losses == [pytest.approx(losses[0], rel=1e-5)] * len(losses)
 
 
@@ -742,30 +719,30 @@ def test_the_loss_is_the_same_in_batches_of_any_size(folder, data, stage):
 def test_answers_in_words_are_prompted_by_a_dialogue_and_unreadable_ones_are_counted(
     folder, evaluated, data, monkeypatch
 ):
-    model, tokenizer, recipe, _ = load_checkpoint(folder / "out/words/best.safetensors")
-    assert recipe.answer == "reasoning" and recipe.n_classes is None and model.head is None
-    examples = HarExamples(
-        data, "test", tokenizer, recipe.limits, 6, 0, recipe.text, answer="reasoning"
-    )
+    loaded = load_checkpoint(folder / "out/words/best.safetensors")
+    recipe, tokenizer = loaded.recipe, loaded.tokenizer
+    assert recipe.answer == "reasoning" == loaded.prompts.answer
+    assert recipe.n_classes is None and loaded.model.head is None
+    examples = HarExamples(data, "test", loaded.prompts, 6)
     example = examples[0]
     prompt, answer = tokenizer.visible(example.prompt), tokenizer.decode(example.answer)
     assert prompt.count("<ts>") == 6
     assert "recognises activities from 6 sensor channels of 24 points" in prompt
     assert prompt.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
-    window = data.window(example.row)
+    window = data.window(example.record)
     assert (
         answer == reasoning_text(
             window, data.dataset
         ) + f"\nActivity: {data.dataset.classes[example.label]}"
     )
     assert har_answer(window, data.dataset, 3, False) == "Activity: Sitting"
-    asked, describe_words = [], evaluation.describe
+    asked, describe_words = [], predict.describe
 
-    def noted(*args, **kwargs):
-        asked.append(args[5])
-        return describe_words(*args, **kwargs)
+    def noted(loaded, examples, processes, decoding, positions):
+        asked.append(decoding.max_new_tokens)
+        return describe_words(loaded, examples, processes, decoding, positions)
 
-    monkeypatch.setattr("sensorllm_min.evaluation.describe", noted)
+    monkeypatch.setattr(predict, "describe", noted)
     out = evaluated("--checkpoint", "out/words", "--limit", 4, "--max-new-tokens", 9)
     assert asked == [9]
     scores, records = scores_in(folder, "words"), json_lines(
@@ -780,12 +757,11 @@ def test_answers_in_words_are_prompted_by_a_dialogue_and_unreadable_ones_are_cou
 
 def test_words_are_scored_as_they_read(folder, data, monkeypatch):
     """With a model that says the truth, a wrong class, or nonsense, in turns."""
-    model, tokenizer, recipe, _ = load_checkpoint(folder / "out/words/best.safetensors")
-    examples = HarExamples(
-        data, "test", tokenizer, recipe.limits, 30, 0, recipe.text, answer="text"
-    )
+    loaded = load_checkpoint(folder / "out/words/best.safetensors")
+    recipe = loaded.recipe
+    examples = HarExamples(data, "test", replace(loaded.prompts, answer="text"), 30)
 
-    def said(model, tokenizer, examples, *_):
+    def said(loaded, examples, *_):
         for i in range(len(examples)):
             true = examples[i].label
             yield (
@@ -798,15 +774,13 @@ def test_words_are_scored_as_they_read(folder, data, monkeypatch):
                 True,
             )
 
-    monkeypatch.setattr("sensorllm_min.evaluation.describe", said)
-    rows = list(classify(model, tokenizer, examples, ALONE, 4))
-    assert [row["predicted"] for row in rows[:3]] == [
-        rows[0]["label"],
-        (rows[1]["label"] + 1) % 5,
-        None,
-    ]
-    monkeypatch.setattr("sensorllm_min.evaluation.mean_loss", lambda *_: 0.5)
-    confusion, loss = score_classes(model, tokenizer, examples, ALONE, 4)
+    monkeypatch.setattr(predict, "describe", said)
+    first, second, third, *_ = classify(loaded, examples, ALONE, Decoding(4))
+    assert first["predicted"] == first["label"]
+    assert second["predicted"] == (second["label"] + 1) % 5
+    assert third["predicted"] is None
+    monkeypatch.setattr(predict, "mean_loss", lambda *_: 0.5)
+    confusion, loss = score_classes(loaded, examples, ALONE, 4)
     assert loss == 0.5
     assert confusion.shape == (5, 6)
     assert np.diag(confusion).sum() == 10 == confusion[:, 5].sum()

@@ -14,9 +14,9 @@ from helpers import make_chronos, make_llama, run
 from safetensors import safe_open
 from untrained import small_dataset
 
-from sensorllm_min.config import InputError
-from sensorllm_min.hub import located
+from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import train_backend
+from sensorllm_min.training.hub import resolve_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LATER = "89abcdef0123456789abcdef0123456789abcdef"
@@ -247,9 +247,10 @@ def test_a_directory_needs_no_hub(models, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert located(models / "made/llama") == models / "made/llama" and located(None) is None
+    assert resolve_source(models / "made/llama") == models / "made/llama"
+    assert resolve_source(None) is None
     with pytest.raises(InputError, match="not a directory"):
-        located(Path("/no/where"))
+        resolve_source(Path("/no/where"))
 
 
 def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
@@ -300,20 +301,28 @@ def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
 
 
 def test_an_older_checkpoint_loads_and_a_newer_one_says_so(data, tmp_path):
-    """Format 1 began without chat_format; a format that does not exist yet is refused in one line.
+    """Format 1 began without chat_format and with other names; a format that does not exist yet is
+    refused in one line.
     """
     from safetensors.torch import load_file, save_file
+
+    def as_it_began(metadata, tensors):
+        recipe = metadata["recipe"]
+        del recipe["chat_format"]
+        recipe["control"], recipe["row"] = recipe.pop("ablation"), recipe.pop("own_dataset")
+        tensors["new_rows"] = tensors.pop("special_embeddings")
+
+    def to_come(metadata, tensors):
+        metadata["format"] = 99
 
     run("train_align.py", "--data", data, *TRAIN, "--out", "run", cwd=tmp_path)
     path = tmp_path / "run/best.safetensors"
     with safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()["sensorllm_min"])
-    for change, code in (
-        (lambda m: m["recipe"].pop("chat_format"), 0),
-        (lambda m: m.update(format=99), 2),
-    ):
-        change(metadata)
-        save_file(load_file(path), path, {"sensorllm_min": json.dumps(metadata)})
+    tensors = load_file(path)
+    for change, code in ((as_it_began, 0), (to_come, 2)):
+        change(metadata, tensors)
+        save_file(tensors, path, {"sensorllm_min": json.dumps(metadata)})
         printed = run(
             "evaluate.py", "--checkpoint", "run", "--data", data, "--limit", 2, "--max-new-tokens",
             2, cwd=tmp_path, expect=code,

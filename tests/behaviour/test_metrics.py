@@ -10,14 +10,13 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from sensorllm_min import trend_text
-from sensorllm_min.metrics import (
-    bootstrap_intervals, class_report, class_scores, confusion_of, parse_activity, parse_claims,
-    parse_segments,
-)
-from sensorllm_min.sensors import DATASETS
-from sensorllm_min.trend_scores import truth_sums
-from sensorllm_min.trend_text import DIRECTION_OF_WORD, FirstWording, align_pair, trend_segments
+from sensorllm_min.data import wording
+from sensorllm_min.data.claims import parse_activity, parse_claims, parse_segments
+from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.data.texts import FirstWording, align_pair, trend_segments
+from sensorllm_min.evaluation.class_scores import (
+    bootstrap_intervals, class_report, class_scores, confusion_of)
+from sensorllm_min.evaluation.trend_scores import truth_sums
 
 CHANNEL = DATASETS["demo"].channels[0]
 TRIALS = pytest.mark.parametrize("trials", [105, pytest.param(700, marks=pytest.mark.slow)])
@@ -44,11 +43,11 @@ def test_class_scores_equal_scikit_learn(seed, unread):
         rng.random(200) < 0.6, true, rng.integers(0, 4, 200)
     )  # 4 is predicted only where true
     predicted = np.where(rng.random(200) < unread, 6, predicted)
-    rows = [
+    records = [
         {"label": int(label), "predicted": None if guess == 6 else int(guess)}
         for label, guess in zip(true, predicted)
     ]
-    confusion = confusion_of(rows, 6)
+    confusion = confusion_of(records, 6)
     assert confusion.tolist() == confusion_matrix(true, predicted, labels=range(7))[:6].tolist()
     for shape in (confusion, confusion[:, :6]) if not unread else (confusion,):
         ours = class_scores(shape)
@@ -259,7 +258,7 @@ def test_every_wording_is_whole_english_sentences():
             ), sentence
         if name == "single":
             assert "no trend" in text and parse_claims(text).segments == []
-    words = "|".join(DIRECTION_OF_WORD)
+    words = "|".join(wording.DIRECTION_OF_WORD)
     shapes = {
         re.sub(rf"\d+\.\d+|\d+|\b({words})\b|\ban?\b", "_", sentence.lower()) for sentence in seen
     }
@@ -267,8 +266,8 @@ def test_every_wording_is_whole_english_sentences():
 
 
 def test_the_pools_of_wordings_are_as_large_as_the_original_s():
-    assert len(set(trend_text.QUESTIONS)) >= 40 and len(set(trend_text.COVERS)) >= 40
-    for pool in (trend_text.SENTENCES, trend_text.CHANGES, trend_text.TOTALS, trend_text.OVERALL):
+    assert len(set(wording.QUESTIONS)) >= 40 and len(set(wording.COVERS)) >= 40
+    for pool in (wording.SENTENCES, wording.CHANGES, wording.TOTALS, wording.OVERALL):
         assert len(set(pool)) == len(pool) >= 30
 
 

@@ -10,10 +10,10 @@ import pytest
 from helpers import Run, digest, quiet, run
 from raw_files import OWN, own_table, write_small_own
 
-from sensorllm_min import prepare as module
-from sensorllm_min.config import InputError
-from sensorllm_min.data import PreparedData
-from sensorllm_min.prepare import prepare
+from sensorllm_min.data import prepare as module
+from sensorllm_min.files import InputError
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.prepare import prepare
 
 # ---- every state that a kill can leave ----
 

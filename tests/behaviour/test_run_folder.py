@@ -1,25 +1,30 @@
 """What a run keeps in its folder, without training: the best checkpoint, resuming, whole files, and what is refused."""
-import argparse
 import dataclasses
 import json
 import signal
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import digest, json_lines
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sensorllm_min import checkpoint, training
-from sensorllm_min.checkpoint import build_model, fill_model, load_checkpoint, read_checkpoint, save_checkpoint
-from sensorllm_min.config import InputError, write_bytes, write_whole
-from sensorllm_min.data import PreparedData
-from sensorllm_min.options import new_recipe
-from sensorllm_min.training import Processes, Run, new_optimizer
+from sensorllm_min.training import checkpoint, run as training
+from sensorllm_min.training.checkpoint import (
+    build_model, fill_model, load_checkpoint, read_checkpoint, save_checkpoint)
+from sensorllm_min.files import InputError, write_bytes, write_text
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.training.options import new_recipe
+from sensorllm_min.training.processes import Processes
+from sensorllm_min.training.run import Run
+from sensorllm_min.training.step import Step, new_optimizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SETTINGS = {"data": "data/demo", "batch_size": 4, "accumulate": 2, "epochs": 3.0, "lr": 1e-3, "warmup": 0.03,
-            "weight_decay": 0.1, "seed": 0, "train_limit": 100, "eval_limit": 50, "dtype": "float32"}
+            "weight_decay": 0.1, "seed": 0, "train_limit": 100, "eval_limit": 50, "dtype": "float32",
+            "eval_every": None, "log_every": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +38,29 @@ def signals_as_before():
 @pytest.fixture(scope="module")
 def recipe(demo, tmp_path_factory):
     """The built-in networks, as stage 2 has them; projector and head learn."""
-    args = argparse.Namespace(out=tmp_path_factory.mktemp("recipe"), llm=None, encoder=None, chat_format=None, resume=False,
+    args = SimpleNamespace(out=tmp_path_factory.mktemp("recipe"), llm=None, encoder=None, chat_format=None, resume=False,
                               scaling="StanNormalizeUniformBins", projector=(8,), train=("projector", "head"))
     return dataclasses.replace(new_recipe(args, PreparedData(demo), ALONE), classes=("still", "moving"))
 
 
 def begin(recipe, out, resume=False, train=("projector", "head"), **changes):
     """A run of a fresh model, of which nothing but `train` learns."""
-    model, _ = build_model(recipe)
-    model.train_only(train)
-    args = argparse.Namespace(**SETTINGS | changes, out=out, resume=resume, train=train)
-    return Run(args, ALONE, model, recipe, new_optimizer(model, args))
+    loaded = build_model(recipe)
+    loaded.model.train_only(train)
+    settings = SimpleNamespace(**SETTINGS | changes, out=out, resume=resume, train=train)
+    return Run(settings, ALONE, loaded, new_optimizer(loaded.model, settings), TenWindows())
+
+
+class TenWindows:
+    """As much of the training examples as a Run reads."""
+    sizes, data, called = np.ones(10), SimpleNamespace(name="demo"), "windows"
+
+    def __len__(self):
+        return 10
+
+
+def step_of(index):
+    return Step(index, lr=1e-3, batches=[], filler=1.0)
 
 
 def mark(run, value):
@@ -70,7 +87,7 @@ def test_the_best_validation_is_what_is_kept_and_loaded(recipe, tmp_path, higher
     run = begin(recipe, tmp_path)
     for step, score in enumerate(scores):
         mark(run, step + 1.0)
-        run.evaluated(step, {"other": 9.0, "score": score}, "score", higher_is_better)
+        run.log_evaluation(step_of(step), {"other": 9.0, "score": score}, "score", higher_is_better)
     best, last = tmp_path / "best.safetensors", tmp_path / "last.safetensors"
     assert marked(best) == [best_step] and marked(last) == [len(scores)]
     _, progress, _ = read_checkpoint(best)
@@ -87,11 +104,11 @@ def test_a_resumed_run_keeps_the_best_of_before(recipe, tmp_path):
     run = begin(recipe, tmp_path)
     for step, score in enumerate([0.75, 0.5]):
         mark(run, step + 1.0)
-        run.evaluated(step, {"score": score}, "score", higher_is_better=True)
+        run.log_evaluation(step_of(step), {"score": score}, "score", higher_is_better=True)
     run = begin(recipe, tmp_path, resume=True)
     assert run.progress["step"] == 2 and run.model.head.weight.unique().tolist() == [2.0]
     mark(run, 3.0)
-    run.evaluated(2, {"score": 0.625}, "score", higher_is_better=True)
+    run.log_evaluation(step_of(2), {"score": 0.625}, "score", higher_is_better=True)
     assert marked(tmp_path / "best.safetensors") == [1.0] and marked(tmp_path / "last.safetensors") == [3.0]
     assert run.progress["best_step"] == 1
 
@@ -117,8 +134,8 @@ def saved(recipe, tmp_path_factory):
     run = begin(recipe, out)
     for step in range(2):
         mark(run, step + 1.0)
-        run.stepped(step, 4, 1.5, 0.5, 1e-3, 10, every=1)
-        run.evaluated(step, {"score": 0.5}, "score", higher_is_better=True)
+        run.log_step(step_of(step), 1.5, 0.5, 10)
+        run.log_evaluation(step_of(step), {"score": 0.5}, "score", higher_is_better=True)
     run.metrics.close()
     run.log.close()
     signal.signal(signal.SIGTERM, before)
@@ -170,15 +187,16 @@ def test_the_seconds_of_a_resumed_run_count_those_before_it(recipe, folder, monk
     save_file(load_file(path), path, metadata={checkpoint.KEY: json.dumps(metadata)})
     run = begin(recipe, folder, resume=True)
     assert run.finish({})["seconds"] >= 1e6
-    run.evaluated(2, {"score": 0.25}, "score", higher_is_better=True)
+    run.log_evaluation(step_of(2), {"score": 0.25}, "score", higher_is_better=True)
     assert read_checkpoint(path)[1]["seconds"] >= 1e6
 
 
 def test_each_nth_step_and_the_last_one_are_said_and_all_are_noted(recipe, tmp_path):
-    run = begin(recipe, tmp_path)
+    run = begin(recipe, tmp_path, log_every=3)
+    run.plan.count = 8
     for step in range(8):
-        run.stepped(step, 8, 1.0 + step, 0.5, 1e-3, 10, every=3)
-    said = (tmp_path / "log.txt").read_text().splitlines()
+        run.log_step(step_of(step), 1.0 + step, 0.5, 10)
+    said = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("step")]
     assert [line.split("/8")[0].split() for line in said] == [["step", "3"], ["step", "6"], ["step", "8"]]
     assert [line.split("loss ")[1].split()[0] for line in said] == ["3.0000", "6.0000", "8.0000"]
     assert json_lines(tmp_path / "metrics.jsonl") == [
@@ -202,7 +220,7 @@ def test_resuming_with_other_parts_to_train_is_refused(recipe, folder):
 
 
 def test_resuming_another_model_is_refused(recipe, folder):
-    for changes in ({"control": "shuffled"}, {"channel_names": True}, {"trained": ("head",)}, {"llm_fingerprint": "x"}):
+    for changes in ({"ablation": "shuffled"}, {"channel_names": True}, {"trained": ("head",)}, {"llm_fingerprint": "x"}):
         with pytest.raises(InputError, match="is of another model"):
             begin(dataclasses.replace(recipe, **changes), folder, resume=True)
 
@@ -239,18 +257,30 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_refused(recipe, folder, change
             load_checkpoint(folder / "last.safetensors")
 
 
+def test_a_checkpoint_holds_what_has_learned_and_what_has_no_source(recipe):
+    """A network read from a directory is in it only if it was trained, in this stage or before."""
+    def parts(**changes):
+        return dataclasses.replace(recipe, **changes).saved_parts
+    always = {"projector", "tokens", "head"}
+    assert parts() == always | {"llm", "encoder"}
+    assert parts(llm="DIR", encoder="DIR") == always
+    assert parts(llm="DIR", encoder="DIR", trained=("llm", "head")) == always | {"llm"}
+    assert parts(llm="DIR", encoder="DIR", trained=("encoder",)) == always | {"encoder"}
+    assert parts(llm="DIR", trained=("projector",)) == always | {"encoder"}
+
+
 def test_only_the_named_parts_may_be_new(recipe, folder):
     """Stage 2 takes up a checkpoint without a head, and nothing else may be missing from it."""
     path = folder / "best.safetensors"
     rewrite(path, lambda tensors: tensors.pop("head.weight"))
     _, _, tensors = read_checkpoint(path)
-    model, _ = build_model(recipe)
+    model = build_model(recipe).model
     with pytest.raises(InputError, match="does not fit .*: head.weight"):
         fill_model(model, recipe, tensors, path)
     fill_model(model, recipe, tensors, path, new_parts=("head",))
     assert torch.equal(model.projector[0].weight, tensors["projector.0.weight"])
-    del tensors["new_rows"]
-    with pytest.raises(InputError, match="does not fit .*: new_rows"):
+    del tensors["special_embeddings"]
+    with pytest.raises(InputError, match="does not fit .*: special_embeddings"):
         fill_model(model, recipe, tensors, path, new_parts=("head",))
 
 
@@ -265,7 +295,7 @@ def test_a_checkpoint_without_a_moment_of_the_optimizer_is_refused(recipe, folde
 
 def test_a_file_has_its_old_content_until_all_of_the_new_is_written(tmp_path):
     path = tmp_path / "file"
-    write_whole(path, "old")
+    write_text(path, "old")
     with pytest.raises(ZeroDivisionError):
         with write_bytes(path) as file:
             file.write(b"half of the n")
@@ -304,7 +334,7 @@ def test_a_loss_that_is_not_finite_in_the_validation_saves_nothing(recipe, folde
     run = begin(recipe, folder, resume=True)
     before = {name: (folder / name).read_bytes() for name in ("best.safetensors", "last.safetensors")}
     with pytest.raises(InputError, match="step 3: score is nan"):
-        run.evaluated(2, {"other": 1.0, "score": float("nan")}, "score", higher_is_better=True)
+        run.log_evaluation(step_of(2), {"other": 1.0, "score": float("nan")}, "score", higher_is_better=True)
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
@@ -312,7 +342,7 @@ def test_results_name_seconds_and_trained_parameters(recipe, tmp_path, monkeypat
     drawn = []
     monkeypatch.setattr(training, "draw_curves", lambda path, lines: drawn.append((path, lines)))
     run = begin(recipe, tmp_path, train=("head",))
-    run.measured({"step": 1, "loss": 2.0})
+    run.measure({"step": 1, "loss": 2.0})
     run.finish({"score": 0.5})
     assert drawn == [(tmp_path / "curves.png", [{"step": 1, "loss": 2.0}])]
     results = json.loads((tmp_path / "results.json").read_text())

@@ -1,6 +1,7 @@
 """The splice with its checks, the losses against a plain computation, and who gets a gradient."""
 import copy
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,15 +10,19 @@ import torch.nn.functional as F
 from helpers import make_chronos, make_llama
 
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
-from sensorllm_min.config import InputError
-from sensorllm_min.data import (IGNORED, AlignExamples, HarExamples, Limits, PreparedData, collate, epoch_order, share)
+from sensorllm_min.files import InputError
+from sensorllm_min.batch import IGNORED, collate
+from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.training.processes import share
+from sensorllm_min.training.step import epoch_order
 from sensorllm_min.generate import generate
-from sensorllm_min.sensorllm import HeadLoss, PARTS, Projector, SensorLLM, class_weights
+from sensorllm_min.efficient import FusedCrossEntropy, compile_blocks, fused_cross_entropy
+from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
 from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, train_backend
-from sensorllm_min.options import sample_texts
+from sensorllm_min.data.examples import sample_texts
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
-LIMITS = Limits(512, 4096)
 
 
 @pytest.fixture(scope="module")
@@ -49,42 +54,42 @@ def with_head(model, tokenizer, n_classes=5):
 
 
 def align_batch(data, tokenizer, indices=(0, 100, 333), **options):
-    examples = AlignExamples(data, "train", tokenizer, LIMITS)
+    examples = AlignExamples(data, "train", PromptFormat(tokenizer, 512, 4096))
     return collate([examples[i] for i in indices], tokenizer.pad_id, **options)
 
 
 def har_batch(data, tokenizer, indices=(0, 900), text=("smry", "Q")):
-    examples = HarExamples(data, "train", tokenizer, LIMITS, text=text)
+    examples = HarExamples(data, "train", PromptFormat(tokenizer, 512, 4096, text))
     return collate([examples[i] for i in indices], tokenizer.pad_id)
 
 
 def test_align_prompt_reads_as_it_should(data, parts):
     _, tokenizer = parts
-    example = AlignExamples(data, "train", tokenizer, LIMITS)[0]
-    channel, n = data.dataset.channels[0], example.row["length"]
+    example = AlignExamples(data, "train", PromptFormat(tokenizer, 512, 4096))[0]
+    channel, n = data.dataset.channels[0], example.record["length"]
     text = tokenizer.backend.decode([i for i in example.prompt if i < 512], skip_special_tokens=False)
     assert text == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nA dialogue between a researcher and an assistant. "
         f"The assistant analyses a sensor time series of {n} points sampled at 20 Hz.<|eot_id|>"
-        f"<|start_header_id|>user<|end_header_id|>\n\n{example.row['question']}<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{example.record['question']}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n")
     assert tokenizer.decode(example.prompt).count("<ts>") == n + 1
     assert f"{channel.start}<ts>" in tokenizer.decode(example.prompt)
-    assert f"<ts>{channel.end}{example.row['question']}" in tokenizer.decode(example.prompt)
-    assert tokenizer.decode(example.answer) == example.row["answer"] and example.answer[-1] == tokenizer.end_of_turn
+    assert f"<ts>{channel.end}{example.record['question']}" in tokenizer.decode(example.prompt)
+    assert tokenizer.decode(example.answer) == example.record["answer"] and example.answer[-1] == tokenizer.end_of_turn
 
 
 def test_har_prompt_reads_as_it_should(data, parts):
     _, tokenizer = parts
     for text in ((), ("smry",), ("smry", "trend", "corr", "Q"), ("smry", "meta", "Q")):
-        example = HarExamples(data, "train", tokenizer, LIMITS, text=text, channel_names=bool(text))[3]
+        example = HarExamples(data, "train", PromptFormat(tokenizer, 512, 4096, text, bool(text)))[3]
         prompt = tokenizer.decode(example.prompt[1:])
         lines = prompt.split("\n")
         for line, channel in zip(lines, data.dataset.channels):
             name = f"{channel.spoken}: " if text else ""
             assert line == name + channel.start + "<ts>" * 25 + channel.end
         assert example.prompt.count(tokenizer.bos_id) == 1
-        window = data.window(example.row)
+        window = data.window(example.record)
         assert ("z-axis gyroscope: Mean=" in prompt) == ("smry" in text)
         if "smry" in text:
             spoken = float(prompt.split("z-axis gyroscope: Mean=")[1].split(",")[0])
@@ -94,7 +99,7 @@ def test_har_prompt_reads_as_it_should(data, parts):
 
 def test_labels_mask_all_but_the_answer(data, parts):
     _, tokenizer = parts
-    examples = AlignExamples(data, "train", tokenizer, LIMITS)
+    examples = AlignExamples(data, "train", PromptFormat(tokenizer, 512, 4096))
     chosen = [examples[i] for i in (0, 100, 333)]
     batch = collate(chosen, tokenizer.pad_id)
     for row, example in enumerate(chosen):
@@ -116,7 +121,7 @@ def test_prompts_for_generation_end_at_the_same_place(data, parts):
 def test_splice_puts_each_vector_at_its_placeholder(data, parts):
     """Row by row, channel by channel, against the encoder and projector called on one series alone."""
     model, tokenizer = parts
-    torch.nn.init.normal_(model.new_rows)  # they begin alike: any row would do
+    torch.nn.init.normal_(model.special_embeddings)  # they begin alike: any row would do
     for batch in (align_batch(data, tokenizer), har_batch(data, tokenizer), align_batch(data, tokenizer, for_generation=True)):
         with torch.no_grad():
             x = model.embed(batch)
@@ -126,17 +131,17 @@ def test_splice_puts_each_vector_at_its_placeholder(data, parts):
                 expected.append(model.projector(model.encoder(ids, mask)[0]))
             torch.testing.assert_close(x[batch.ids == tokenizer.sensor_id], torch.cat(expected), rtol=0, atol=1e-5)
             markers = (batch.ids >= 512) & (batch.ids != tokenizer.sensor_id)
-            torch.testing.assert_close(x[markers], model.new_rows[batch.ids[markers] - 512])
+            torch.testing.assert_close(x[markers], model.special_embeddings[batch.ids[markers] - 512])
             words = batch.ids < 512
             torch.testing.assert_close(x[words], model.llm.embed_tokens(batch.ids[words]))
-            assert not torch.equal(model.new_rows[0], x[words][0])
+            assert not torch.equal(model.special_embeddings[0], x[words][0])
 
 
-def test_new_rows_start_as_the_mean_of_the_old(parts):
+def test_special_embeddings_start_as_the_mean_of_the_old(parts):
     model, tokenizer = parts
-    assert model.new_rows.shape == (len(tokenizer.added), 48)
+    assert model.special_embeddings.shape == (len(tokenizer.added), 48)
     expected = model.llm.embed_tokens.weight.double().mean(0)
-    for row in model.new_rows:
+    for row in model.special_embeddings:
         # float32 sums of 512 values of 0.15
         torch.testing.assert_close(row.double(), expected, rtol=0, atol=1e-7)
 
@@ -238,7 +243,7 @@ def test_every_channel_and_marker_learns_without_stage_1(data, parts):
     loss.backward()
     per_channel = caught[0].grad.abs().sum(1).split((batch.series_lengths + 1).tolist())
     assert len(per_channel) == 12 and all((channel > 0).all() for channel in per_channel)
-    touched = model.new_rows.grad.abs().sum(1) > 0
+    touched = model.special_embeddings.grad.abs().sum(1) > 0
     assert touched.tolist() == [token not in (PAD, "<ts>") for token in tokenizer.added]
 
 
@@ -248,14 +253,14 @@ def test_trained_parts_are_float32_and_frozen_ones_as_loaded(sources, data):
     tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
     model = SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,))
     expected = llm.embed_tokens.weight.double().mean(0)  # not of sums that bfloat16 has rounded
-    torch.testing.assert_close(model.new_rows[0].double(), expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(model.special_embeddings[0].double(), expected, rtol=0, atol=1e-7)
     model.train_only(("projector", "tokens"))
     for name, parameter in model.named_parameters():
         assert parameter.dtype == (torch.float32 if model.part_of(name) in ("projector", "tokens") else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         loss, count = model(align_batch(data, tokenizer))
     loss.backward()
-    assert model.new_rows.grad.dtype == torch.float32 and loss.isfinite()
+    assert model.special_embeddings.grad.dtype == torch.float32 and loss.isfinite()
     model.train_only(("encoder",))  # a part that was loaded in bfloat16
     assert {parameter.dtype for parameter in model.encoder.parameters()} == {torch.float32}
 
@@ -293,29 +298,26 @@ def test_windows_longer_than_the_encoder_s_context_are_refused(data, parts):
     _, tokenizer = parts
     for examples in (AlignExamples, HarExamples):
         with pytest.raises(InputError, match="samples.*context holds 10"):
-            examples(data, "train", tokenizer, Limits(10, 4096))
+            examples(data, "train", PromptFormat(tokenizer, 10, 4096))
 
 
-@pytest.mark.parametrize(
-    "examples",
-    [AlignExamples, lambda *args, **options: HarExamples(*args, **options, answer="text")],
-)
+@pytest.mark.parametrize("examples", [AlignExamples, HarExamples])
 def test_prompt_and_answer_together_must_fit_into_the_llm(data, parts, examples):
     _, tokenizer = parts
-    (example,) = examples(data, "train", tokenizer, LIMITS, limit=1)
+    (example,) = examples(data, "train", PromptFormat(tokenizer, 512, 4096, answer="text"), limit=1)
     length = len(example.prompt) + len(example.answer)
     assert len(example.answer) > 1
-    assert len(examples(data, "train", tokenizer, Limits(512, length), limit=1)) == 1
+    assert len(examples(data, "train", PromptFormat(tokenizer, 512, length, answer="text"), limit=1)) == 1
     with pytest.raises(
         InputError, match=f"makes a prompt of {length} tokens, the LLM takes {length - 1}"
     ):
-        examples(data, "train", tokenizer, Limits(512, length - 1), limit=1)
+        examples(data, "train", PromptFormat(tokenizer, 512, length - 1, answer="text"), limit=1)
 
 
 def test_a_prompt_longer_than_the_llm_takes_is_named(data, parts):
     _, tokenizer = parts
     with pytest.raises(InputError, match="har window .* makes a prompt of .* the LLM takes 100"):
-        HarExamples(data, "train", tokenizer, Limits(512, 100))
+        HarExamples(data, "train", PromptFormat(tokenizer, 512, 100))
 
 
 def test_an_epoch_takes_each_example_once_in_steps_of_like_length():
@@ -335,12 +337,12 @@ def test_an_epoch_takes_each_example_once_in_steps_of_like_length():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_head_loss_in_chunks_equals_the_whole(monkeypatch, n, chunk, dtype):
     """Loss and both gradients against PyTorch's cross entropy over all logits at once, chunk borders included."""
-    monkeypatch.setattr(HeadLoss, "CHUNK", chunk)
+    monkeypatch.setattr(FusedCrossEntropy, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(n)
     hidden, weight = (torch.randn(shape, generator=generator) * 3 for shape in ((n, 8), (50, 8)))
     targets = torch.randint(0, 50, (n,), generator=generator)
     mine, theirs = ([t.to(dtype).clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
-    loss = HeadLoss.apply(*mine, targets)
+    loss = fused_cross_entropy(*mine, targets)
     reference = torch.nn.functional.cross_entropy((theirs[0] @ theirs[1].T).float(), targets, reduction="sum")
     (loss * 0.25).backward()
     (reference * 0.25).backward()
@@ -351,7 +353,7 @@ def test_head_loss_in_chunks_equals_the_whole(monkeypatch, n, chunk, dtype):
                                    atol=1e-5 if dtype == torch.float32 else 3e-2)
     frozen = weight.to(dtype)
     with torch.no_grad():
-        torch.testing.assert_close(HeadLoss.apply(mine[0], frozen, targets), reference)
+        torch.testing.assert_close(fused_cross_entropy(mine[0], frozen, targets), reference)
 
 
 def test_head_loss_stays_finite_for_scores_whose_exponential_is_not():
@@ -359,7 +361,7 @@ def test_head_loss_stays_finite_for_scores_whose_exponential_is_not():
     weight = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, 1.0]])
     targets = torch.tensor([0, 0])  # one sure, one hopeless
     mine, theirs = ([t.clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
-    loss = HeadLoss.apply(*mine, targets)
+    loss = fused_cross_entropy(*mine, targets)
     reference = F.cross_entropy(theirs[0] @ theirs[1].T, targets, reduction="sum")
     torch.testing.assert_close(loss, reference)
     for ours, other in zip(
@@ -372,7 +374,7 @@ def test_head_loss_sums_the_weight_gradient_in_float32(monkeypatch):
     """200 chunks of a bfloat16 head: a sum in bfloat16 would lose what is below 1/256 of it each
     time.
     """
-    monkeypatch.setattr(HeadLoss, "CHUNK", 2)
+    monkeypatch.setattr(FusedCrossEntropy, "CHUNK", 2)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = ((torch.randn(n, 8, generator=generator) + 1).bfloat16() for n in (400, 50))
     targets = torch.randint(0, 50, (400,), generator=generator)
@@ -381,7 +383,7 @@ def test_head_loss_sums_the_weight_gradient_in_float32(monkeypatch):
         F.cross_entropy(hidden.double() @ exact.T, targets, reduction="sum"), exact
     )
     weight.requires_grad_()
-    (found,) = torch.autograd.grad(HeadLoss.apply(hidden, weight, targets), weight)
+    (found,) = torch.autograd.grad(fused_cross_entropy(hidden, weight, targets), weight)
     assert (found - expected).norm() < 2 ** -8 * expected.norm()  # rounded once, and each term once
 
 
@@ -423,7 +425,7 @@ def test_compiled_blocks_give_the_same(data, parts):
             with torch.no_grad():
                 yield [model(batch)[0]]
     plain = list(results())
-    model.llm.compile_blocks()
+    compile_blocks(model.llm)
     for ours, expected in zip(results(), plain, strict=True):
         for mine, reference in zip(ours, expected, strict=True):
             torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
@@ -437,13 +439,16 @@ def test_compiled_blocks_run_in_training_and_validation_but_not_in_generation(
     plain, _ = model(batch)
     ran = []
     monkeypatch.setattr(
-        torch, "compile", lambda layer, dynamic: lambda *args: ran.append(layer) or layer(*args)
+        torch, "compile", lambda block, dynamic: lambda *args: ran.append(block) or block(*args)
     )
-    model.llm.compile_blocks()
-    assert torch.equal(model(batch)[0], plain) and ran == list(model.llm.layers)
+
+    def layers_that_ran():
+        return [block.args[0] if isinstance(block, partial) else block for block in ran]
+    compile_blocks(model.llm)
+    assert torch.equal(model(batch)[0], plain) and layers_that_ran() == list(model.llm.layers)
     with torch.no_grad():
         model(batch)
-    assert ran == 2 * list(model.llm.layers)
+    assert layers_that_ran() == 2 * list(model.llm.layers)
     prompts = align_batch(data, tokenizer, for_generation=True)
     generate(model.llm, model.embed(prompts), prompts.mask, set(), 3)
-    assert ran == 2 * list(model.llm.layers)
+    assert layers_that_ran() == 2 * list(model.llm.layers)

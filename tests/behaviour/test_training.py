@@ -1,9 +1,9 @@
 """Training end to end: two processes equal one, what each script trains and validates on, and what it leaves behind."""
-import argparse
 import json
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,16 +11,18 @@ import torch
 from helpers import json_lines, losses, make_chronos, make_llama, metrics, results, run
 from safetensors.torch import load_file
 
-from sensorllm_min.checkpoint import load_checkpoint, read_checkpoint
-from sensorllm_min.config import InputError
-from sensorllm_min.data import AlignExamples, HarExamples, PreparedData
-from sensorllm_min.evaluation import mean_loss, score_classes
+from sensorllm_min.training.checkpoint import load_checkpoint, read_checkpoint
+from sensorllm_min.files import InputError
+from sensorllm_min.data.examples import AlignExamples, HarExamples
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.evaluation.predict import mean_loss, score_classes
 from sensorllm_min.layers import RMSNorm
-from sensorllm_min.metrics import class_scores
-from sensorllm_min.options import sample_texts
+from sensorllm_min.evaluation.class_scores import class_scores
+from sensorllm_min.data.examples import sample_texts
 from sensorllm_min.sensorllm import PARTS
 from sensorllm_min.text_tokenizer import train_backend
-from sensorllm_min.training import Processes, learning_rate, new_optimizer
+from sensorllm_min.training.processes import Processes
+from sensorllm_min.training.step import learning_rate, new_optimizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SMALL = ("--train-limit", 52, "--eval-limit", 16, "--test-limit", 4, "--log-every", 1)
@@ -85,11 +87,11 @@ SPLITS = (("train", 21), ("val", 22), ("test", 23))
 
 def test_stage_1_trains_validates_and_tests_on_a_sample_of_the_split_for_it(untouched, demo):
     """Losses to 1e-5: batches of another size add in another order."""
-    model, tokenizer, recipe, _ = load_checkpoint(untouched / "align/last.safetensors")
+    loaded = load_checkpoint(untouched / "align/last.safetensors")
     data, losses_of, tests = PreparedData(demo), {}, None
     for split, limit in SPLITS:
-        tests = AlignExamples(data, split, tokenizer, recipe.limits, limit, 3)
-        losses_of[split] = mean_loss(model, tests, ALONE, 4, tokenizer.pad_id)
+        tests = AlignExamples(data, split, loaded.prompts, limit, 3)
+        losses_of[split] = mean_loss(loaded.model, tests, ALONE, 4)
     assert len({round(loss, 3) for loss in losses_of.values()}) == 3          # the splits can be told apart
     first, validation = metrics(untouched / "align")
     assert first["loss"] == pytest.approx(losses_of["train"], rel=1e-5)
@@ -97,25 +99,26 @@ def test_stage_1_trains_validates_and_tests_on_a_sample_of_the_split_for_it(unto
     shown = (untouched / "align/log.txt").read_text().split("--- test window ")[1:]
     assert len(shown) == 3
     for text in shown:
-        row = tests[int(text.split(":")[0])].row
+        row = tests[int(text.split(":")[0])].record
         assert f"{row['channel']}, {row['length']} samples\ntrue:\n{row['answer']}\nbefore" in text
 
 
 def test_stage_2_trains_validates_and_tests_on_a_sample_of_the_split_for_it(untouched, demo):
     """The loss is weighted by the rarity of each class among the windows trained on, in training and validation."""
-    model, tokenizer, recipe, _ = load_checkpoint(untouched / "har/last.safetensors")
-    examples = {split: HarExamples(PreparedData(demo), split, tokenizer, recipe.limits, limit, 3, ())
+    loaded = load_checkpoint(untouched / "har/last.safetensors")
+    model = loaded.model
+    examples = {split: HarExamples(PreparedData(demo), split, loaded.prompts, limit, 3)
                 for split, limit in SPLITS}
     counts = np.bincount(examples["train"].labels(), minlength=5)
     assert len(set(counts)) > 2 and counts.min() > 0                          # weights of the sample, not of the whole
-    unweighted = mean_loss(model, examples["train"], ALONE, 4, tokenizer.pad_id)
+    unweighted = mean_loss(model, examples["train"], ALONE, 4)
     model.class_weights = torch.tensor(1 / counts / (1 / counts).sum(), dtype=torch.float32)
-    weighted = {split: mean_loss(model, examples[split], ALONE, 4, tokenizer.pad_id) for split in examples}
+    weighted = {split: mean_loss(model, examples[split], ALONE, 4) for split in examples}
     assert abs(weighted["train"] - unweighted) > 1e-3 * unweighted
     first, validation = metrics(untouched / "har")
     assert first["loss"] == pytest.approx(weighted["train"], rel=1e-5)
     assert validation["val_loss"] == pytest.approx(weighted["val"], rel=1e-5)
-    scores = {split: class_scores(score_classes(model, tokenizer, examples[split], ALONE, 4)[0]) for split in examples}
+    scores = {split: class_scores(score_classes(loaded, examples[split], ALONE, 4)[0]) for split in examples}
     assert len({score["accuracy"] for score in scores.values()}) == 3
     assert validation["macro_f1"] == scores["val"]["macro_f1"] and validation["accuracy"] == scores["val"]["accuracy"]
     tested = results(untouched / "har")
@@ -151,15 +154,15 @@ def test_the_test_scores_come_from_the_checkpoint_that_validated_best(demo, tmp_
     def told_loss(model, *args):
         return [0.5, 0.9, 0.7][next(validations)]
 
-    def told_classes(model, tokenizer, examples, *args):
-        if "test" in examples.rows.path.name:
-            tested.append(model.projector[0].weight.detach().clone())
+    def told_classes(loaded, examples, *args):
+        if "test" in examples.records.path.name:
+            tested.append(loaded.model.projector[0].weight.detach().clone())
             return CONFUSIONS[1], 1.0
         return CONFUSIONS[next(validations)], 1.0
 
-    def noted_describe(model, *args):
-        tested.append(model.projector[0].weight.detach().clone())
-        return real_describe(model, *args)
+    def noted_describe(loaded, *args):
+        tested.append(loaded.model.projector[0].weight.detach().clone())
+        return real_describe(loaded, *args)
     if stage == "align":
         monkeypatch.setattr(train_align, "mean_loss", told_loss)
         monkeypatch.setattr(train_align, "describe", noted_describe)
@@ -183,7 +186,7 @@ def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):
     monkeypatch.chdir(trained)
     model, _, _, _ = load_checkpoint("align")
     model.train_only(PARTS)
-    optimizer = new_optimizer(model, argparse.Namespace(lr=1e-3, weight_decay=0.1, train=PARTS))
+    optimizer = new_optimizer(model, SimpleNamespace(lr=1e-3, weight_decay=0.1, train=PARTS))
     ours = {id(p) for p in optimizer.param_groups[0]["params"]}
     theirs = set(get_parameter_names(model, [RMSNorm], [r"bias"]))
     for name, parameter in model.named_parameters():
@@ -197,9 +200,9 @@ def test_a_run_whose_loss_turns_nan_keeps_its_checkpoint(demo, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     real_step = train_har.train_step
 
-    def poisoned_step(model, batches, filler, optimizer, rate, processes, args, step):
-        result = real_step(model, batches, filler, optimizer, rate, processes, args, step)
-        if step == poisoned_at:
+    def poisoned_step(model, step, *args):
+        result = real_step(model, step, *args)
+        if step.index == poisoned_at:
             with torch.no_grad():
                 model.head.weight.fill_(float("nan"))
         return result
@@ -235,10 +238,10 @@ def trained(demo, tmp_path_factory):
 
 def test_checkpoints_hold_what_was_trained_alone(trained):
     recipe, progress, tensors = read_checkpoint(trained / "align" / "best.safetensors")
-    assert {name.split(".")[0] for name in tensors} == {"projector", "new_rows"}
+    assert {name.split(".")[0] for name in tensors} == {"projector", "special_embeddings"}
     assert recipe.llm == str(trained / "llm") and recipe.stage == "align" and recipe.dataset == "demo" and progress["step"] > 0
     recipe, _, tensors = read_checkpoint(trained / "har" / "best.safetensors")
-    assert {name.split(".")[0] for name in tensors} == {"projector", "new_rows", "head"}
+    assert {name.split(".")[0] for name in tensors} == {"projector", "special_embeddings", "head"}
     assert recipe.stage == "har" and recipe.text == ("smry", "Q") and recipe.projector == (2048,)
     found = results(trained / "har")
     assert found["trained_parameters"] == 32 * 2048 + 2048 + 2048 * 48 + 48 + 5 * 48
@@ -248,7 +251,7 @@ def test_checkpoints_hold_what_was_trained_alone(trained):
 def test_stage_2_goes_on_where_stage_1_stopped(trained):
     """The marker rows of stage 1 are in stage 2's checkpoint, untouched; the projector moved on from stage 1's."""
     align, har = (load_file(trained / stage / "best.safetensors") for stage in ("align", "har"))
-    assert torch.equal(align["new_rows"], har["new_rows"])
+    assert torch.equal(align["special_embeddings"], har["special_embeddings"])
     assert 0 < (align["projector.0.weight"] - har["projector.0.weight"]).abs().max() < 0.1
 
 
@@ -305,6 +308,7 @@ def test_files_that_are_no_checkpoint_of_ours_are_refused(trained, tmp_path, mon
         load_checkpoint(tmp_path / "format")
 
 
+@pytest.mark.slow
 def test_evaluate_reports_on_both(trained, demo):
     out = run("evaluate.py", "--checkpoint", "align", "har", "--data", demo, "--limit", 12, "--max-new-tokens", 20, cwd=trained)
     assert "direction right for" in out and "guessing gets" in out and "macro f1" in out and "Walking" in out
@@ -319,8 +323,8 @@ def test_stage_2_without_stage_1_learns_its_markers(trained, demo):
         "--text", "none", *SMALL, *ONE_STEP, cwd=trained)
     _, _, tensors = read_checkpoint(trained / "only" / "best.safetensors")
     start = load_file(trained / "llm" / "model.safetensors")["model.embed_tokens.weight"].mean(0)
-    assert (tensors["new_rows"][2:] - start).abs().max() > 1e-4               # the markers learned
-    assert torch.allclose(tensors["new_rows"][1], start, atol=1e-6)           # <ts> has no gradient
+    assert (tensors["special_embeddings"][2:] - start).abs().max() > 1e-4               # the markers learned
+    assert torch.allclose(tensors["special_embeddings"][1], start, atol=1e-6)           # <ts> has no gradient
 
 
 def test_no_run_writes_over_another(trained, demo):
@@ -331,8 +335,9 @@ def test_no_run_writes_over_another(trained, demo):
     assert before == {path: path.read_bytes() for path in (trained / "align").iterdir()}
 
 
-@pytest.mark.parametrize("given,learns", [("--llm", {"encoder", "projector", "new_rows"}),
-                                          ("--encoder", {"llm", "projector", "new_rows"})])
+@pytest.mark.slow
+@pytest.mark.parametrize("given,learns", [("--llm", {"encoder", "projector", "special_embeddings"}),
+                                          ("--encoder", {"llm", "projector", "special_embeddings"})])
 def test_a_network_without_a_directory_learns(trained, demo, given, learns):
     out = given.strip("-") + "-alone"
     run("train_align.py", "--data", demo, given, given.strip("-"), "--out", out, *SMALL, *BRIEF, *ONE_STEP, cwd=trained)

@@ -1,18 +1,24 @@
 """One optimizer step in isolation: which examples it sees, what it does with their loss, and with which rate."""
-import argparse
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from sensorllm_min.config import TINY_LLAMA, InputError
-from sensorllm_min.data import AlignExamples, Example, HarExamples, Limits, PreparedData, epoch_order
+from sensorllm_min.config import TINY_LLAMA
+from sensorllm_min.files import InputError
+from sensorllm_min.batch import Example
+from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.training.step import epoch_order
 from sensorllm_min.llama import Llama
-from sensorllm_min.options import fill_in, frozen_dtype, sample_texts, set_up
+from sensorllm_min.data.examples import sample_texts
+from sensorllm_min.training.options import RunSettings, precision, set_up
 from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
-from sensorllm_min.training import Processes, Steps, learning_rate, new_optimizer, train_step
+from sensorllm_min.training.processes import Processes
+from sensorllm_min.training.step import Step, Steps, learning_rate, new_optimizer, train_step
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
@@ -55,16 +61,17 @@ class Told(torch.nn.Module):
         return self.loss_of(self.weight), self.counted
 
 
-def one_step(model, optimizer, batches=1, filler=1.0, rate=1.0, processes=ALONE, step=0, bf16=False):
-    args = argparse.Namespace(bf16=bf16, out="out/x")
-    return train_step(model, [OneBatch()] * batches, filler, optimizer, rate, processes, args, step)
+def one_step(model, optimizer, processes=ALONE, batches=1, **changes):
+    """changes: of the step's filler, lr and index."""
+    step = Step(**{"index": 0, "lr": 1.0, "batches": [OneBatch()] * batches, "filler": 1.0} | changes)
+    return train_step(model, step, optimizer, processes, "out/x")
 
 
 @pytest.mark.parametrize("scale", [0.01, 100])
 def test_an_optimizer_step_equals_the_formulas(scale):
     """Clipping to norm 1 and AdamW (arXiv 1711.05101, algorithm 2), in numpy; norms and biases do not decay."""
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1, bias=False))
-    args = argparse.Namespace(lr=0.01, weight_decay=0.1, train=("all",))
+    args = SimpleNamespace(lr=0.01, weight_decay=0.1, train=("all",))
     optimizer = new_optimizer(model, args)
     decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert [name for name, p in model.named_parameters() if id(p) in decays] == ["0.weight", "2.weight"]
@@ -81,7 +88,7 @@ def test_an_optimizer_step_equals_the_formulas(scale):
     m, v = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in "mv")
     for step in range(1, 6):
         rate = 0.01 / step
-        _, norm, _ = one_step(Quadratic(), optimizer, rate=rate)
+        _, norm, _ = one_step(Quadratic(), optimizer, lr=rate)
         gradients = {name: scale * 2 * (w - 0.3) for name, w in weights.items()}
         total = np.sqrt(sum((g ** 2).sum() for g in gradients.values()))
         assert norm == pytest.approx(total, rel=1e-5)
@@ -139,15 +146,16 @@ def test_an_example_that_fills_in_counts_nowhere(filler):
     ("float32", torch.float32, torch.float32, False), ("bfloat16", torch.bfloat16, torch.bfloat16, False),
     ("int8", torch.bfloat16, torch.bfloat16, True)])
 def test_dtype_says_in_what_a_step_computes_and_trained_weights_stay_float32(dtype, computes, frozen, int8):
-    args, seen = argparse.Namespace(dtype=dtype), []
-    assert frozen_dtype(args) == {"dtype": frozen, "int8": int8}
+    seen = []
+    assert precision(dtype) == {"dtype": frozen, "int8": int8}
 
     def loss_of(weight):
         product = weight[None] @ torch.ones(3, 1)
         seen.append(product.dtype)
         return product.float().sum()
     model = Told(loss_of)
-    one_step(model, torch.optim.SGD(model.parameters(), lr=0.1), bf16=args.bf16)
+    processes = Processes(0, 1, CPU, bf16=dtype != "float32")
+    one_step(model, torch.optim.SGD(model.parameters(), lr=0.1), processes)
     assert seen == [computes] and model.weight.dtype == torch.float32
 
 
@@ -156,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value):
     model = Told(lambda weight: (weight * value).sum())
     message = r"step 8: the loss is (nan|inf) \(training examples 41\).*out/x/last.safetensors"
     with pytest.raises(InputError, match=message):
-        one_step(model, torch.optim.AdamW(model.parameters()), step=7)
+        one_step(model, torch.optim.AdamW(model.parameters()), index=7)
     assert (model.weight == 1).all()
 
 
@@ -186,22 +194,26 @@ class JustAnLlm(torch.nn.Module):
         pass
 
     def forward(self, batch):
-        return self.llm(torch.ones(1, 5, TINY_LLAMA.d_model)).square().mean(), torch.tensor(1.0)
+        hidden = self.llm(torch.ones(1, 5, TINY_LLAMA.d_model))
+        return hidden.square().mean(), torch.tensor(1.0)
 
 
 @pytest.mark.parametrize("recompute,times", [(False, 1), (True, 2)])
 def test_gradient_checkpointing_computes_each_block_again_for_the_backward_pass(recompute, times):
     model = JustAnLlm()
-    set_up(model, argparse.Namespace(train=("llm",), attention="torch", compile=False, gradient_checkpointing=recompute))
+    set_up(model, SimpleNamespace(
+        train=("llm",), attention="torch", compile=False, gradient_checkpointing=recompute))
     one_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert model.calls == [times] * 3
 
 
 def test_defaults_stand_where_an_option_was_not_given():
-    args = argparse.Namespace(lr=0.5, epochs=None, projector=None, train=None, scaling=None)
-    fill_in(args, {"lr": 1e-3, "epochs": 3, "projector": 256, "train": "projector,tokens"})
-    assert vars(args) == {"lr": 0.5, "epochs": 3, "projector": (256,), "train": ("projector", "tokens"),
-                          "scaling": "StanNormalizeUniformBins"}
+    names = [field.name for field in dataclasses.fields(RunSettings)]
+    given = RunSettings(**dict.fromkeys(names) | {"lr": 0.5, "seed": 4})
+    filled = given.with_defaults(lr=1e-3, epochs=3, projector=(256,), train=("projector", "tokens"))
+    changed = {name: getattr(filled, name) for name in names if getattr(filled, name) is not None}
+    assert changed == {"lr": 0.5, "epochs": 3, "projector": (256,), "train": ("projector", "tokens"),
+                       "scaling": "StanNormalizeUniformBins", "seed": 4}
 
 
 # ---- which examples a step sees ----
@@ -216,17 +228,19 @@ class Numbered:
         return len(self.sizes)
 
     def __getitem__(self, index):
-        return Example([1] * int(self.sizes[index]), [2], [np.ones(3)], 0, {}, place=int(index))
+        return Example([1] * int(self.sizes[index]), [2], [np.ones(3)], 0, {}, index=int(index))
 
 
 def steps_of(count, world=1, rank=0, batch_size=8, accumulate=1, epochs=1, seed=0):
-    args = argparse.Namespace(batch_size=batch_size, accumulate=accumulate, epochs=epochs, seed=seed)
-    return Steps(Numbered(count), args, Processes(rank, world, CPU), pad_id=0)
+    settings = SimpleNamespace(batch_size=batch_size, accumulate=accumulate, epochs=epochs, seed=seed,
+                               lr=1e-3, warmup=0.1)
+    return Steps(Numbered(count), settings, Processes(rank, world, CPU), pad_id=0)
 
 
 def numbers(steps, first=0):
     """The examples that count in each step from `first` on, micro-batch by micro-batch."""
-    return [[batch.examples for batch in batches if filler] for _, batches, filler in steps(first)]
+    return [[batch.examples for batch in step.batches if step.filler]
+            for step in steps.starting_at(first)]
 
 
 def flat(lists):
@@ -243,19 +257,21 @@ def test_processes_and_micro_batches_share_the_examples_of_a_step(count, world, 
     assert [sorted(flat(flat(step))) for step in zip(*map(numbers, ranks))] == alone
     for steps in ranks:
         assert steps.count == len(alone) and steps.size == 8
-        for step, batches, filler in steps(0):
-            if filler and len(alone[step]) == 8:
-                assert [len(batch.examples) for batch in batches] == [batch_size] * accumulate
-            assert all(len(batch.examples) <= batch_size for batch in batches) and len(batches) <= accumulate
+        for step in steps.starting_at(0):
+            sizes = [len(batch.examples) for batch in step.batches]
+            if step.filler and len(alone[step.index]) == 8:
+                assert sizes == [batch_size] * accumulate
+            assert max(sizes) <= batch_size and len(sizes) <= accumulate
+            assert step.lr == learning_rate(step.index, steps.count, 1e-3, 0.1)
 
 
 def test_a_process_without_an_example_fills_in_with_one_of_the_step():
     steps = steps_of(9, world=2, rank=1, batch_size=4)
-    first = {step: batches for step, batches, filler in steps(0) if filler == 0.0}
-    assert len(first) == 1 and steps.count == 2
-    (step, batches), = first.items()
-    partner = next(batches for number, batches, _ in steps_of(9, world=2, rank=0, batch_size=4)(0) if number == step)
-    assert [batch.examples for batch in batches] == [batch.examples for batch in partner]
+    (alone,) = [step for step in steps.starting_at(0) if step.filler == 0.0]
+    assert steps.count == 2
+    partner = steps_of(9, world=2, rank=0, batch_size=4).make(alone.index)
+    assert partner.filler == 1.0
+    assert [batch.examples for batch in alone.batches] == [batch.examples for batch in partner.batches]
 
 
 def test_the_order_follows_from_seed_and_epoch_and_a_resumed_run_takes_it_up():
@@ -296,7 +312,7 @@ def test_a_limited_split_is_a_seeded_sample_of_all_of_it(prepared, examples_of):
     data, tokenizer = prepared
 
     def sample(limit, seed):
-        return examples_of(data, "train", tokenizer, Limits(512, 4096), limit, seed)
+        return examples_of(data, "train", PromptFormat(tokenizer, 512, 4096), limit, seed)
     everything = len(sample(None, 0))
     drawn = [sample(40, seed).index for seed in (0, 1, 0)]
     assert np.array_equal(drawn[0], drawn[2]) and len(set(drawn[0]) & set(drawn[1])) < 10
@@ -304,14 +320,14 @@ def test_a_limited_split_is_a_seeded_sample_of_all_of_it(prepared, examples_of):
         assert len(index) == len(set(index)) == 40 and (np.diff(index) > 0).all()
         assert index.min() < everything / 4 and index.max() > everything * 3 / 4     # from the first part and the last
     one = sample(40, 0)
-    assert [one[i].place for i in range(40)] == one.index.tolist()
+    assert [one[i].index for i in range(40)] == one.index.tolist()
     assert np.array_equal(sample(everything, 0).index, np.arange(everything))
 
 
 def test_a_sample_reaches_every_class_and_subject(prepared):
     """Of 100 of 1960 windows in order of subject and class, each of the five classes and of the seven people has some."""
     data, tokenizer = prepared
-    examples = HarExamples(data, "train", tokenizer, Limits(512, 4096), 100, seed=0)
+    examples = HarExamples(data, "train", PromptFormat(tokenizer, 512, 4096), 100, seed=0)
     assert np.bincount(examples.labels(), minlength=5).min() >= 8             # 20 are expected, give or take 4
-    assert len({examples[i].row["subject"] for i in range(100)}) == len({row for row in data.meta["subjects"]
+    assert len({examples[i].record["subject"] for i in range(100)}) == len({row for row in data.meta["subjects"]
                                                                           if data.meta["subjects"][row]["split"] == "train"})

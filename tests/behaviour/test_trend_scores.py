@@ -13,16 +13,14 @@ from sacrebleu.metrics import BLEU
 from test_metrics import CHANNEL, TRIALS, random_series
 from untrained import small_dataset
 
-from sensorllm_min.data import AlignExamples, Limits, PreparedData
-from sensorllm_min.evaluation import trend_scores, trend_sums
-from sensorllm_min.metrics import parse_claims
-from sensorllm_min.options import sample_texts
+from sensorllm_min.data.claims import parse_claims
+from sensorllm_min.data.examples import AlignExamples, PromptFormat, sample_texts
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.texts import FirstWording, align_pair
+from sensorllm_min.evaluation.trend_scores import (
+    TEXT, TRUTH, WIDTH, Guess, count_matches, groups_of, in_one_line, row_of_sums, score_trends,
+    scores_of, scores_table, trend_sums, truth_sums)
 from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
-from sensorllm_min.trend_scores import (
-    TEXT, TRUTH, WIDTH, Guess, agreeing, groups_of, in_one_line, row_of_sums, scores_of,
-    scores_table, truth_sums,
-)
-from sensorllm_min.trend_text import FirstWording, align_pair
 
 SERIES = np.array(
     [0, 1, 2, 3, 3, 3, 2, 1, 0, 0, 0.0]
@@ -137,11 +135,12 @@ def test_an_answer_is_well_formed_if_it_ended_holds_claims_alone_and_leaves_no_t
 
 def test_segments_agree_within_the_tolerance_and_once():
     true = [(0, 3, 1), (3, 4, -1), (4, 5, 1), (5, 9, -1)]
-    assert agreeing(true, true) == 4 and agreeing([], true) == 0
-    assert agreeing([(1, 4, 1), (5, 10, -1)], true) == 2 and agreeing([(2, 5, 1)], true) == 0
-    assert agreeing([(0, 3, 1)] * 3, true) == 1 and agreeing([(0, 3, -1)], true) == 0
+    assert count_matches(true, true) == 4 and count_matches([], true) == 0
+    assert count_matches([(1, 4, 1), (5, 10, -1)], true) == 2
+    assert count_matches([(2, 5, 1)], true) == 0
+    assert count_matches([(0, 3, 1)] * 3, true) == 1 and count_matches([(0, 3, -1)], true) == 0
     assert (
-        agreeing([(0, 3, 1), (1, 2, 1)], [(0, 3, 1), (2, 3, 1)]) == 2
+        count_matches([(0, 3, 1), (1, 2, 1)], [(0, 3, 1), (2, 3, 1)]) == 2
     )  # the earliest that fits, so that both find one
 
 
@@ -164,10 +163,8 @@ def test_wild_texts_raise_nothing():
 def examples(demo, tmp_path_factory):
     data = PreparedData(small_dataset(demo, tmp_path_factory.mktemp("scored") / "data/demo"))
     tokenizer = built_tokenizer(train_backend(sample_texts(data), 600), data.dataset.channels, 600)
-    return {
-        split: AlignExamples(data, split, tokenizer, Limits(512, 4096))
-        for split in ("train", "test")
-    }, data
+    prompts = PromptFormat(tokenizer, 512, 4096)
+    return {split: AlignExamples(data, split, prompts) for split in ("train", "test")}, data
 
 
 def test_the_guess_says_what_is_usual_in_its_training_windows(examples):
@@ -210,8 +207,8 @@ class Made:
 
     def __getitem__(self, i):
         channel, length = self.windows[i]
-        row = {"channel": channel, "length": length, "answer": f"{channel} {length}"}
-        return SimpleNamespace(series=[np.arange(length, dtype=float)], row=row)
+        record = {"channel": channel, "length": length, "answer": f"{channel} {length}"}
+        return SimpleNamespace(series=[np.arange(length, dtype=float)], record=record)
 
 
 def test_the_guess_s_text_is_of_the_same_channel_and_the_nearest_length():
@@ -232,34 +229,34 @@ def test_the_guess_samples_so_many_windows_at_most():
 
 
 def test_groups_add_up_and_equal_the_references(examples):
-    """Each group's scores are those of sacrebleu and rouge-score over its rows; channels and
+    """Each group's scores are those of sacrebleu and rouge-score over its windows; channels and
     lengths are parts of all.
     """
     examples, data = examples
-    test, guess, rows = examples["test"], Guess(examples["train"]), []
+    test, guess, records = examples["test"], Guess(examples["train"]), []
     for i in range(0, len(test), 3):
-        row = test[i].row
-        rows.append({
-            **row,
+        record = test[i].record
+        records.append({
+            **record,
             "window": i,
-            "generated": guess.text(row["channel"], row["length"] + i % 3),
+            "generated": guess.text(record["channel"], record["length"] + i % 3),
             "ended": i % 5 > 0,
         })
-    scores = trend_scores(rows, data, guess, quiet)
+    scores = score_trends(records, data, guess, quiet)
     assert list(scores)[:7] == ["all", *(channel.token for channel in data.dataset.channels)]
     assert len(scores) == 11
     assert (
         scores["all"]["windows"]
-        == len(rows)
+        == len(records)
         == sum(scores[c.token]["windows"] for c in data.dataset.channels)
         == sum(group["windows"] for name, group in scores.items() if "samples" in name)
     )
     rouge = RougeScorer(["rouge1", "rougeL"])
     for group, members in (
-        ("all", rows),
-        ("y_acc", [row for row in rows if row["channel"] == "y_acc"]),
+        ("all", records),
+        ("y_acc", [record for record in records if record["channel"] == "y_acc"]),
     ):
-        texts, truths = zip(*((row["generated"], row["answer"]) for row in members))
+        texts, truths = zip(*((record["generated"], record["answer"]) for record in members))
         for order in range(1, 5):
             expected = BLEU(max_ngram_order=order).corpus_score(list(texts), [list(truths)]).score
             assert scores[group]["answers"][f"bleu_{order}"] == pytest.approx(expected, abs=1e-9)
@@ -269,13 +266,13 @@ def test_groups_add_up_and_equal_the_references(examples):
             )
             assert scores[group]["answers"][name] == pytest.approx(100 * expected, abs=1e-9)
     sums = sum(
-        trend_sums(row, data.window(row)[:, list(scores).index(row["channel"]) - 1], guess)
-        for row in rows
+        trend_sums(record, data.window(record)[:, list(scores).index(record["channel"]) - 1], guess)
+        for record in records
     )
     assert sums.shape == (2, WIDTH)
     assert scores_of(sums[0]) == scores["all"]["answers"]
     assert scores_of(sums[1]) == scores["all"]["guess"]
-    ended = np.mean([row["ended"] for row in rows])
+    ended = np.mean([record["ended"] for record in records])
     assert 0 < scores["all"]["answers"]["well_formed"] <= ended
     table = scores_table(scores)
     assert all(name.replace("_", " ") in table for name in (*TEXT, *TRUTH))

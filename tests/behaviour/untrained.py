@@ -15,10 +15,10 @@ import torch
 from helpers import spread
 
 import evaluate
-from sensorllm_min.checkpoint import build_model, save_checkpoint
-from sensorllm_min.data import PreparedData
-from sensorllm_min.options import new_recipe
-from sensorllm_min.training import Processes
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.training.checkpoint import build_model, save_checkpoint
+from sensorllm_min.training.options import new_recipe
+from sensorllm_min.training.processes import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 LINES = {
@@ -48,7 +48,7 @@ def small_dataset(demo, folder):
 def save_untrained(out, data_folder, stage, seed=0, **changes):
     """Writes out/best.safetensors, a checkpoint of a random model. changes: of its recipe."""
     data = PreparedData(data_folder)
-    args = Namespace(
+    settings = Namespace(
         llm=None,
         encoder=None,
         chat_format=None,
@@ -58,19 +58,21 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
         scaling="StanNormalizeUniformBins",
         train=("projector", "tokens", "llm", "encoder"),
     )
-    recipe = new_recipe(args, data, ALONE)
+    recipe = new_recipe(settings, data, ALONE)
     if stage == "har":
         recipe = replace(recipe, classes=data.dataset.classes, text=("smry", "Q"))
     recipe = replace(recipe, **changes)
     torch.manual_seed(seed)
-    model, tokenizer = build_model(recipe)
-    spread(model, std=0.1)
+    loaded = build_model(recipe)
+    spread(loaded.model, std=0.1)
     with torch.no_grad():  # so that some answers end by themselves
-        for index in tokenizer.stop_ids:
-            model.llm.embed_tokens.weight[index] *= 2
-    settings = {"data": str(data_folder), "seed": seed}
-    progress = {"step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0, "settings": settings}
-    save_checkpoint(out / "best.safetensors", model, recipe, progress)
+        for index in loaded.tokenizer.stop_ids:
+            loaded.model.llm.embed_tokens.weight[index] *= 2
+    progress = {
+        "step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0,
+        "settings": {"data": str(data_folder), "seed": seed},
+    }
+    save_checkpoint(out / "best.safetensors", loaded.model, recipe, progress)
 
 
 def evaluate_here(monkeypatch, capsys, folder, *options):

@@ -2,7 +2,9 @@
 transformers, samples as defined.
 """
 import json
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,21 +12,25 @@ import torch
 import torch.nn.functional as F
 from helpers import make_chronos, make_llama, quiet
 
-from sensorllm_min import ask, evaluation
+from sensorllm_min.evaluation import ask
+from sensorllm_min.evaluation import predict as evaluation
+from sensorllm_min.evaluation.predict import Decoding
 from sensorllm_min import generate as module
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import read_llama_config
-from sensorllm_min.data import (AlignExamples, HarExamples, Limits, PreparedData, align_prompt,
-                                collate)
+from sensorllm_min.batch import collate
+from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, align_prompt
+from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.generate import Sampling, generate, next_tokens, stream, token_probabilities
-from sensorllm_min.layers import FEW_ROWS, linear
+from sensorllm_min.efficient import FEW_ROWS, linear
 from sensorllm_min.llama import KVCache
-from sensorllm_min.options import sample_texts
+from sensorllm_min.data.examples import sample_texts
 from sensorllm_min.sensorllm import SensorLLM
-from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend
+from sensorllm_min.text_tokenizer import TextTokenizer, load_text_tokenizer, train_backend
+from sensorllm_min.training.processes import Processes
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
-ONE_PROCESS = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
+ONE_PROCESS = Processes(0, 1, torch.device("cpu"))
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=3)
 
 
@@ -60,27 +66,35 @@ def several_ends(model, tmp_path):
     return load
 
 
-class WithLimits:
+class WithRoom:
     """Examples of which the true answer does not count: only the prompt has to fit."""
 
-    def __init__(self, examples, limits):
-        self.examples, self.limits, self.sizes = examples, limits, examples.sizes
+    def __init__(self, examples, max_positions):
+        self.examples, self.sizes = examples, examples.sizes
+        self.prompts = replace(examples.prompts, max_positions=max_positions)
 
     def __getitem__(self, i):
         return self.examples[i]
 
 
-def asked(model, tokenizer, recipe, window, question, max_new_tokens):
+class Short(NamedTuple):
+    """A model as it is loaded, whose LLM takes this many tokens."""
+    model: SensorLLM
+    tokenizer: TextTokenizer
+    prompts: PromptFormat
+    recipe: SimpleNamespace = SimpleNamespace(stage="align")
+
+
+def asked(loaded, window, question, max_new_tokens):
     """What `evaluate.py --ask` says about a window, in float32 on a CPU."""
-    cpu, bf16 = torch.device("cpu"), False
-    return ask.answer(model, tokenizer, recipe, window, question, cpu, max_new_tokens,
-                      module.GREEDY, bf16, quiet)
+    decoding = Decoding(1, max_new_tokens)
+    return ask.answer(loaded, window, question, ONE_PROCESS, decoding, say=lambda piece: None)
 
 
 def prompts(model, kind, indices):
     ours, _, tokenizer, data = model
-    examples = (AlignExamples(data, "test", tokenizer, Limits(512, 4096)) if kind == "align" else
-                HarExamples(data, "test", tokenizer, Limits(512, 4096), answer="text"))
+    examples = (AlignExamples(data, "test", PromptFormat(tokenizer, 512, 4096)) if kind == "align" else
+                HarExamples(data, "test", PromptFormat(tokenizer, 512, 4096, answer="text")))
     return collate([examples[i] for i in indices], tokenizer.pad_id, for_generation=True)
 
 
@@ -91,15 +105,15 @@ def test_a_batch_says_what_each_prompt_says_alone(model, kind, indices, sampling
     ours, _, tokenizer, _ = model
     batch = prompts(model, kind, indices)
     assert kind == "har" or len({int(n) for n in batch.series_lengths}) > 1 and not batch.mask.all()
-    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 40, sampling, batch.examples)
+    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 40, sampling.at(batch.examples))
     stops = {free[0][5], free[-1][20], free[1][30]}                           # several, met at different steps
-    together = generate(ours.llm, ours.embed(batch), batch.mask, stops, 40, sampling, batch.examples)
+    together = generate(ours.llm, ours.embed(batch), batch.mask, stops, 40, sampling.at(batch.examples))
     assert together == [row[:next((i for i, token in enumerate(row) if token in stops), 40)] for row in free]
     assert len({len(answer) for answer in together}) > 1
     for i, index in enumerate(indices):
         alone = prompts(model, kind, (index,))
         assert alone.mask.all()
-        assert generate(ours.llm, ours.embed(alone), alone.mask, stops, 40, sampling, alone.examples) == [together[i]]
+        assert generate(ours.llm, ours.embed(alone), alone.mask, stops, 40, sampling.at(alone.examples)) == [together[i]]
 
 
 def test_greedy_with_sensors_equals_transformers(model):
@@ -124,17 +138,17 @@ def test_every_end_token_of_the_config_ends_an_answer(model, several_ends):
     further = free[0][7]
     ending = several_ends([2, 4, further])
     assert ending.stop_ids == {2, 4, further, tokenizer.end_of_turn}
-    examples = AlignExamples(data, "test", ending, Limits(512, 4096))
+    loaded = Short(ours, ending, PromptFormat(ending, 512, 4096))
+    examples = AlignExamples(data, "test", loaded.prompts)
     described = {i: (text, ended) for i, text, ended in evaluation.describe(
-        ours, ending, examples, ONE_PROCESS, 3, 30, positions=[0, 100, 333])}
+        loaded, examples, ONE_PROCESS, Decoding(3, 30), positions=[0, 100, 333])}
     for i, tokens in zip((0, 100, 333), free, strict=True):
         until = next((n for n, token in enumerate(tokens) if token in ending.stop_ids), 30)
         assert described[i] == (ending.decode(tokens[:until]), until < 30)
     assert described[0][1]
 
     window = ask.prepared_window(data, "align", "test", 0)
-    recipe = SimpleNamespace(stage="align", n_classes=None, limits=Limits(512, 4096))
-    assert asked(ours, ending, recipe, window, examples[0].row["question"], 30) == described[0][0]
+    assert asked(loaded, window, examples[0].record["question"], 30) == described[0][0]
 
 
 @pytest.mark.parametrize("room", [1, 4])
@@ -143,9 +157,9 @@ def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch, room):
     ended by itself.
     """
     ours, _, tokenizer, data = model
-    examples = AlignExamples(data, "test", tokenizer, Limits(512, 4096))
+    examples = AlignExamples(data, "test", PromptFormat(tokenizer, 512, 4096))
     batch = prompts(model, "align", (0, 100))
-    limits = Limits(512, batch.ids.shape[1] + room)
+    max_positions = batch.ids.shape[1] + room
     reached = []
     real = KVCache.extend
 
@@ -154,19 +168,19 @@ def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch, room):
         return real(self, layer, k, v)
     monkeypatch.setattr(KVCache, "extend", extend)
     answers = {i: ended for i, _, ended in evaluation.describe(
-        ours, tokenizer, WithLimits(examples, limits), ONE_PROCESS, 2, 50, positions=[0, 100])}
+        Short(ours, tokenizer, examples.prompts), WithRoom(examples, max_positions), ONE_PROCESS,
+        Decoding(2, 50), positions=[0, 100])}
     # the last token is not fed
-    assert max(reached) == limits.max_positions - 1 and answers == {0: False, 100: False}
+    assert max(reached) == max_positions - 1 and answers == {0: False, 100: False}
 
     window = ask.prepared_window(data, "align", "test", 0)
-    question = examples.rows[0]["question"]
+    question = examples.records[0]["question"]
     prompt = align_prompt(
-        tokenizer, window.dataset.channels[0], len(window.samples), data.dataset.rate, question
+        examples.prompts, window.dataset.channels[0], len(window.samples), data.dataset.rate, question
     )
-    recipe = SimpleNamespace(stage="align", n_classes=None, limits=Limits(512, len(prompt) + room))
     reached.clear()
-    asked(ours, tokenizer, recipe, window, question, 50)
-    assert max(reached) == recipe.limits.max_positions - 1
+    asked(Short(ours, tokenizer, PromptFormat(tokenizer, 512, len(prompt) + room)), window, question, 50)
+    assert max(reached) == len(prompt) + room - 1
 
 
 @torch.no_grad()
@@ -301,16 +315,16 @@ def test_a_seed_fixes_what_is_said(model):
     ours, _, _, _ = model
     batch = prompts(model, "align", (0, 100))
     def said(**settings):
-        return generate(ours.llm, ours.embed(batch), batch.mask, set(), 20, Sampling(temperature=1.5, **settings), [4, 5])
+        return generate(ours.llm, ours.embed(batch), batch.mask, set(), 20, Sampling(temperature=1.5, places=(4, 5), **settings))
     assert said(seed=1) == said(seed=1) != said(seed=2)
     rows = said(seed=1)
     # what is drawn goes with the number of the example, not with its row in the batch
     swapped = prompts(model, "align", (100, 0))
     settings = Sampling(temperature=1.5, seed=1)
     x = ours.embed(swapped)
-    assert generate(ours.llm, x, swapped.mask, set(), 20, settings, [5, 4]) == rows[::-1]
+    assert generate(ours.llm, x, swapped.mask, set(), 20, settings.at((5, 4))) == rows[::-1]
     same = prompts(model, "align", (0, 0))                                    # one prompt twice draws apart
-    first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5), [4, 5])
+    first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5, places=(4, 5)))
     assert first != second
 
 

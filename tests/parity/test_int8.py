@@ -6,7 +6,7 @@ import torch
 from helpers import make_chronos, make_llama, run
 
 from sensorllm_min.config import LlamaConfig
-from sensorllm_min.int8 import Int8Linear, quantize
+from sensorllm_min.efficient import Int8Linear, quantize
 from sensorllm_min.llama import Llama
 from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend
 from sensorllm_min.weights import load_llama

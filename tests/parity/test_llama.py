@@ -6,7 +6,8 @@ from helpers import make_llama
 from sensorllm_min.config import LlamaConfig, read_llama_config
 from sensorllm_min.generate import generate
 from sensorllm_min.layers import RMSNorm
-from sensorllm_min.llama import GatedSilu, KVCache, Llama, rotary_frequencies
+from sensorllm_min.efficient import Packing, GatedSilu
+from sensorllm_min.llama import KVCache, Llama, rotary_frequencies
 from sensorllm_min.weights import load_llama
 
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -157,7 +158,7 @@ def training_pass(llm, x, real, wanted):
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.nbytes) or t, lambda t: t
     ):
-        out = llm(x, real=real, wanted=wanted)
+        out = llm(x, packing=Packing(real, wanted))
     weights = llm.layers[0].attn.k_proj.weight, llm.layers[-1].mlp.up_proj.weight
     return (out, *torch.autograd.grad(out.square().mean(), (x, *weights))), sum(kept)
 

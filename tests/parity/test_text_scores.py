@@ -7,9 +7,10 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from sensorllm_min.sensors import DATASETS
-from sensorllm_min.text_scores import bleu, bleu_counts, bleu_tokens, longest_common_subsequence, rouge_1, rouge_l
-from sensorllm_min.trend_text import align_pair
+from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.data.texts import align_pair
+from sensorllm_min.evaluation.text_scores import (
+    bleu, bleu_counts, bleu_tokens, longest_common_subsequence, rouge_1, rouge_l)
 
 ORDERS = (1, 2, 3, 4)
 SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]

@@ -14,11 +14,15 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from sensorllm_min import trend_text
-from sensorllm_min.config import InputError, LlamaConfig, read_llama_config
-from sensorllm_min.data import IGNORED, AlignExamples, Limits, PreparedData, collate
-from sensorllm_min.sensors import DATASETS
-from sensorllm_min.text_tokenizer import SENSOR, built_tokenizer, declared_format, load_text_tokenizer, train_backend
+from sensorllm_min.data import texts as trend_text
+from sensorllm_min.config import LlamaConfig, read_llama_config
+from sensorllm_min.files import InputError
+from sensorllm_min.batch import IGNORED, collate
+from sensorllm_min.data.examples import AlignExamples, PromptFormat
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.text_tokenizer import (
+    SENSOR, built_tokenizer, declared_format, load_text_tokenizer, train_backend)
 
 CHANNELS = DATASETS["usc-had"].channels
 TEXTS = ["Once upon a time", "0.0s to 0.06s: rising\n0.06s to 1.2s: steady\n\nOverall, it rises.", " leading space",
@@ -134,14 +138,15 @@ def check_ids(kind):
 
 
 def check_new_tokens(kind):
-    ours, V = kind.ours(), kind.vocab_size
+    """An embedding matrix may have rows that pad it: new tokens come after those, too."""
+    V = kind.vocab_size + 7
+    ours = load_text_tokenizer(kind.folder, kind.config(vocab_size=V), CHANNELS)
     text = CHANNELS[0].start + SENSOR * 3 + CHANNELS[0].end + "What is it?"
     ids = ours.encode(text)
-    assert ids[:5] == [V + 2, V + 1, V + 1, V + 1, V + 3] and max(ids[5:]) < V
+    assert ids[:5] == [V + 2, V + 1, V + 1, V + 1, V + 3] and max(ids[5:]) < kind.vocab_size
     assert ours.decode(ids) == text
     assert ours.pad_id == V and len(ours.added) == 2 + 2 * len(CHANNELS) == len(set(ours.added))
-    ours.vocab_size += 64                                                     # rows that pad an embedding matrix
-    assert ours.decode([ids[-1], ours.vocab_size - 1]) == ours.decode([ids[-1]])
+    assert ours.decode([ids[-1], V - 1]) == ours.decode([ids[-1]])            # a padding row means nothing
 
 
 @each_kind
@@ -176,6 +181,12 @@ def test_every_end_of_text_of_config_json_stops_an_answer(kind, tmp_path):
     ours = load_text_tokenizer(kind.folder, config, CHANNELS)
     assert ours.stop_ids == {*further, ours.end_of_turn}
     assert ours.eos == kind.theirs().eos_token                                # what ends a turn is still the first
+
+
+def test_a_sentencepiece_model_knows_its_own_begin_and_end(kinds):
+    config = kinds["llama2"].config(bos_id=None, eos_ids=())
+    ours = load_text_tokenizer(kinds["llama2"].folder, config, CHANNELS)
+    assert (ours.bos_id, ours.bos, ours.eos, ours.stop_ids) == (1, "<s>", "</s>", {2})
 
 
 def test_ids_of_config_json_serve_where_the_tokenizer_declares_none(kinds, tmp_path):
@@ -272,16 +283,16 @@ def test_the_answer_and_its_end_alone_are_supervised(kinds, demo, name):
     """A whole training example of each format, sensors included."""
     data, kind = PreparedData(demo), kinds[KIND_OF.get(name, "llama2")]
     ours = load_text_tokenizer(kind.folder, kind.config(), data.dataset.channels, name)
-    examples = AlignExamples(data, "test", ours, Limits(512, 4096), limit=60)
+    examples = AlignExamples(data, "test", PromptFormat(ours, 512, 4096), limit=60)
     chosen = [examples[0], examples[50]]
     batch = collate(chosen, ours.pad_id)
     for targets, ids, example in zip(batch.targets, batch.ids, chosen):
         supervised = targets[targets != IGNORED].tolist()
         assert supervised[-1] == ours.end_of_turn == ours.piece_id(ENDS[name])
-        assert ours.decode(supervised[:-1]).strip() == example.row["answer"]
-        assert ids.tolist().count(ours.sensor_id) == example.row["length"] + 1
+        assert ours.decode(supervised[:-1]).strip() == example.record["answer"]
+        assert ids.tolist().count(ours.sensor_id) == example.record["length"] + 1
         before = ours.decode(ids[:len(example.prompt)].tolist())
-        assert example.row["question"] in before and example.row["answer"] not in before
+        assert example.record["question"] in before and example.record["answer"] not in before
 
 
 def test_a_chat_format_whose_end_is_no_token_is_refused(kinds):

@@ -24,6 +24,7 @@ def compiled_rows(*command, **environment):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_two_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     """LLaMA's forward pass for Hopper, T5's key gradients for Ampere: compiled afresh, as on a
     new machine.

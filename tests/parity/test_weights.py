@@ -8,7 +8,8 @@ import torch
 from helpers import make_chronos, make_llama
 from safetensors.torch import load_file, save_file
 
-from sensorllm_min.config import InputError, LlamaConfig
+from sensorllm_min.config import LlamaConfig
+from sensorllm_min.files import InputError
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
 

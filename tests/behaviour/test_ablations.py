@@ -1,10 +1,12 @@
-"""The comparison of controls: what is planned, what each control changes, what learns, and the
+"""The comparison of ablations: what is planned, what each ablation changes, what learns, and the
 table at the end.
 """
 
 import json
 import re
+import sys
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +14,15 @@ import torch
 from helpers import json_lines, results, run
 from untrained import ALONE, save_untrained, small_dataset
 
-from sensorllm_min.checkpoint import build_model, load_checkpoint
-from sensorllm_min.config import InputError
-from sensorllm_min.controls import ROWS, controls_table, majority, planned
-from sensorllm_min.data import HarExamples, Limits, PreparedData, collate
-from sensorllm_min.sensorllm import CONTROLS
+import train_har
+from sensorllm_min.ablations import ABLATIONS
+from sensorllm_min.batch import collate
+from sensorllm_min.data.examples import HarExamples
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.evaluation.compare import ROWS, comparison_table, plan_runs, score_majority
+from sensorllm_min.files import InputError
+from sensorllm_min.sensorllm import SensorLLM
+from sensorllm_min.training.checkpoint import build_model, load_checkpoint
 
 SMALL = (
     "--train-limit", 8, "--eval-limit", 2, "--test-limit", 12, "--epochs", 1, "--batch-size", 8,
@@ -33,16 +39,16 @@ def folder(tmp_path_factory, demo):
 
 @pytest.fixture(scope="module")
 def compared(folder):
-    """One step of every run of one seed -> (what was printed, the content of controls.json)."""
-    out = run("train_har.py", "--controls", 1, *SMALL, cwd=folder)
-    return out, json.loads((folder / "out/controls/controls.json").read_text())["results"]
+    """One step of every run of one seed -> (what was printed, the content of comparison.json)."""
+    out = run("train_har.py", "--compare", 1, *SMALL, cwd=folder)
+    return out, json.loads((folder / "out/comparison/comparison.json").read_text())["results"]
 
 
 def test_one_command_trains_every_row_and_each_trains_what_it_says(folder, compared):
     out, found = compared
     assert list(found) == [*ROWS, "majority"] and all(len(runs) == 1 for runs in found.values())
     assert "How to read it" in out
-    assert (folder / "out/controls/controls.md").read_text().split("\n\n", 2)[2] in out
+    assert (folder / "out/comparison/comparison.md").read_text().split("\n\n", 2)[2] in out
     learned = {name: runs[0]["trained_parameters"] for name, runs in found.items()}
     assert (
         learned["full"]
@@ -70,9 +76,9 @@ def test_every_row_is_tested_on_the_same_windows_and_chance_and_majority_come_fr
     """
     _, found = compared
     data = PreparedData(folder / "data/demo")
-    _, tokenizer, recipe, _ = load_checkpoint(folder / "out/controls/full-0/best.safetensors")
+    prompts = load_checkpoint(folder / "out/comparison/full-0/best.safetensors").prompts
     train, test = (
-        HarExamples(data, split, tokenizer, recipe.limits, limit).labels()
+        HarExamples(data, split, prompts, limit).labels()
         for split, limit in (("train", 8), ("test", 12))
     )
     commonest = np.bincount(train, minlength=5).argmax()
@@ -84,17 +90,17 @@ def test_every_row_is_tested_on_the_same_windows_and_chance_and_majority_come_fr
     assert {run["chance"] for runs in found.values() for run in runs} == {chance}
     assert found["majority"][0]["accuracy"] == guessed
     assert all(
-        results(folder / f"out/controls/{name}-0")["majority"]["accuracy"] == guessed
+        results(folder / f"out/comparison/{name}-0")["majority"]["accuracy"] == guessed
         for name in ROWS
     )
 
 
 def test_an_interrupted_comparison_trains_only_what_is_missing(folder, compared):
     out, _ = compared
-    before = (folder / "out/controls/full-0/results.json").stat().st_mtime_ns
-    (folder / "out/controls/text-only-0/results.json").unlink()
-    again = run("train_har.py", "--controls", 1, *SMALL, cwd=folder)
-    assert (folder / "out/controls/full-0/results.json").stat().st_mtime_ns == before
+    before = (folder / "out/comparison/full-0/results.json").stat().st_mtime_ns
+    (folder / "out/comparison/text-only-0/results.json").unlink()
+    again = run("train_har.py", "--compare", 1, *SMALL, cwd=folder)
+    assert (folder / "out/comparison/full-0/results.json").stat().st_mtime_ns == before
     rows = [re.search(r"\| text-only \|.*\|", text)[0].rsplit("|", 2)[0] for text in (out, again)]
     assert rows[0] == rows[1]
 
@@ -104,8 +110,8 @@ def test_more_seeds_extend_a_comparison(folder, compared):
     """Two seeds: every row gets a standard deviation, and within a seed all rows see the same
     windows.
     """
-    out = run("train_har.py", "--controls", 2, *SMALL, cwd=folder)
-    found = json.loads((folder / "out/controls/controls.json").read_text())["results"]
+    out = run("train_har.py", "--compare", 2, *SMALL, cwd=folder)
+    found = json.loads((folder / "out/comparison/comparison.json").read_text())["results"]
     assert list(found) == [*ROWS, "majority"] and all(len(runs) == 2 for runs in found.values())
     for name in found:
         assert re.search(rf"^\| {name} \|.* \u00b1 .*\|$", out, re.MULTILINE), name
@@ -113,20 +119,17 @@ def test_more_seeds_extend_a_comparison(folder, compared):
         assert len({runs[seed]["chance"] for runs in found.values()}) == 1
 
 
-def test_each_control_is_blind_to_what_it_says(folder, compared):
-    """Logits of one batch under each control's checkpoint, with the input disturbed: who notices?
-    """
+def test_each_ablation_is_blind_to_what_it_says(folder, compared):
+    """Logits of one batch under each ablation's checkpoint, the input disturbed: who notices?"""
     data = PreparedData(folder / "data/demo")
 
     def logits(name, change=lambda batch: None):
-        model, tokenizer, recipe, _ = load_checkpoint(
-            folder / f"out/controls/{name}-0/best.safetensors"
-        )
-        examples = HarExamples(data, "test", tokenizer, Limits(512, 4096), text=recipe.text)
-        batch = collate([examples[i] for i in (3, 30)], tokenizer.pad_id)
+        loaded = load_checkpoint(folder / f"out/comparison/{name}-0/best.safetensors")
+        examples = HarExamples(data, "test", loaded.prompts)
+        batch = collate([examples[i] for i in (3, 30)], loaded.tokenizer.pad_id)
         change(batch)
         with torch.no_grad():
-            return model.class_logits(batch)
+            return loaded.model.class_logits(batch)
 
     def other_samples(batch):
         batch.series = batch.series.flip(0)
@@ -152,11 +155,9 @@ def test_each_control_is_blind_to_what_it_says(folder, compared):
 
 
 def shuffled_model(folder):
-    model, tokenizer, recipe, _ = load_checkpoint(
-        folder / "out/controls/shuffled-0/best.safetensors"
-    )
-    examples = HarExamples(PreparedData(folder / "data/demo"), "test", tokenizer, recipe.limits)
-    return model, tokenizer, examples
+    loaded = load_checkpoint(folder / "out/comparison/shuffled-0/best.safetensors")
+    examples = HarExamples(PreparedData(folder / "data/demo"), "test", loaded.prompts)
+    return loaded.model, loaded.tokenizer, examples
 
 
 def test_a_shuffled_window_keeps_its_embeddings_and_its_order_in_any_batch(folder, compared):
@@ -166,7 +167,7 @@ def test_a_shuffled_window_keeps_its_embeddings_and_its_order_in_any_batch(folde
     )
     with torch.no_grad():
         shuffled, alone = model.embed(two), model.embed(one)
-        model.control = None
+        model.__class__ = SensorLLM  # the same weights, nothing taken away
         plain = model.embed(two)
     for row in range(2):
         places = two.ids[row] == tokenizer.sensor_id
@@ -185,7 +186,7 @@ def test_every_shuffled_window_has_an_order_of_its_own(folder, compared, monkeyp
     batch = collate([examples[i] for i in range(8)], tokenizer.pad_id)
     n = int((batch.ids[0] == tokenizer.sensor_id).sum())  # the same of each window
     counting = torch.arange(n).repeat(8)[:, None].expand(-1, model.llm.config.d_model).float()
-    monkeypatch.setattr(model, "sensor_embeddings", lambda batch: counting)
+    monkeypatch.setattr(model.projector, "forward", lambda features: counting)
     with torch.no_grad():
         x = model.embed(batch)
     orders = [
@@ -200,9 +201,9 @@ def test_a_random_llm_is_not_that_of_stage_1_and_differs_from_seed_to_seed(folde
     """Drawn with the run's seed, frozen as drawn, and found again in its checkpoint; the encoder is
     stage 1's.
     """
-    align, _, _, _ = load_checkpoint(folder / "out/align/best.safetensors")
-    full, _, _, _ = load_checkpoint(folder / "out/controls/full-0/best.safetensors")
-    random, _, recipe, _ = load_checkpoint(folder / "out/controls/random-llm-0/best.safetensors")
+    align = load_checkpoint(folder / "out/align/best.safetensors").model
+    full = load_checkpoint(folder / "out/comparison/full-0/best.safetensors").model
+    random, _, recipe, _ = load_checkpoint(folder / "out/comparison/random-llm-0/best.safetensors")
 
     def weight(model):
         return model.llm.layers[0].mlp.up_proj.weight
@@ -210,17 +211,8 @@ def test_a_random_llm_is_not_that_of_stage_1_and_differs_from_seed_to_seed(folde
     assert torch.equal(weight(full), weight(align)) and not torch.equal(
         weight(random), weight(align)
     )
-    assert recipe.llm_seed == 0 and recipe.control == "random-llm"
-    drawn = [
-        build_model(
-            Namespace(
-                **vars(recipe) | {
-                    "llm_seed": seed, "saved_parts": (), "sensors": recipe.sensors, "n_classes": 5,
-                }
-            )
-        )[0]
-        for seed in (0, 1)
-    ]
+    assert recipe.llm_seed == 0 and recipe.ablation == "random-llm"
+    drawn = [build_model(replace(recipe, llm_seed=seed)).model for seed in (0, 1)]
     assert torch.equal(weight(random), weight(drawn[0])) and not torch.equal(
         weight(drawn[0]), weight(drawn[1])
     )
@@ -228,9 +220,9 @@ def test_a_random_llm_is_not_that_of_stage_1_and_differs_from_seed_to_seed(folde
     assert torch.equal(q_proj[0], q_proj[1]) and torch.equal(q_proj[0], q_proj[2])
 
 
-def test_a_control_is_evaluated_like_any_model(folder, compared):
-    run("evaluate.py", "--checkpoint", "out/controls/encoder-mlp-0", "--limit", 12, cwd=folder)
-    out = folder / "out/controls/encoder-mlp-0"
+def test_an_ablation_is_evaluated_like_any_model(folder, compared):
+    run("evaluate.py", "--checkpoint", "out/comparison/encoder-mlp-0", "--limit", 12, cwd=folder)
+    out = folder / "out/comparison/encoder-mlp-0"
     scores = json.loads((out / "evaluation_test.json").read_text())
     assert len(json_lines(out / "predictions_test.jsonl")) == 12
     assert scores["macro_f1"] == pytest.approx(
@@ -239,34 +231,31 @@ def test_a_control_is_evaluated_like_any_model(folder, compared):
     assert "encoder-mlp" in (out / "report_test.md").read_text()
 
 
-def test_the_plan_holds_every_row_and_seed_and_refuses_other_settings(tmp_path):
-    args = Namespace(
-        seed=5, controls=2, out=str(tmp_path / "c"), align="a", text="smry", control=None,
-        answer="class",
-    )
-    runs = list(planned(args, ALONE))
+def test_the_plan_holds_every_row_and_seed_and_refuses_other_settings(tmp_path, monkeypatch):
+    options = ("--seed", 5, "--out", tmp_path / "c", "--align", "a", "--text", "smry")
+    monkeypatch.setattr(sys, "argv", ["train_har.py", "--compare", "2", *map(str, options)])
+    settings, n_seeds = train_har.read_arguments()
+    runs = list(plan_runs(settings, n_seeds, ALONE))
     assert [name for name, _ in runs] == [*ROWS] * 2 and {run.seed for _, run in runs} == {5, 6}
-    assert {run.control for _, run in runs} == {None, *CONTROLS}
+    assert {run.ablate for _, run in runs} == {None, *ABLATIONS}
     assert len({run.out for _, run in runs}) == len(runs)
     changed = {name: (run.align, run.text) for name, run in runs}
-    assert changed == {name: ("a", "smry") for name in ROWS} | {
-        "no-stage-1": ("none", "smry"),
-        "sensors-only": ("a", "none"),
+    assert changed == {name: ("a", ("smry",)) for name in ROWS} | {
+        "no-stage-1": ("none", ("smry",)),
+        "sensors-only": ("a", ()),
     }
-    assert len(list(planned(Namespace(**vars(args) | {"controls": 3}), ALONE))) == 3 * len(
-        ROWS
-    )  # more seeds: it resumes
-    with pytest.raises(
-        InputError, match="holds a comparison with text smry, not none; choose another --out"
-    ):
-        list(planned(Namespace(**vars(args) | {"text": "none"}), ALONE))
-    bare = Namespace(**vars(args) | {"align": "none", "text": "none", "out": str(tmp_path / "d")})
-    assert {name for name, _ in planned(bare, ALONE)} == {
-        "full",
-        *CONTROLS,
-    }  # what the full model lacks is no control
-    with pytest.raises(InputError, match="class heads"):
-        next(planned(Namespace(**vars(args) | {"answer": "text"}), ALONE))
+    more_seeds = list(plan_runs(settings, 3, ALONE))  # it resumes
+    assert len(more_seeds) == 3 * len(ROWS)
+    without_text = replace(settings, text=())
+    message = r"holds a comparison with text \['smry'\], not \[\]; choose another --out"
+    with pytest.raises(InputError, match=message):
+        list(plan_runs(without_text, 2, ALONE))
+    bare = replace(without_text, align="none", out=str(tmp_path / "d"))
+    rows = {name for name, _ in plan_runs(bare, 2, ALONE)}
+    assert rows == {"full", *ABLATIONS}  # what the full model lacks is no ablation
+    for change in ({"answer": "text"}, {"ablate": "no-llm"}):
+        with pytest.raises(InputError, match="class heads"):
+            next(plan_runs(replace(settings, **change), 2, ALONE))
 
 
 def test_the_table_takes_differences_seed_by_seed():
@@ -276,14 +265,14 @@ def test_the_table_takes_differences_seed_by_seed():
             "seconds": 3,
         }
 
-    table = controls_table(
+    table = comparison_table(
         {"full": [run_of(0.5), run_of(0.7)], "no-llm": [run_of(0.4), run_of(0.6)]}, 2
     )
     assert "| full | the model as it is, after stage 1 | 0.600 \u00b1 0.141 |  |" in table
     assert "| 0.500 \u00b1 0.141 | +0.100 \u00b1 0.000 |" in table
     assert "2 seeds." in table
-    assert "2 of them in the test" in table
-    assert "\u00b1 " not in controls_table({"full": [run_of(0.5)]}, 2).split("How to read")[0]
+    assert "the test has 2 people." in table
+    assert "\u00b1 " not in comparison_table({"full": [run_of(0.5)]}, 2).split("How to read")[0]
 
 
 def test_the_majority_baseline_names_the_commonest_class_of_training():
@@ -293,7 +282,7 @@ def test_the_majority_baseline_names_the_commonest_class_of_training():
     train, test = (
         Namespace(labels=lambda labels=labels: labels) for labels in ([1, 1, 0], [0, 0, 2, 1])
     )
-    scores = majority(train, test, 3)
+    scores = score_majority(train, test, 3)
     assert scores["accuracy"] == 0.25
     assert scores["macro_f1"] == pytest.approx(2 / 5 / 3)
     assert scores["chance"] == 0.5

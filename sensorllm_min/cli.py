@@ -1,0 +1,76 @@
+"""What every script does around its main: mistakes in one line, exit codes, numbers as options."""
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from .files import InputError
+
+LOST_PEER = ("onnect", "gloo", "NCCL", "timed out", "eset")       # in the words of gloo and nccl
+
+
+class Stopped(Exception):
+    """The run was asked to end (SIGTERM) and has saved what it needs to resume."""
+
+
+def run_script(main):
+    """Calls main; what a person did wrong ends in one line and exit code 2, without a traceback.
+
+    Of several processes the first one prints it. Another waits a little, until torchrun ends it,
+    and prints only if it is still running then: the mistake is on its side alone.
+    """
+    code, message = 0, None
+    first = int(os.environ.get("RANK", 0)) == 0
+    try:
+        main()
+    except (InputError, OSError) as error:                   # the text of an OSError names the file
+        code, message = 2, error
+    except RuntimeError as error:
+        if not dist.is_initialized() or not any(word in str(error) for word in LOST_PEER):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        code = 1
+        message = f"another process died or cannot be reached; this one stops, too ({reason})"
+    except Stopped as stopped:
+        code, message = 128 + signal.SIGTERM, stopped if first else None
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    if message is not None:
+        if not first:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(3)
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    if dist.is_initialized():
+        # Everything is written. A failed process must not wait for the collectives of the others,
+        # and a DDP wrapper that outlives its process group sometimes aborts when Python takes it
+        # down.
+        os._exit(code)
+    sys.exit(code)
+
+
+# ---- argparse types: a ValueError becomes one line and exit code 2 ----
+
+def count(text):
+    """A whole number of at least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def amount(text):
+    """A finite number of at least 0."""
+    if not (math.isfinite(float(text)) and float(text) >= 0):
+        raise ValueError
+    return float(text)
+
+
+def seed(text):
+    """A whole number of at least 0."""
+    if int(text) < 0:
+        raise ValueError
+    return int(text)

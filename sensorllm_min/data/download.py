@@ -1,0 +1,157 @@
+"""The official archive of a dataset: resumable download, checks, and safe unpacking."""
+import hashlib
+import os
+import shutil
+import stat
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from ..files import InputError
+
+BLOCK = 1 << 20
+MAX_RATIO = 100                         # unpacked to packed: numbers reach 10, a zip bomb 1000
+MAX_INNER_ZIPS = 4                      # the archives of UCI hold one
+
+
+def progress(done, total, rate):
+    """Bytes and bytes per second -> "12 of 75 MB, 3.0 MB/s, 21 s left"; total may be unknown."""
+    if not total:
+        return f"{done / 1e6:.0f} MB, {rate / 1e6:.1f} MB/s"
+    seconds = (total - done) / max(rate, 1)
+    left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate / 1e6:.1f} MB/s, {left} left"
+
+
+def receive(dataset, part, say):
+    """Downloads the archive to the file part, from where part ends. OSError where it breaks off."""
+    before = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "sensorllm-min"}
+    if before:
+        headers["Range"] = f"bytes={before}-"
+    request = urllib.request.Request(dataset.url, headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        if response.status != 206:                                # the server sends all of it again
+            before = 0
+        length = response.headers.get("Content-Length")
+        total = before + int(length) if length else dataset.size
+        done, began, said = before, time.time(), 0
+
+        def report():
+            rate = (done - before) / max(time.time() - began, 1e-9)
+            say(progress(done, total, rate))
+
+        if before:
+            say(f"resuming at {before / 1e6:.0f} MB")
+        with open(part, "ab" if before else "wb") as file:
+            while block := response.read(BLOCK):
+                file.write(block)
+                done += len(block)
+                if time.time() - said > 5:
+                    said = time.time()
+                    report()
+        report()
+    if total and done < total:
+        raise OSError(f"{done} of {total} bytes came")
+
+
+def fetch(dataset, path, say):
+    """Downloads the archive of a dataset to path; resumes from path.part where a run broke off.
+
+    Raises InputError where the server cannot be reached, or size or sha256 are not the known ones.
+    """
+    part = Path(f"{path}.part")
+    try:
+        receive(dataset, part, say)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:                                     # 416: nothing is left to send
+            answer = f"{error.code} {error.reason}"
+            raise InputError(f"{dataset.url}: the server answers {answer}; fetch the archive by "
+                             f"hand and unpack it into {path.parent}")
+    except OSError as error:                                      # also URLError, timeouts, resets
+        raise InputError(f"{dataset.url}: {error}; run the same command again, it resumes where "
+                         "this one stopped")
+    size, digest = part.stat().st_size, sha256(part)
+    for what, found, known in (("bytes", size, dataset.size), ("sha256", digest, dataset.sha256)):
+        if known is not None and found != known:
+            part.unlink()
+            raise InputError(f"{dataset.url}: the archive has {what} {found}, expected {known}; it "
+                             "was removed. Try again; if it stays so, the source has changed: "
+                             "fetch and unpack it by hand")
+    unchecked = "" if dataset.sha256 else " (there is no known value to compare it with)"
+    say(f"{path.name}: {size} bytes, sha256 {digest}{unchecked}")
+    os.replace(part, path)
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_archive(archive, members, folder):
+    """InputError for a zip that would fill the disk, leave the folder, or make links."""
+    packed, size = os.path.getsize(archive), sum(member.file_size for member in members)
+    free = shutil.disk_usage(folder).free
+    if size > MAX_RATIO * packed:
+        raise InputError(f"{archive}: {packed} bytes would unpack to {size}; that is no dataset")
+    if size > free:
+        raise InputError(f"{archive} needs {size / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB "
+                         "are free")
+    for member in members:
+        what = f"{archive}: '{member.filename}'"
+        if not (folder / member.filename).resolve().is_relative_to(folder):
+            raise InputError(f"{what} would lie outside {folder}; not unpacked")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise InputError(f"{what} is a link; not unpacked")
+
+
+def unpack(archive, folder, inner_zips=0):
+    """Unpacks a zip into folder, and the zips within it. Raises InputError for unsafe archives.
+
+    A file is there whole or not at all; one that is there already with its size is left alone.
+    """
+    folder = Path(folder).resolve()
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = [member for member in zipped.infolist() if not member.is_dir()]
+            check_archive(archive, members, folder)
+            for member in members:
+                path = (folder / member.filename).resolve()
+                if path.exists() and path.stat().st_size == member.file_size:
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.with_name(path.name + ".unfinished")
+                with zipped.open(member) as source, open(unfinished, "wb") as target:
+                    shutil.copyfileobj(source, target, BLOCK)     # zipfile stops at file_size
+                os.replace(unfinished, path)
+                if path.suffix == ".zip":
+                    if inner_zips == MAX_INNER_ZIPS:
+                        raise InputError(f"{archive}: zips within zips within zips; unpack it by "
+                                         "hand")
+                    unpack(path, path.parent, inner_zips + 1)
+                    path.unlink()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{archive} could not be unpacked ({reason}); remove it and try again")
+
+
+def download(name, dataset, raw, say=print):
+    """Fetches and unpacks the archive of a dataset into raw, unless that was done before."""
+    if not dataset.url:
+        raise InputError(f"--download: {name} has no archive")
+    folder = Path(raw)
+    done = folder / ".downloaded"                                 # holds what was unpacked here
+    if done.exists() and done.read_text() == dataset.url:
+        say(f"{folder} already holds the archive")
+        return
+    say(f"{name}: {dataset.url}\nlicence: {dataset.licence}\nplease cite: {dataset.citation}")
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / "archive.zip"
+    if not archive.exists():
+        fetch(dataset, archive, say)
+    say(f"unpacking into {folder}")
+    unpack(archive, folder)
+    done.write_text(dataset.url)
+    archive.unlink()

@@ -1,0 +1,145 @@
+"""Windows of a prepared dataset -> examples: prompts with their placeholders, and answers."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..batch import IGNORED, Example
+from ..files import InputError, understanding
+from ..text_tokenizer import SENSOR, TextTokenizer
+from .prepared import PreparedData
+from .texts import HAR_TEXTS, har_answer, har_system_prompt, har_text, system_prompt
+
+HAR_ANSWERS = ("class", "text", "reasoning")        # from a class head, or in words
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How windows become prompts, and how long they may be."""
+    tokenizer: TextTokenizer
+    context_length: int                 # samples that the encoder takes
+    max_positions: int                  # tokens that the LLM takes
+    text: tuple = ("smry", "Q")         # stage 2: parts of texts.HAR_TEXTS after the sensors
+    channel_names: bool = False         # stage 2: before each channel's start marker
+    answer: str = "class"               # stage 2: of HAR_ANSWERS
+
+    def check_length(self, samples, title):
+        """InputError, which names the window, where the encoder cannot take this many samples."""
+        if len(samples) > self.context_length:
+            raise InputError(f"{title}: {len(samples)} samples, the encoder's context holds "
+                             f"{self.context_length}")
+
+
+class Examples:
+    """The examples of one split, made when asked for.
+
+    limit: a seeded sample of this many of them, in their order; None: all. The longest ones are
+    made at once, so that a window that does not fit is found before the run. InputError for one.
+    """
+    kind: str                           # of the files that hold the records
+    called: str                         # in what is printed
+
+    def __init__(self, data: PreparedData, split: str, prompts: PromptFormat, limit=None, seed=0):
+        self.data, self.prompts = data, prompts
+        self.records = data.records(self.kind, split)
+        if not len(self.records):
+            raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; is the "
+                             "raw archive complete?")
+        if data.longest[self.kind] > prompts.context_length:
+            raise InputError(f"{data.directory}: windows of {data.longest[self.kind]} samples, the "
+                             f"encoder's context holds {prompts.context_length}; choose another "
+                             "encoder")
+        self.index = np.arange(len(self.records))                 # of each example's record
+        if limit is not None and limit < len(self.records):
+            sample = np.random.default_rng(seed).permutation(len(self.records))[:limit]
+            self.index = np.sort(sample)
+        self.sizes = self.records.sizes[self.index]            # bytes, about proportional to tokens
+        for i in np.argsort(-self.sizes)[:32]:
+            self[i]
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, i) -> Example:
+        index = int(self.index[i])
+        record = self.records[index]
+        with understanding(f"{self.records.path}, line {index + 1},"):
+            example = self.make(record, self.data.window(record))
+        example.index = index
+        length = len(example.prompt) + len(example.answer)
+        if length > self.prompts.max_positions:
+            advice = {"align": "prepare shorter windows with data_prep.py --longest",
+                      "har": "leave parts of --text out"}[self.kind]
+            raise InputError(f"{self.data.directory}: {self.kind} window {index} makes a prompt of "
+                             f"{length} tokens, the LLM takes {self.prompts.max_positions}; "
+                             f"{advice}")
+        return example
+
+
+def marked(channel, n_samples):
+    """A channel in the prompt: a <ts> for each sample and one for the end, between its markers."""
+    return channel.start + SENSOR * (n_samples + 1) + channel.end
+
+
+def align_prompt(prompts, channel, n_samples, rate, question):
+    """Stage 1: the ids of a question about one channel."""
+    system = system_prompt(n_samples, rate)
+    return prompts.tokenizer.chat(system, marked(channel, n_samples) + question)
+
+
+def har_prompt(prompts, window, dataset):
+    """Stage 2: the ids of all channels of a window (S, C) and a text about them.
+
+    An answer in words comes in a dialogue, as in stage 1; for a class head there is none.
+    """
+    user = ""
+    for channel in dataset.channels:
+        name = f"{channel.spoken}: " if prompts.channel_names else ""
+        user += name + marked(channel, len(window)) + "\n"
+    if prompts.text:
+        user += "\n" + har_text(window, dataset, prompts.text)
+    tokenizer = prompts.tokenizer
+    if prompts.answer == "class":
+        return [tokenizer.bos_id] + tokenizer.encode(user)
+    return tokenizer.chat(har_system_prompt(len(window), dataset), user)
+
+
+class AlignExamples(Examples):
+    """Stage 1: one channel and a question; the answer describes its trends."""
+    kind, called = "align", "pairs"
+
+    def make(self, record, window):
+        tokens = [channel.token for channel in self.data.dataset.channels]
+        column = tokens.index(record["channel"])
+        channel = self.data.dataset.channels[column]
+        rate = self.data.dataset.rate
+        prompt = align_prompt(self.prompts, channel, len(window), rate, record["question"])
+        answer = self.prompts.tokenizer.answer(record["answer"])
+        return Example(prompt, answer, [window[:, column]], IGNORED, record)
+
+
+class HarExamples(Examples):
+    """Stage 2: all channels of a window and a text about them; the label is the activity."""
+    kind, called = "har", "windows"
+
+    def labels(self):
+        return [self.records[i]["label"] for i in self.index]
+
+    def make(self, record, window):
+        dataset, label, prompts = self.data.dataset, record["label"], self.prompts
+        if label not in range(len(dataset.classes)):
+            raise ValueError(f"label {label} is not one of {len(dataset.classes)} classes")
+        answer = []
+        if prompts.answer != "class":
+            text = har_answer(window, dataset, label, reasoning=prompts.answer == "reasoning")
+            answer = prompts.tokenizer.answer(text)
+        return Example(har_prompt(prompts, window, dataset), answer, list(window.T), label, record)
+
+
+def sample_texts(data):
+    """About 2000 pairs of stage 1 and 100 texts of stage 2, to train a small tokenizer on."""
+    pairs, windows = data.records("align", "train"), data.records("har", "train")
+    for i in range(0, len(pairs), len(pairs) // 2000 + 1):
+        pair = pairs[i]
+        yield system_prompt(pair["length"], data.dataset.rate) + pair["question"] + pair["answer"]
+    for i in range(0, len(windows), len(windows) // 100 + 1):
+        yield "\n" + har_text(data.window(windows[i]), data.dataset, tuple(HAR_TEXTS))

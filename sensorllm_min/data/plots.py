@@ -1,0 +1,149 @@
+"""Pictures: a window with its trends and the encoder's bins; training curves; report figures."""
+import io
+import textwrap
+
+import numpy as np
+import torch
+
+from ..files import write_bytes
+from .texts import trend_segments
+from .wording import FALLING, RISING, STEADY
+
+RED, BLUE, ORANGE = "#c0392b", "#2471a3", "#f5b041"               # also for the colour-blind
+COLOURS = {RISING: RED, FALLING: BLUE, STEADY: "#7f8c8d"}
+DIRECTION_NAMES = {RISING: "rising", FALLING: "falling", STEADY: "steady"}
+
+
+def plotting():
+    """matplotlib's pyplot, without a screen. Imported here, since it takes a second."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot
+
+
+def save(figure, path):
+    """Writes a PNG whole or not at all."""
+    with write_bytes(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    plotting().close(figure)
+
+
+def draw_window(path, window, dataset, chronos, title, texts):
+    """Draws a window (S, C) to a PNG: a panel per channel, its line coloured by trend.
+
+    The steps behind the line are the bins of Chronos. texts: what stands below each panel.
+    """
+    pyplot = plotting()
+    n = len(dataset.channels)
+    columns = 1 if n <= 2 else 2
+    if n % 3 == 0:
+        columns = 3
+    rows = -(-n // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 2.9 * rows),
+                                   squeeze=False, layout="constrained")
+    seconds = np.arange(len(window)) / dataset.rate
+    series_of = torch.from_numpy(window.T.astype(np.float64, order="C"))      # (C, S)
+    ids, _, offset, scale = chronos.encode(series_of)                         # (C, S+1)
+    bins = chronos.decode(ids[:, :-1], offset, scale).numpy()     # (C, S): the value of each bin
+    for axis in axes.flat[n:]:
+        axis.set_visible(False)
+    for i, (axis, channel) in enumerate(zip(axes.flat, dataset.channels)):
+        series = window[:, i]
+        axis.step(seconds, bins[i], where="mid", color=ORANGE, linewidth=2.5, alpha=0.7)
+        for start, end, direction in zip(*trend_segments(series)):
+            piece = slice(start, end + 1)
+            axis.plot(seconds[piece], series[piece], color=COLOURS[direction], linewidth=1.4)
+        axis.set_title(f"{channel.spoken} ({channel.unit})", fontsize=9)
+        axis.set_xlabel(textwrap.fill(texts[i], 92), fontsize=6.5, loc="left")
+        axis.tick_params(labelsize=7)
+    handles = [pyplot.Line2D([], [], color=COLOURS[direction], label=name)
+               for direction, name in DIRECTION_NAMES.items()]
+    handles.append(pyplot.Line2D([], [], color=ORANGE, linewidth=2.5, alpha=0.7,
+                                 label="the bin the encoder sees"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(f"{title}; time in seconds", fontsize=10)
+    save(figure, path)
+
+
+def draw_curves(path, metrics):
+    """Draws the records of a metrics.jsonl to a PNG: losses, scores, gradient norm, lr."""
+    known = ("step", "loss", "val_loss", "grad_norm", "lr")
+    names = dict.fromkeys(name for record in metrics for name in record)
+    scores = [[name] for name in names if name not in known]
+    panels = [["loss", "val_loss"], *scores, ["grad_norm"], ["lr"]]
+    figure, axes = plotting().subplots(len(panels), 1, figsize=(8, 2.3 * len(panels)), sharex=True,
+                                       layout="constrained")
+    for axis, panel in zip(axes, panels):
+        for name in panel:
+            points = [(record["step"], record[name]) for record in metrics if name in record]
+            if points:
+                axis.plot(*zip(*points), label=name.replace("_", " "), linewidth=1.2, markersize=3,
+                          marker="o" if len(points) < 20 else None)
+        axis.legend(fontsize=8, frameon=False)
+        axis.tick_params(labelsize=7)
+    axes[-1].set_xlabel("step", fontsize=8)
+    save(figure, path)
+
+
+# ---- for a report: pictures as SVG text ----
+
+def svg_of(figure):
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})     # no date: reproducible
+    plotting().close(figure)
+    return buffer.getvalue()
+
+
+def draw_confusion(confusion, classes):
+    """Counts (n, n) or (n, n + 1) -> SVG: rows true, columns predicted, shaded by share of row."""
+    confusion = np.asarray(confusion)
+    n, columns = confusion.shape
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    figure, axis = plotting().subplots(figsize=(2.5 + 0.5 * columns, 1.8 + 0.45 * n),
+                                       layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=8,
+                      color="white" if shares[row, column] > 0.5 else "black")
+    names = [*classes, "no class"][:columns]
+    axis.set_xticks(range(columns), names, rotation=45, ha="right", rotation_mode="anchor",
+                    fontsize=8)
+    axis.set_yticks(range(n), classes, fontsize=8)
+    axis.set_xlabel("predicted", fontsize=9)
+    axis.set_ylabel("true", fontsize=9)
+    return svg_of(figure)
+
+
+def draw_class_bars(per_class, classes):
+    """per_class of class_scores.class_scores -> SVG: three bars per class."""
+    figure, axis = plotting().subplots(figsize=(6.5, 1 + 0.42 * len(classes)), layout="constrained")
+    heights = np.arange(len(classes))
+    bars = ((-0.27, "precision", "#aed6f1"), (0, "recall", ORANGE), (0.27, "f1", BLUE))
+    for offset, name, colour in bars:
+        axis.barh(heights + offset, per_class[name], 0.25, label=name, color=colour)
+    axis.set_yticks(heights, classes, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.tick_params(axis="x", labelsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return svg_of(figure)
+
+
+def draw_signals(window, dataset):
+    """A window (S, C) -> SVG: a panel for each unit, a line for each of its channels."""
+    units = list(dict.fromkeys(channel.unit for channel in dataset.channels))
+    figure, axes = plotting().subplots(len(units), 1, figsize=(6.5, 1.7 * len(units)),
+                                       squeeze=False, sharex=True, layout="constrained")
+    seconds = np.arange(len(window)) / dataset.rate
+    for axis, unit in zip(axes.flat, units):
+        for channel, series in zip(dataset.channels, window.T):
+            if channel.unit == unit:
+                axis.plot(seconds, series, linewidth=1, label=channel.spoken)
+        axis.set_ylabel(unit, fontsize=8)
+        axis.tick_params(labelsize=7)
+        if len(axis.lines) <= 9:                                  # more names would hide the lines
+            axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes[-1, 0].set_xlabel("seconds", fontsize=8)
+    return svg_of(figure)

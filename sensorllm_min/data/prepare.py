@@ -1,0 +1,302 @@
+"""Recordings -> a prepared dataset: plain files that a text editor and one line of numpy can open.
+
+    meta.json              what this is: version, dataset, seed, counts
+    samples/SUBJECT.npy    (N, C) float32: a subject's recordings one after another
+    recordings.jsonl       subject, activity, start, length, source: each recording in its .npy
+    har_SPLIT.jsonl        stage-2 windows: subject, start, length, label
+    align_SPLIT.jsonl      stage-1 pairs: subject, start, length, channel, question, answer
+
+The same seed gives the same bytes on any number of workers: each part of the raw files (see
+`recordings.py`) is prepared alone in a folder of its own, and the parts are merged in order at the
+end. A run takes over the parts that an interrupted one finished.
+"""
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+
+import numpy as np
+
+from ..files import InputError, read_json, write_json
+from .prepared import VERSION
+from .recordings import READERS
+from .sensors import DATASETS, DatasetInfo, own_dataset, own_description
+from .texts import align_pair, pair_rng
+
+
+def strided_windows(n_samples, window, stride):
+    """Starts of a recording's windows: all that fit at the stride, and one flush with its end."""
+    if n_samples < window:
+        return []
+    starts = list(range(0, n_samples - window + 1, stride))
+    last = n_samples - window
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def random_windows(n_samples, shortest, longest, rng):
+    """(start, length) of successive windows of random length, until what is left is too short."""
+    windows, start = [], 0
+    while n_samples - start >= shortest:
+        length = min(int(rng.integers(shortest, longest + 1)), n_samples - start)
+        windows.append((start, length))
+        start += length
+    return windows
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides what becomes of the raw files."""
+    name: str
+    dataset: DatasetInfo
+    seed: int
+    answer_kinds: tuple
+    lengths: tuple                      # samples of a stage-1 window: shortest, longest
+
+    @property
+    def files(self):
+        windows = product(("har", "align"), self.dataset.splits)
+        return ["recordings", *map("_".join, windows)]
+
+    def rng(self, *key):
+        """A generator that depends on the seed and the key alone."""
+        return np.random.default_rng([self.seed, *" ".join(map(str, key)).encode()])
+
+
+def make_job(name, dataset, seed=0, answer_kinds=None, longest=None):
+    """A Job with these settings; None stands for the dataset's own."""
+    shortest, usual = dataset.align_lengths
+    longest = longest or usual
+    lengths = min(shortest, longest), longest
+    return Job(name, dataset, seed, tuple(answer_kinds or dataset.answer), lengths)
+
+
+class PartWriter:
+    """Writes the recordings of a part, subject by subject, as the files above without meta.json."""
+
+    def __init__(self, folder, job):
+        self.folder, self.job, self.dataset = folder, job, job.dataset
+        (folder / "samples").mkdir(parents=True)
+        self.files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8")
+                      for name in job.files}
+        self.subjects, self.dropped, self.balance = {}, Counter(), Counter()
+
+    def write(self, file, record):
+        self.files[file].write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def add_subject(self, subject, recordings):
+        samples = np.concatenate([recording.samples for recording in recordings])
+        np.save(self.folder / "samples" / f"{subject}.npy", samples)
+        split, start = self.dataset.split_of(subject), 0
+        counts = {"split": split, "recordings": len(recordings), "samples": len(samples),
+                  "har_windows": 0, "align_pairs": 0}
+        self.subjects[str(subject)] = counts
+        for index, recording in enumerate(recordings):
+            activity, length = self.dataset.classes[recording.activity], len(recording.samples)
+            self.write("recordings", {"subject": subject, "activity": activity, "start": start,
+                                      "length": length, "source": recording.source})
+            self.add_har_windows(recording, start, index, counts)
+            self.add_align_pairs(recording, start, index, counts)
+            start += length
+
+    def choose_windows(self, windows, samples, kind, rng):
+        """Yields the dataset's share of windows (start, length); drops, counts non-finite ones."""
+        if self.dataset.share < 1:
+            windows = [window for window in windows if rng.random() < self.dataset.share]
+        for start, length in windows:
+            if np.isfinite(samples[start:start + length]).all():
+                yield start, length
+            else:
+                self.dropped[kind] += 1
+
+    def add_har_windows(self, recording, offset, index, counts):
+        """offset: where the recording starts in its subject's samples."""
+        subject, label, samples = recording.subject, recording.activity, recording.samples
+        length, split = self.dataset.window, counts["split"]
+        starts = strided_windows(len(samples), length, self.dataset.stride)
+        windows, rng = [(start, length) for start in starts], self.job.rng("har", subject, index)
+        for start, length in self.choose_windows(windows, samples, "har_windows", rng):
+            self.write(f"har_{split}", {"subject": subject, "start": offset + start,
+                                        "length": length, "label": label})
+            self.balance[split, label] += 1
+            counts["har_windows"] += 1
+
+    def add_align_pairs(self, recording, offset, index, counts):
+        """Training recordings are cut twice, at other lengths; the others once."""
+        job, subject, samples = self.job, recording.subject, recording.samples
+        split, rng, windows = counts["split"], job.rng("align", subject, index), []
+        for _ in range(2 if split == "train" else 1):
+            windows += random_windows(len(samples), *job.lengths, rng)
+        for start, length in self.choose_windows(windows, samples, "align_windows", rng):
+            where = {"subject": subject, "start": offset + start, "length": length}
+            for channel, series in zip(self.dataset.channels, samples[start:start + length].T):
+                wording = pair_rng(job.seed, job.name, self.dataset.paraphrase,
+                                   *where.values(), channel.token)
+                question, answer = align_pair(series, channel, self.dataset.rate,
+                                              job.answer_kinds, wording)
+                self.write(f"align_{split}", {**where, "channel": channel.token,
+                                              "question": question, "answer": answer})
+                counts["align_pairs"] += 1
+
+
+def describe_files(raw_files):
+    """Name, size and time of change of each: whether they are those that a part was made of."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns]
+            for path in raw_files if path.exists()]
+
+
+def prepare_part(job, part, raw_files, folder):
+    """Prepares one part of the raw files into folder, whole or not at all -> its counts."""
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    for leftover in (unfinished, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    writer, missing = PartWriter(unfinished, job), Counter()
+    reader = READERS[job.name if job.name in READERS else "own"]
+    recordings = reader.read(part, raw_files, job.dataset, job.seed, missing)
+    for subject, group in groupby(recordings, key=lambda recording: recording.subject):
+        writer.add_subject(subject, list(group))
+    for file in writer.files.values():
+        file.close()
+    balance = [[split, label, count] for (split, label), count in writer.balance.items()]
+    counts = {"raw_files": describe_files(raw_files), "subjects": writer.subjects,
+              "dropped": writer.dropped, "lost": missing, "balance": balance}
+    write_json(unfinished / "counts.json", counts)
+    os.replace(unfinished, folder)
+    return counts
+
+
+def run_jobs(jobs, workers):
+    """prepare_part for {part: arguments}, on several processes -> (part, counts) as they end."""
+    if workers == 1:
+        for part, arguments in jobs.items():
+            yield part, prepare_part(*arguments)
+        return
+    # a fork of a process that has threads may hang; Ctrl-C is for the parent alone
+    context = multiprocessing.get_context("forkserver")
+    ignore_interrupts = signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, context, *ignore_interrupts) as pool:
+        running = {pool.submit(prepare_part, *arguments): part for part, arguments in jobs.items()}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BrokenProcessPool:
+            raise InputError("a worker was killed, perhaps for lack of memory; run the command "
+                             "again with fewer --workers: it resumes where this one stopped")
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def prepare_parts(job, parts, folder, workers, say):
+    """Prepares the parts that are not prepared yet -> {part: counts}; reports after each."""
+    done, jobs = {}, {}
+    for part, raw_files in parts.items():
+        path = folder / str(part) / "counts.json"
+        if path.exists() and read_json(path)["raw_files"] == describe_files(raw_files):
+            done[part] = read_json(path)
+        else:
+            jobs[part] = job, part, raw_files, folder / str(part)
+    if done:
+        say(f"resuming an interrupted run: {len(done)} of {len(parts)} parts are done")
+    began, samples, pairs = time.time(), 0, 0
+    results = run_jobs(jobs, min(workers, len(jobs) or 1))
+    for count, (part, counts) in enumerate(results, start=1):
+        done[part] = counts
+        samples += sum(subject["samples"] for subject in counts["subjects"].values())
+        pairs += sum(subject["align_pairs"] for subject in counts["subjects"].values())
+        seconds = time.time() - began
+        left = seconds / count * (len(jobs) - count)
+        say(f"part {part}: {len(done)}/{len(parts)} done; {samples} samples, {pairs} pairs, "
+            f"{pairs / seconds:.0f} pairs/s, {left:.0f} s left")
+    return {part: done[part] for part in parts}
+
+
+def merge_parts(job, done, folder, out):
+    """Merges the folders of the parts, in their order, into one dataset in `out` -> its meta."""
+    (out / "samples").mkdir(parents=True)
+    for file in job.files:
+        with open(out / f"{file}.jsonl", "wb") as whole:
+            for part in done:
+                with open(folder / str(part) / f"{file}.jsonl", "rb") as piece:
+                    shutil.copyfileobj(piece, whole, 1 << 20)
+    subjects, missing, dropped, balance = {}, Counter(), Counter(), Counter()
+    for part, counts in done.items():
+        for path in (folder / str(part) / "samples").iterdir():
+            try:
+                os.link(path, out / "samples" / path.name)        # so the part stays whole
+            except OSError:                                       # a file system without links
+                shutil.copyfile(path, out / "samples" / path.name)
+        subjects |= counts["subjects"]
+        missing.update(counts["lost"])
+        dropped.update(counts["dropped"])
+        for split, label, count in counts["balance"]:
+            balance[split, label] += count
+    dataset = job.dataset
+    meta = {
+        "version": VERSION, "dataset": job.name, "seed": job.seed,
+        "answer": "+".join(job.answer_kinds), "rate": dataset.rate, "align_lengths": job.lengths,
+        "channels": [channel.token for channel in dataset.channels],
+        "classes": list(dataset.classes), "source": dataset.source,
+        "row": own_description(job.name, dataset),
+        "har_windows": dict.fromkeys(dataset.splits, 0),
+        "align_pairs": dict.fromkeys(dataset.splits, 0),
+        "dropped_windows_with_nan_or_inf": {kind: dropped[kind]
+                                            for kind in ("har_windows", "align_windows")},
+        "lost_samples": dict(sorted((+missing).items())),
+        "class_balance": {}, "subjects": subjects,
+    }
+    for counts in subjects.values():
+        for what in ("har_windows", "align_pairs"):
+            meta[what][counts["split"]] += counts[what]
+    for split in dataset.splits:
+        meta["class_balance"][split] = {name: balance[split, label]
+                                        for label, name in enumerate(dataset.classes)}
+    write_json(out / "meta.json", meta)
+    return meta
+
+
+def discard(unfinished):
+    """Removes OUT.unfinished, its settings first, so that no run resumes from what is left."""
+    (unfinished / "settings.json").unlink(missing_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def prepare(name, raw, out, workers=1, say=print, **settings):
+    """Prepares the raw recordings of a dataset in the directory `out` -> its meta.
+
+    settings: seed (default 0); answer_kinds, of texts.ANSWER_KINDS, and longest, the samples of the
+    longest stage-1 window (default: the dataset's own). All is written to OUT.unfinished and moved
+    when whole. InputError where raw files are missing or broken, or `out` holds something else.
+    """
+    out = Path(out).resolve()
+    in_use = out.is_file() or out.exists() and any(out.iterdir())
+    if in_use and not (out / "meta.json").exists():
+        raise InputError(f"{out} exists and is not a prepared dataset; choose another --out, or "
+                         "remove it")
+    reader = READERS[name]
+    name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
+    job = make_job(name, dataset, **settings)
+    parts = reader.files(raw)
+    unfinished, old = (out.with_name(out.name + ending) for ending in (".unfinished", ".old"))
+    job_path, settings = unfinished / "settings.json", {"version": VERSION, "job": repr(job)}
+    if not job_path.exists() or read_json(job_path) != settings:
+        discard(unfinished)
+        unfinished.mkdir(parents=True)
+        write_json(job_path, settings)
+    done = prepare_parts(job, parts, unfinished / "parts", workers, say)
+    whole = unfinished / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    meta = merge_parts(job, done, unfinished / "parts", whole)
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(whole, out)
+    shutil.rmtree(old, ignore_errors=True)
+    discard(unfinished)
+    return meta

@@ -1,0 +1,415 @@
+"""Raw files of each dataset -> continuous recordings: one subject, one activity, no gap.
+
+A reader is two functions. `files` says what lies in the raw directory, part by part; a part holds
+its subjects whole, so that several processes can read the parts. `read` turns one part into
+`Recording`s, all of one subject before the next. `prepare.py` cuts windows from recordings alone,
+so that no window crosses an activity, a subject or a gap.
+
+Some datasets have missing samples: NaN, or a time stamp that jumps. Gaps of up to GAP seconds are
+interpolated; at a longer one the recording ends, and another begins after it.
+"""
+import re
+from collections import namedtuple
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from ..files import InputError
+from .sensors import DATASETS
+from .simulate import simulate
+
+GAP = 0.1                               # seconds; shorter than any movement that a text describes
+
+
+@dataclass
+class Recording:
+    subject: int | str
+    activity: int                       # index into the dataset's classes
+    samples: np.ndarray                 # (N, C) float32, channels in the dataset's order and units
+    source: str                         # the raw file that it comes from
+
+
+def find_files(raw, pattern, dataset):
+    """The files under raw that match pattern. InputError where there is no directory or no file."""
+    raw = Path(raw)
+    source = DATASETS[dataset].source
+    advice = f"--raw takes the unpacked {dataset} archive ({source}); --download fetches it"
+    if not raw.is_dir():
+        raise InputError(f"{raw} is not a directory; {advice}")
+    files = sorted(path for path in raw.rglob(pattern) if path.is_file())
+    if not files:
+        raise InputError(f"{raw} holds no file '{pattern}'; {advice}")
+    return files
+
+
+def one_file_a_subject(raw, pattern, name, dataset):
+    """{subject: [file]}; name is a regular expression for file names, with the subject's number."""
+    parts = {}
+    for path in find_files(raw, pattern, dataset):
+        match = re.fullmatch(name, path.name)
+        if not match:
+            raise InputError(f"{path}: a {dataset} file is called {name}; remove or rename it")
+        subject = int(match[1])
+        if subject in parts:                                      # an archive unpacked into itself
+            raise InputError(f"{parts[subject][0]} and {path} are of the same subject; --raw must "
+                             "hold the archive once")
+        parts[subject] = [path]
+    return dict(sorted(parts.items()))
+
+
+def broken(path, problem):
+    """The InputError for a file of an archive that is not as it was shipped."""
+    return InputError(f"{path} {problem}; unpack the archive again")
+
+
+def read_table(path, n_columns=None, columns=None, counts=None):
+    """A text file of numbers separated by white space -> (rows, columns) float64.
+
+    n_columns: how many a line has; columns: which of them to read, in the file's order. A last line
+    with fewer, which an interrupted copy leaves, is dropped and counted.
+    """
+    import pandas as pd                                           # here, since it takes a second
+    try:
+        table = pd.read_csv(path, sep=r"\s+", header=None, usecols=columns, dtype=np.float64)
+        table = table.to_numpy()
+        if n_columns:
+            with open(path, "rb") as file:
+                file.seek(max(0, path.stat().st_size - 4096))
+                last_line = file.read().rstrip().rpartition(b"\n")[2]
+            if len(last_line.split()) < n_columns:
+                table = table[:-1]
+                counts["cut last lines"] += 1
+    except OSError:
+        raise broken(path, "not found or not readable")
+    except ValueError as error:
+        raise broken(path, f"is truncated or not a table of numbers ({error})")
+    return table
+
+
+# ---- from a log, which runs on through activities and gaps, to recordings ----
+
+def put_on_grid(samples, labels, seconds, rate, counts):
+    """Inserts rows where time stamps (N,) skip samples -> samples, labels.
+
+    For a skip of up to GAP, these are as many NaN rows as are missing. For a longer one, or a clock
+    that is set back, it is one row without a label, which ends the recording.
+    """
+    steps = np.rint(np.diff(seconds) * rate)
+    long = (steps < 0) | (steps > int(GAP * rate) + 1)
+    within_activity = (labels[1:] == labels[:-1]) & (labels[1:] >= 0)
+    counts["recordings split at a gap"] += int((long & within_activity).sum())
+    skips = np.flatnonzero(long | (steps > 1))
+    missing = np.where(long[skips], 1, steps[skips] - 1).astype(int)
+    index = np.repeat(skips + 1, missing)
+    new_labels = np.where(long[skips], -1, labels[skips])
+    return (np.insert(samples, index, np.nan, axis=0),
+            np.insert(labels, index, np.repeat(new_labels, missing)))
+
+
+def runs(values):
+    """(start, end) of the runs of equal neighbours."""
+    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
+    return zip(np.concatenate([[0], edges]), np.concatenate([edges, [len(values)]]))
+
+
+def split_at_gaps(samples, rate, counts):
+    """Samples (N, C) of one activity -> stretches without missing samples.
+
+    Short gaps are interpolated; what is interpolated, dropped and split is counted.
+    """
+    missing = ~np.isfinite(samples).all(1)                        # (N,)
+    if not missing.any():
+        yield samples
+        return
+    samples, n = samples.copy(), len(samples)
+    keep = np.ones(n, dtype=bool)
+    for start, end in runs(missing):
+        at_end = start == 0 or end == n
+        if missing[start] and (at_end or end - start > int(GAP * rate)):
+            keep[start:end] = False
+            counts["samples lost at ends and in long gaps"] += int(end - start)
+            counts["recordings split at a gap"] += int(not at_end)
+    counts["samples interpolated"] += int((missing & keep).sum())
+    for channel in samples.T:                                     # a view: filled in place
+        bad = ~np.isfinite(channel)
+        if not bad.all():
+            good = np.flatnonzero(~bad)
+            channel[bad] = np.interp(np.flatnonzero(bad), good, channel[good])
+    for start, end in runs(keep):
+        if keep[start]:
+            yield samples[start:end]
+
+
+def resample(samples, raw_rate, rate):
+    """Resamples (N, C) through scipy's anti-aliasing filter -> float32.
+
+    Straight lines, and so rest, stay as they are, up to both ends.
+    """
+    if raw_rate in (None, rate):
+        return samples.astype(np.float32)
+    from scipy.signal import resample_poly
+    samples = samples.astype(np.float64)
+    resampled = resample_poly(samples, int(rate), int(raw_rate), axis=0, padtype="line")
+    return resampled.astype(np.float32)
+
+
+def cut_log(subject, samples, labels, dataset, source, counts):
+    """A log (N, C) with a label per sample, -1 for none -> Recordings at the dataset's rate."""
+    for start, end in runs(labels):
+        if labels[start] < 0:
+            continue
+        for stretch in split_at_gaps(samples[start:end], dataset.raw_rate or dataset.rate, counts):
+            resampled = resample(stretch, dataset.raw_rate, dataset.rate)
+            yield Recording(subject, int(labels[start]), resampled, source)
+
+
+def label_indices(raw_labels, ids, path):
+    """Labels of a file -> indices into the classes; ids are the file's numbers, in their order.
+
+    -1 for 0, which is no activity, and for numbers that are not of the classes.
+    """
+    if not (raw_labels >= 0).all():
+        raise broken(path, "has a line that is cut short or has no label")
+    table = np.full(int(max(raw_labels.max(initial=0), *ids)) + 1, -1)
+    table[list(ids)] = np.arange(len(ids))
+    return table[raw_labels.astype(int)]
+
+
+# ---- demo: ten simulated people ----
+
+def demo_files(raw):
+    return {subject: [] for subject in range(1, 11)}
+
+
+def read_demo(subject, files, dataset, seed, counts):
+    """Every activity twice, for 17 seconds each."""
+    n_samples = 17 * dataset.rate
+    for activity, name in enumerate(dataset.classes):
+        for trial in range(2):
+            rng = np.random.default_rng([seed, subject, activity, trial])
+            samples = simulate(subject, name, n_samples, dataset.rate, rng)
+            yield Recording(subject, activity, samples, f"simulated {name} {trial + 1}")
+
+
+# ---- USC-HAD: one .mat a trial ----
+
+def usc_had_files(raw):
+    """{subject: trials}, told apart by their paths: the ids inside some files are wrong."""
+    trials = {}
+    for path in find_files(raw, "a*t*.mat", "usc-had"):
+        name = f"{path.parent.name}/{path.name}"
+        match = re.fullmatch(r"Subject(\d+)/a(\d+)t(\d+)\.mat", name)
+        if not match:
+            raise InputError(f"{path}: expected Subject<N>/a<activity>t<trial>.mat; remove or "
+                             "rename it")
+        trial = tuple(map(int, match.groups()))
+        if trial in trials:                                       # an archive unpacked into itself
+            raise InputError(f"{trials[trial]} and {path} are the same trial; --raw must hold the "
+                             "archive once")
+        trials[trial] = path
+    parts = {}
+    for (subject, _, _), path in sorted(trials.items()):
+        parts.setdefault(subject, []).append(path)
+    return parts
+
+
+def read_usc_had(subject, files, dataset, seed, counts):
+    """Subject*/a*t*.mat, key `sensor_readings` (N, 6): acc in g, gyro in deg/s."""
+    from scipy.io import loadmat
+    for path in files:
+        activity = int(re.match(r"a(\d+)", path.name)[1])
+        n_classes = len(dataset.classes)
+        if not 1 <= activity <= n_classes:
+            raise InputError(f"{path}: activity {activity} is not one of 1 to {n_classes}")
+        try:
+            samples = loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
+        except Exception as error:                                # scipy raises many kinds
+            reason = f"{type(error).__name__}: {error}"
+            raise broken(path, f"is truncated or not a USC-HAD .mat ({reason})")
+        if samples.ndim != 2 or samples.shape[1] != 6:
+            raise InputError(f"{path}: sensor_readings has shape {samples.shape}, expected (N, 6)")
+        source = f"Subject{subject}/{path.name}"
+        yield Recording(subject, activity - 1, samples.astype(np.float32), source)
+
+
+# ---- UCI-HAR: shipped as windows of 128 that overlap by half, joined again here ----
+
+def uci_har_files(raw):
+    """{split: its files}. A file holds windows of many subjects, none of whom is in both splits."""
+    parts = {}
+    for y_path in find_files(raw, "y_*.txt", "uci-har"):
+        split, folder = y_path.stem.removeprefix("y_"), y_path.parent
+        if split in parts:
+            raise InputError(f"{parts[split][0]} and {y_path} are the same part; --raw must hold "
+                             "the archive once")
+        signals = [folder / "Inertial Signals" / f"{sensor}_{axis}_{split}.txt"
+                   for sensor, axis in product(("total_acc", "body_gyro"), "xyz")]
+        parts[split] = [y_path, folder / f"subject_{split}.txt", *signals]
+    return parts
+
+
+def join_overlapping(windows, follows):
+    """Windows (W, 128, C) -> yields (index of the first window, samples (N, C)) of each recording.
+
+    Window i + 1 continues window i if follows[i] and their overlapping halves are equal.
+    """
+    half = windows.shape[1] // 2
+    joined = follows & (windows[:-1, half:] == windows[1:, :half]).all((1, 2))
+    for group in np.split(np.arange(len(windows)), np.flatnonzero(~joined) + 1):
+        yield group[0], np.concatenate([windows[group[0], :half], *windows[group, half:]])
+
+
+def read_uci_har(split, files, dataset, seed, counts):
+    """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s; y_*, subject_*.
+
+    The files hold windows in the order of recording. Neighbours of one subject and activity whose
+    overlapping halves are equal are one recording; cut at 128/64, it gives the shipped windows.
+    """
+    activity, subject, *signals = [read_table(path).astype(np.float32) for path in files]
+    if not np.isin(activity, np.arange(1, 7)).all():
+        raise InputError(f"{files[0]}: holds activities other than 1 to 6; unpack the archive "
+                         "again")
+    if len({len(activity), len(subject), *map(len, signals)}) > 1:
+        raise broken(files[0].parent, "holds files that differ in their number of rows")
+    activity, subject = activity[:, 0].astype(int), subject[:, 0].astype(int)
+    windows = np.stack(signals, -1)                               # (W, 128, 6)
+    follows = (subject[1:] == subject[:-1]) & (activity[1:] == activity[:-1])
+    recordings = [Recording(int(subject[first]), int(activity[first]) - 1, samples,
+                            f"{split} window {first + 1}")
+                  for first, samples in join_overlapping(windows, follows)]
+    yield from sorted(recordings, key=lambda recording: recording.subject)
+
+
+# ---- MHealth and PAMAP2: one log a subject ----
+
+def mhealth_files(raw):
+    return one_file_a_subject(raw, "mHealth_subject*.log", r"mHealth_subject(\d+)\.log", "mhealth")
+
+
+def read_mhealth(subject, files, dataset, seed, counts):
+    """24 columns: acc of the chest; acc and gyro of left ankle and right lower arm; label last."""
+    columns = [0, 1, 2, *range(5, 11), *range(14, 20), 23]
+    table = read_table(files[0], 24, columns, counts)
+    labels = label_indices(table[:, -1], range(1, 13), files[0])
+    yield from cut_log(subject, table[:, :-1], labels, dataset, files[0].name, counts)
+
+
+PAMAP2_IDS = (1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 24)            # in the order of the classes
+
+
+def pamap2_files(raw):
+    """Protocol/subject1*.dat; the optional activities lie in other folders and are not read."""
+    return one_file_a_subject(raw, "Protocol/subject*.dat", r"subject(\d+)\.dat", "pamap2")
+
+
+def read_pamap2(subject, files, dataset, seed, counts):
+    """54 columns: time, activity, heart rate, then 17 for each sensor unit of hand, chest, ankle.
+
+    Read from each unit: acceleration of the +-16 g sensor (the +-6 g one saturates), gyroscope,
+    magnetometer. The orientation is invalid in this dataset.
+    """
+    columns = [0, 1]
+    for first in (3, 20, 37):
+        columns += range(first + 1, first + 4)
+        columns += range(first + 7, first + 13)
+    table = read_table(files[0], 54, columns, counts)
+    labels = label_indices(table[:, 1], PAMAP2_IDS, files[0])
+    samples, labels = put_on_grid(table[:, 2:], labels, table[:, 0], 100, counts)
+    yield from cut_log(subject, samples, labels, dataset, files[0].name, counts)
+
+
+# ---- Capture-24: one compressed CSV a participant, a day long ----
+
+def capture24_files(raw):
+    """{participant: [recording, label dictionary]}."""
+    dictionary = find_files(raw, "annotation-label-dictionary.csv", "capture24")[0]
+    parts = one_file_a_subject(raw, "P*.csv.gz", r"P(\d+)\.csv\.gz", "capture24")
+    return {subject: [*files, dictionary] for subject, files in parts.items()}
+
+
+def read_capture24(subject, files, dataset, seed, counts):
+    """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities.
+
+    The day is read in pieces and without what has no annotation, to hold little but its numbers.
+    """
+    import pandas as pd
+    path, dictionary_path = files
+    try:
+        dictionary = pd.read_csv(dictionary_path).set_index("annotation")
+        label_of = {annotation: dataset.classes.index(label) for annotation, label
+                    in dictionary["label:WillettsSpecific2018"].items()}
+    except (KeyError, ValueError) as error:
+        raise broken(dictionary_path, f"does not hold the labels of capture24 ({error})")
+    columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
+    pieces = []
+    try:
+        for piece in pd.read_csv(path, chunksize=100_000, usecols=list(columns), dtype=columns):
+            piece = piece[piece["annotation"].notna()]
+            labels = piece["annotation"].map(label_of)
+            if labels.isna().any():
+                unknown = piece["annotation"][labels.isna()].iloc[0]
+                raise InputError(f"{path}: '{unknown}' is not in {dictionary_path}")
+            times = pd.to_datetime(piece["time"], format="ISO8601").to_numpy("datetime64[ns]")
+            seconds = times.astype(np.int64) / 1e9
+            samples = piece[["x", "y", "z"]].to_numpy()
+            pieces.append((samples, labels.to_numpy(np.int8), seconds))
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise broken(path, f"is truncated or not a Capture-24 recording ({error})")
+    if pieces:
+        samples, labels, seconds = map(np.concatenate, zip(*pieces))
+        pieces.clear()
+        samples, labels = put_on_grid(samples, labels, seconds, 100, counts)
+        yield from cut_log(subject, samples, labels, dataset, path.name, counts)
+
+
+# ---- recordings of your own ----
+
+def own_files(raw):
+    """SUBJECT/ACTIVITY/NAME.csv or .npy beside dataset.json: {subject: files}."""
+    parts = {}
+    for path in sorted(Path(raw).glob("*/*/*")):
+        if path.suffix in (".csv", ".npy"):
+            parts.setdefault(path.parent.parent.name, []).append(path)
+    if not parts:
+        raise InputError(f"{raw} holds no recording; they lie in SUBJECT/ACTIVITY/NAME.csv or .npy "
+                         "beside dataset.json")
+    return parts
+
+
+def read_own(subject, files, dataset, seed, counts):
+    """A CSV has a column per channel, named by its token; an npy is (N, C). NaN is missing."""
+    import pandas as pd
+    tokens = [channel.token for channel in dataset.channels]
+    for path in files:
+        activity = path.parent.name
+        if activity not in dataset.classes:
+            raise InputError(f"{path}: '{activity}' is none of the classes in dataset.json: "
+                             f"{', '.join(dataset.classes)}")
+        try:
+            if path.suffix == ".csv":
+                samples = pd.read_csv(path, usecols=tokens)[tokens].to_numpy(np.float64)
+            else:
+                samples = np.load(path, allow_pickle=False).astype(np.float64)
+        except (OSError, ValueError, EOFError) as error:          # EOFError: an empty .npy
+            raise InputError(f"{path} does not hold the channels {', '.join(tokens)} ({error})")
+        if samples.ndim != 2 or samples.shape[1] != len(tokens):
+            raise InputError(f"{path} has shape {samples.shape}, expected (samples, {len(tokens)})")
+        labels = np.full(len(samples), dataset.classes.index(activity))
+        yield from cut_log(subject, samples, labels, dataset, "/".join(path.parts[-3:]), counts)
+
+
+# files: raw -> {part: its files}; read: (part, files, dataset, seed, counts) -> Recordings
+Reader = namedtuple("Reader", "files read")
+
+READERS = {
+    "demo": Reader(demo_files, read_demo),
+    "usc-had": Reader(usc_had_files, read_usc_had),
+    "uci-har": Reader(uci_har_files, read_uci_har),
+    "mhealth": Reader(mhealth_files, read_mhealth),
+    "pamap2": Reader(pamap2_files, read_pamap2),
+    "pamap2-100hz": Reader(pamap2_files, read_pamap2),
+    "capture24": Reader(capture24_files, read_capture24),
+    "own": Reader(own_files, read_own),
+}

@@ -1,0 +1,230 @@
+"""What each dataset is: one table, with all that is known of a dataset besides its files.
+
+A new public dataset needs an entry here and a reader in `recordings.py`. Recordings of your own
+need no code: a `dataset.json` beside them takes the place of the entry (`own_dataset`).
+"""
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ..files import InputError, read_json, understanding
+from .wording import DIRECTION_OF_WORD
+
+
+@dataclass(frozen=True)
+class Channel:
+    token: str                          # its marker tokens are <token_start> and <token_end>
+    spoken: str                         # its name in texts
+    unit: str
+
+    @property
+    def start(self):
+        return f"<{self.token}_start>"
+
+    @property
+    def end(self):
+        return f"<{self.token}_end>"
+
+
+KINDS = {"acc": "accelerometer", "gyro": "gyroscope", "mag": "magnetometer"}
+
+
+def triaxial(kind, unit, token="", spoken=""):
+    """The x, y and z channels of one sensor; the prefixes token and spoken say where it is worn."""
+    return tuple(Channel(f"{token}{axis}_{kind}", f"{spoken}{axis}-axis {KINDS[kind]}", unit)
+                 for axis in "xyz")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    rate: float                         # Hz, of the prepared samples
+    channels: tuple
+    classes: tuple                      # activity names; a label is an index into them
+    test_subjects: tuple
+    val_subjects: tuple                 # held out of the training subjects, for every choice
+    align_lengths: tuple                # samples of a stage-1 window: shortest, longest
+    window: int                         # samples of a stage-2 window
+    stride: int                         # samples from one stage-2 window to the next
+    citation: str
+    licence: str
+    url: str | None = None              # where the official archive is
+    size: int | None = None             # bytes of the archive, where known
+    sha256: str | None = None           # checksum of the archive, where known
+    raw_rate: float | None = None       # Hz, of the raw samples where they are resampled
+    share: float = 1.0                  # fraction of the windows that is kept, drawn by the seed
+    answer: tuple = ("simple_trend", "summary")     # of texts.ANSWER_KINDS, for stage 1
+    paraphrase: bool = True             # False: texts always take the first wording of each pool
+    splits = ("train", "val", "test")   # the same for all datasets: not a field
+
+    def split_of(self, subject):
+        if subject in self.test_subjects:
+            return "test"
+        return "val" if subject in self.val_subjects else "train"
+
+    @property
+    def source(self):
+        return "; ".join(part for part in (self.url, self.citation, self.licence) if part)
+
+
+UCI, OXFORD = "https://archive.ics.uci.edu/static/public", "https://ora.ox.ac.uk/objects"
+WRIST = triaxial("acc", "g") + triaxial("gyro", "deg/s")
+
+
+def pamap2_unit(place):
+    """The nine channels of the sensor unit that is worn at `place`."""
+    prefixes = f"{place}_", f"{place} "
+    return (triaxial("acc", "m/s^2", *prefixes) + triaxial("gyro", "rad/s", *prefixes)
+            + triaxial("mag", "uT", *prefixes))
+
+
+DATASETS = {
+    "demo": DatasetInfo(
+        rate=20, channels=WRIST,
+        classes=("Walking", "Running", "Turning", "Sitting", "Lying"),
+        test_subjects=(9, 10), val_subjects=(8,),
+        align_lengths=(4, 16), window=24, stride=12,
+        citation="simulated: no real person", licence="",
+        # short answers in one wording, which can be learned in three minutes
+        answer=("simple_trend",), paraphrase=False),
+    "usc-had": DatasetInfo(
+        rate=100, channels=WRIST,
+        classes=("Walking Forward", "Walking Left", "Walking Right", "Walking Upstairs",
+                 "Walking Downstairs", "Running Forward", "Jumping", "Sitting", "Standing",
+                 "Sleeping", "Elevator Up", "Elevator Down"),
+        test_subjects=(13, 14), val_subjects=(3, 7),
+        align_lengths=(5, 200), window=200, stride=100,
+        citation="Zhang and Sawchuk, USC-HAD: A Daily Activity Dataset for Ubiquitous Activity "
+                 "Recognition Using Wearable Sensors, UbiComp SAGAware 2012",
+        licence="free for research with citation",
+        url="https://sipi.usc.edu/had/USC-HAD.zip"),
+    "uci-har": DatasetInfo(
+        rate=50, channels=triaxial("acc", "g") + triaxial("gyro", "rad/s"),
+        classes=("Walking", "Walking Upstairs", "Walking Downstairs", "Sitting", "Standing",
+                 "Laying"),
+        test_subjects=(2, 4, 9, 10, 12, 13, 18, 20, 24), val_subjects=(5, 8, 22, 28),
+        align_lengths=(5, 200), window=128, stride=64,
+        citation="Anguita et al., A Public Domain Dataset for Human Activity Recognition Using "
+                 "Smartphones, ESANN 2013",
+        licence="cite, no commercial use",
+        url=f"{UCI}/240/human+activity+recognition+using+smartphones.zip",
+        sha256="c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"),
+    "mhealth": DatasetInfo(
+        rate=50,
+        channels=triaxial("acc", "m/s^2", "chest_", "chest ")
+        + triaxial("acc", "m/s^2", "la_", "left-ankle ")
+        + triaxial("gyro", "deg/s", "la_", "left-ankle ")
+        + triaxial("acc", "m/s^2", "rla_", "right-lower-arm ")
+        + triaxial("gyro", "deg/s", "rla_", "right-lower-arm "),
+        classes=("Standing still", "Sitting and relaxing", "Lying down", "Walking",
+                 "Climbing stairs", "Waist bends forward", "Frontal elevation of arms",
+                 "Knees bending (crouching)", "Cycling", "Jogging", "Running", "Jump front & back"),
+        test_subjects=(1, 3, 6), val_subjects=(2, 8),
+        align_lengths=(5, 100), window=100, stride=50,
+        citation="Banos et al., mHealthDroid: A Novel Framework for Agile Development of Mobile "
+                 "Health Applications, IWAAL 2014, and Banos et al., BioMedical Engineering OnLine "
+                 "14 (S2), 2015",
+        licence="CC BY 4.0, cite",
+        url=f"{UCI}/319/mhealth+dataset.zip", size=75_567_983,
+        sha256="16ad0ce709f3f00df18f348610d15bce0884b79e2143f57f446493673f02b8e0"),
+    "pamap2": DatasetInfo(
+        rate=50, raw_rate=100,
+        channels=pamap2_unit("hand") + pamap2_unit("chest") + pamap2_unit("ankle"),
+        classes=("lying", "sitting", "standing", "walking", "running", "cycling", "Nordic walking",
+                 "ascending stairs", "descending stairs", "vacuum cleaning", "ironing",
+                 "rope jumping"),
+        test_subjects=(105, 106), val_subjects=(108,),
+        align_lengths=(5, 100), window=100, stride=50,
+        citation="Reiss and Stricker, Introducing a New Benchmarked Dataset for Activity "
+                 "Monitoring, ISWC 2012",
+        licence="CC BY 4.0, cite",
+        url=f"{UCI}/231/pamap2+physical+activity+monitoring.zip",
+        sha256="76b3580bd5a804121f507717cb498c66a312ef5c774f4a78ac470e6558add352"),
+    "capture24": DatasetInfo(
+        rate=50, raw_rate=100, channels=triaxial("acc", "g"),
+        classes=("sleep", "sitting", "household-chores", "walking", "vehicle", "bicycling",
+                 "mixed-activity", "standing", "manual-work", "sports"),
+        test_subjects=tuple(range(101, 152)), val_subjects=tuple(range(91, 101)),
+        align_lengths=(10, 500), window=500, stride=250, share=0.05,
+        citation="Chan et al., CAPTURE-24: A large dataset of wrist-worn activity tracker data "
+                 "collected in the wild for human activity recognition, Scientific Data 2024",
+        licence="CC BY 4.0",
+        url=f"{OXFORD}/uuid:99d7c092-d865-4a19-b096-cc16440cd001/files/rpr76f381b",
+        sha256="69740c22d3e000367988373336dc6486c10fe3f3f929811fd66e4d84861e40e2"),
+}
+DATASETS["pamap2-100hz"] = replace(                               # as many seconds, at the raw rate
+    DATASETS["pamap2"], rate=100, raw_rate=None, align_lengths=(5, 200), window=200, stride=100)
+
+
+# ---- recordings of your own ----
+
+OWN_KEYS = ("name", "rate", "channels", "classes", "test_subjects", "val_subjects",
+            "window", "stride", "align_lengths", "share", "citation", "licence")
+
+
+def own_dataset(raw):
+    """(name, DatasetInfo) from RAW/dataset.json; README.md shows one and explains its keys.
+
+    Raises InputError, which names the key, where a value does not fit.
+    """
+    path = Path(raw) / "dataset.json"
+    if not Path(raw).is_dir():
+        raise InputError(f"{raw} is not a directory; --raw takes the folder of dataset.json")
+    given = read_json(path)
+
+    def require(good, message):
+        if not good:
+            raise InputError(f"{path}: {message}")
+
+    unknown = sorted(given.keys() - set(OWN_KEYS))
+    require(not unknown, f"unknown keys {', '.join(unknown)}; the keys are {', '.join(OWN_KEYS)}")
+    with understanding(path):
+        name, rate, classes = given["name"], given["rate"], given["classes"]
+        require(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) and name not in (*DATASETS, "own"),
+                f"name '{name}' must be of a-z, 0-9, - and _, and none of {', '.join(DATASETS)}")
+        require(rate > 0, f"rate {rate} must be a number of Hz above 0")
+        channels = tuple(Channel(**channel) for channel in given["channels"])
+        reserved = re.compile(r"\d|[.\n]|" + "|".join(DIRECTION_OF_WORD))
+        for channel in channels:
+            require(re.fullmatch("[a-z0-9_]+", channel.token),
+                    f"token '{channel.token}' must consist of a-z, 0-9 and _")
+            require(not reserved.search(channel.spoken),
+                    f"spoken name '{channel.spoken}' contains a digit, a dot or a trend word "
+                    f"({', '.join(DIRECTION_OF_WORD)}), which would be read as a claim of the text")
+        tests, vals = (tuple(map(str, given[key])) for key in ("test_subjects", "val_subjects"))
+        for what, values in (("channel tokens", [channel.token for channel in channels]),
+                             ("classes", classes), ("test and val subjects", [*tests, *vals])):
+            require(values and len(set(values)) == len(values),
+                    f"{what} {values} must neither be empty nor repeat a value")
+        require(tests and vals, "test_subjects and val_subjects need at least one subject each")
+        window = int(given.get("window", max(2, round(2 * rate))))
+        stride = int(given.get("stride", max(1, window // 2)))
+        require(window >= 2 and stride >= 1,
+                f"window {window} and stride {stride} must be at least 2 and 1")
+        shortest, longest = given.get("align_lengths", (min(5, window), window))
+        require(2 <= shortest <= longest,
+                f"align_lengths {shortest}, {longest} must ascend and be at least 2")
+        share = float(given.get("share", 1))
+        require(0 < share <= 1, f"share {share} must be above 0 and at most 1")
+        return name, DatasetInfo(
+            rate=rate, channels=channels, classes=tuple(map(str, classes)),
+            test_subjects=tests, val_subjects=vals, window=window, stride=stride,
+            align_lengths=(int(shortest), int(longest)), share=share,
+            citation=given.get("citation", ""), licence=given.get("licence", ""))
+
+
+def own_description(name, dataset):
+    """What must be stored to know a dataset again: None for one of the table, else all of it."""
+    return None if name in DATASETS else asdict(dataset)
+
+
+def known_dataset(name, description, where):
+    """The DatasetInfo of the table, or of an own_description. InputError where there is neither."""
+    if name in DATASETS:
+        return DATASETS[name]
+    if description is None:
+        raise InputError(f"{where}: unknown dataset '{name}'; known are {', '.join(DATASETS)}")
+    with understanding(where):
+        values = {key: tuple(value) if isinstance(value, list) else value
+                  for key, value in description.items()}
+        values["channels"] = tuple(Channel(**channel) for channel in description["channels"])
+        return DatasetInfo(**values)

@@ -1,0 +1,250 @@
+"""Numbers -> questions and answers: what the language model learns to say about a sensor.
+
+Stage 1 describes the trends of one channel; stage 2 adds statistics and a question to the sensors
+of a window. Every number in a text is computed from the series; only the wording is drawn, by a
+generator that the caller seeds. `claims.parse_claims` reads the numbers back.
+"""
+import math
+import random
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+
+from .wording import (ACTIVITY, CHANGES, COUNT_FORMATS, COVERS, DIRECTIONS, FALLING, LINE_FORMATS,
+                      OVERALL, QUESTIONS, RISING, SENTENCES, SINGLE, STEADY, STEADY_WORDS, TOTAL,
+                      TOTALS, WORD_PAIRS)
+
+
+# ---- trends: the facts ----
+
+def trend_segments(series):
+    """A series (T,) -> starts (K,), ends (K,), directions (K,): runs of equal sign(x[t+1] - x[t]).
+
+    Starts and ends are sample indices; a segment ends at the sample where the next one starts. A
+    series of one sample has no segment.
+    """
+    signs = np.sign(np.diff(series)).astype(int)                  # (T-1,)
+    turns = np.flatnonzero(np.diff(signs)) + 1
+    starts = np.concatenate([[0], turns])[:len(signs)]
+    ends = np.concatenate([turns, [len(signs)]])[:len(signs)]
+    return starts, ends, signs[starts]
+
+
+def number(value, decimals=2):
+    """0.5 -> "0.5", 1 -> "1.0": at most `decimals` decimals, at least one."""
+    return str(round(float(value), decimals) + 0.0)               # + 0.0: no "-0.0"
+
+
+@lru_cache
+def clock(rate, n_samples):
+    """The times of samples in seconds, as texts write them: with decimals that tell them apart."""
+    decimals = max(2, math.ceil(math.log10(rate)))
+    return [number(index / rate, decimals) for index in range(n_samples)]
+
+
+def times_up_to(last, rate):
+    """A clock that holds sample `last`. Its size is a power of 2, so that few are ever made."""
+    return clock(rate, max(256, 1 << int(last).bit_length()))
+
+
+# ---- trends: the words ----
+
+class FirstWording:
+    """Replaces a random generator where no paraphrase is wanted: always the first entry."""
+    choice = staticmethod(lambda pool: pool[0])
+    choices = staticmethod(lambda pool, k: [pool[0]] * k)
+
+
+def plural(count, noun, of=""):
+    """2, "kind", " of trend" -> "2 kinds of trend"."""
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}{of}"
+
+
+def join_list(parts):
+    """["a", "b", "c"] -> "a, b and c"."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+@lru_cache(maxsize=None)                                          # a few thousand short strings
+def fill_word(template, word):
+    """A template with its direction word in place, and %s where start, end or count belong."""
+    article = "an" if word[0] in "aeiou" else "a"
+    text = template.format(start="%s", end="%s", count="%s", word=word, a_word=f"{article} {word}")
+    return text[:1].upper() + text[1:]
+
+
+def simple_trend(segments, words, rate, rng):
+    """One line per segment; if there are several directions, a line for each with its count."""
+    line, count_line = rng.choice(LINE_FORMATS), rng.choice(COUNT_FORMATS)
+    starts, ends, directions = segments
+    if not directions:
+        return SINGLE
+    times = times_up_to(ends[-1], rate)
+    lines = {direction: fill_word(line, word) for direction, word in words.items()}
+    text = [lines[direction] % (times[start], times[end])
+            for start, end, direction in zip(*segments)]
+    present = [direction for direction in DIRECTIONS if direction in directions]
+    if len(present) > 1:
+        text += [fill_word(count_line, words[direction]) % directions.count(direction)
+                 for direction in present]
+    return "\n".join(text)
+
+
+def detailed_trend(segments, words, rate, rng):
+    """The same in full sentences, one per segment, without the counts."""
+    starts, ends, directions = segments
+    if not directions:
+        return SINGLE
+    times = times_up_to(ends[-1], rate)
+    sentences = rng.choices(SENTENCES, k=len(directions))
+    return " ".join([fill_word(sentence, words[direction]) % (times[start], times[end])
+                     for sentence, start, end, direction in zip(sentences, *segments)])
+
+
+def summary(segments, words, rate, rng, sensor, overall):
+    """Sensor and time span; kinds and changes of trend; seconds of each; overall direction."""
+    starts, ends, directions = segments
+    last = ends[-1] if ends else 0
+    times = times_up_to(last, rate)
+    covers = rng.choice(COVERS).format(sensor=sensor, first=times[0], last=times[last])
+    if not directions:
+        return f"{covers} {SINGLE}"
+    steps = dict.fromkeys(DIRECTIONS, 0)                          # intervals in each direction
+    for start, end, direction in zip(*segments):
+        steps[direction] += end - start
+    present = [direction for direction in DIRECTIONS if steps[direction]]
+    kinds = plural(len(present), "kind", " of trend")
+    turns = plural(len(directions) - 1, "change", " of direction")
+    changes = rng.choice(CHANGES).format(kinds=kinds, changes=turns)
+    durations = [TOTAL.format(word=words[direction], seconds=times[steps[direction]])
+                 for direction in present]
+    totals = rng.choice(TOTALS).format(totals=join_list(durations))
+    return f"{covers} {changes} {totals} {fill_word(rng.choice(OVERALL), words[overall])}"
+
+
+ANSWER_KINDS = ("simple_trend", "trend", "summary")
+
+
+def align_pair(series, channel, rate, kinds, rng):
+    """(question, answer) about a channel's series (T,): the texts of `kinds`, of ANSWER_KINDS."""
+    sensor = f"normalized {channel.spoken}"
+    (up, down), steady = rng.choice(WORD_PAIRS), rng.choice(STEADY_WORDS)
+    words = {RISING: up, FALLING: down, STEADY: steady}
+    segments = [part.tolist() for part in trend_segments(series)]
+    question = rng.choice(QUESTIONS).format(sensor=sensor)
+    texts = []
+    for kind in kinds:
+        if kind == "summary":
+            overall = int(np.sign(series[-1] - series[0]))        # last sample against first
+            texts.append(summary(segments, words, rate, rng, sensor, overall))
+        else:
+            write = {"simple_trend": simple_trend, "trend": detailed_trend}[kind]
+            texts.append(write(segments, words, rate, rng))
+    return question, "\n\n".join(texts)
+
+
+def pair_rng(seed, dataset_name, paraphrase, *key):
+    """The generator of one pair, the same for its key (subject, start, length, channel) alone."""
+    return random.Random(f"{seed} {dataset_name} {key}") if paraphrase else FirstWording
+
+
+def system_prompt(n_samples, rate):
+    """The system prompt of stage 1, in training and in evaluation."""
+    return ("A dialogue between a researcher and an assistant. The assistant analyses a sensor "
+            f"time series of {n_samples} points sampled at {rate} Hz.")
+
+
+# ---- stage 2: texts beside the sensors of a window (S, C) ----
+
+def decimals(value):
+    """Eight decimals without the zeros at the end: 0.25000000 -> "0.25"."""
+    return f"{round(float(value), 8) + 0.0:.8f}".rstrip("0").rstrip(".")      # + 0.0: no "-0"
+
+
+def statistics_text(window, dataset):
+    """A line per channel: mean and population standard deviation."""
+    means, deviations = window.mean(0, dtype=float), window.std(0, dtype=float)
+    return "\n".join(f"{channel.spoken}: Mean={decimals(mean)}, StdDev={decimals(deviation)}"
+                     for channel, mean, deviation in zip(dataset.channels, means, deviations))
+
+
+def window_trends_text(window, dataset):
+    """The summary of each channel, in the first wording: it is an input here, not a lesson."""
+    return "\n".join(align_pair(series, channel, dataset.rate, ("summary",), FirstWording)[1]
+                     for series, channel in zip(window.T, dataset.channels))
+
+
+def correlation_in_words(r):
+    sign = "positively" if r > 0 else "negatively"
+    for limit, strength in ((0.7, "strongly"), (0.3, "moderately"), (0.1, "weakly")):
+        if abs(r) >= limit:
+            return f"{strength} {sign} correlated"
+    return "not significantly correlated"
+
+
+def correlations_text(window, dataset):
+    """Pearson correlation of each pair of channels, in words; 0 where a channel never changes."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.nan_to_num(np.corrcoef(window.T.astype(float)))                # (C, C)
+    names = [channel.spoken for channel in dataset.channels]
+    return "\n".join(f"{names[i]} and {names[j]} are {correlation_in_words(r[i, j])}."
+                     for i, j in combinations(range(len(names)), 2))
+
+
+def meta_text(window, dataset):
+    units = dict.fromkeys(f"{channel.spoken.split()[-1]} in {channel.unit}"
+                          for channel in dataset.channels)
+    return (f"The window holds {len(window)} samples of {len(dataset.channels)} channels at "
+            f"{dataset.rate} Hz ({number(len(window) / dataset.rate)} seconds): "
+            f"{join_list(list(units))}.")
+
+
+def question_text(window, dataset):
+    return f"Which activity is this? It is one of: {', '.join(dataset.classes)}."
+
+
+HAR_TEXTS = {"smry": statistics_text, "trend": window_trends_text, "corr": correlations_text,
+             "meta": meta_text, "Q": question_text}
+
+
+def har_text(window, dataset, parts):
+    """The text after the sensors: parts of HAR_TEXTS in order, one below the other."""
+    return "\n".join(HAR_TEXTS[part](window, dataset) for part in parts)
+
+
+# ---- stage 2 answered in words ----
+
+def har_system_prompt(n_samples, dataset):
+    """The system prompt before an answer in words."""
+    return ("A dialogue between a researcher and an assistant. The assistant recognises activities "
+            f"from {len(dataset.channels)} sensor channels of {n_samples} points sampled at "
+            f"{dataset.rate} Hz.")
+
+
+def strongest_rhythm(series, rate):
+    """The frequency in Hz at which the spectrum of a series (T,) without its mean peaks."""
+    spectrum = np.abs(np.fft.rfft(series - series.mean()))
+    return float(np.argmax(spectrum[1:]) + 1) * rate / len(series)
+
+
+def reasoning_text(window, dataset):
+    """Evidence for an activity: for each unit, a sentence about the channel that varies most."""
+    sentences = []
+    for unit in dict.fromkeys(channel.unit for channel in dataset.channels):
+        columns = [i for i, channel in enumerate(dataset.channels) if channel.unit == unit]
+        column = max(columns, key=lambda i: window[:, i].std(dtype=float))
+        series, spoken = window[:, column].astype(float), dataset.channels[column].spoken
+        sentence = (f"In {unit}, the {spoken} varies most, by {number(series.std())} around "
+                    f"{number(series.mean())}")
+        if np.ptp(series) > 0:
+            rhythm = number(strongest_rhythm(series, dataset.rate), 1)
+            sentence += f", with its strongest rhythm at {rhythm} Hz"
+        sentences.append(sentence + ".")
+    return " ".join(sentences)
+
+
+def har_answer(window, dataset, label, reasoning):
+    """The answer of stage 2 in words: with reasoning, the evidence first; then the class's line."""
+    evidence = reasoning_text(window, dataset) + "\n" if reasoning else ""
+    return evidence + ACTIVITY + dataset.classes[label]

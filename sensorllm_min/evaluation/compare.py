@@ -1,0 +1,112 @@
+"""Does the language model help? The same training with one thing changed at a time, in a table."""
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..ablations import ABLATIONS
+from ..files import InputError, markdown_table, read_json, write_json, write_text
+from .class_scores import class_scores
+
+# The rows of the table: what is changed in the settings of the full model, and what that leaves.
+ROWS = {
+    "full": ({}, "the model as it is, after stage 1"),
+    "no-stage-1": ({"align": "none"}, "stage 2 alone: projector and special tokens new, "
+                                      "and every network without a source"),
+    **{name: ({"ablate": name}, model.__doc__) for name, (model, _) in ABLATIONS.items()},
+    "sensors-only": ({"text": ()}, "no text in the prompt"),
+}
+MAJORITY = "always the majority class"
+HEAD = ("", "what", "macro F1", "full minus it", "accuracy", "balanced accuracy",
+        "trained parameters", "seconds")
+READING = (
+    "How to read it: each row changes one thing in the full model; steps, seeds and windows are "
+    "the same. A row that comes within the standard deviation of the full model shows that what it "
+    "lacks was not needed on this data: `no-llm` and `encoder-mlp` lack the language model, "
+    "`random-llm` what it learned before, `no-stage-1` the alignment, `shuffled` the order in "
+    "time, `text-only` the sensors, `sensors-only` the text. The standard deviation is taken over "
+    "the seeds of stage 2, which share one stage 1; the test has {subjects} people.")
+# What may differ between two calls of one comparison.
+FREE = ("out", "resume", "log_every")
+
+
+def check_settings(settings, processes):
+    """Writes the settings into --out. InputError where it holds a comparison with other ones."""
+    path = Path(settings.out, "settings.json")
+    given = {name: list(value) if isinstance(value, tuple) else value
+             for name, value in asdict(settings).items() if name not in FREE}
+    if processes.first and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, given)
+    processes.wait()
+    old = read_json(path)
+    different = [f"{name} {old.get(name)}, not {value}"
+                 for name, value in given.items() if old.get(name) != value]
+    if different:
+        raise InputError(f"{settings.out} holds a comparison with {'; '.join(different)}; choose "
+                         "another --out, or remove it")
+
+
+def plan_runs(settings, n_seeds, processes):
+    """Yields (row of the table, settings) of each run, one seed after another; resumes runs."""
+    if settings.answer != "class" or settings.ablate:
+        raise InputError("--compare compares class heads; leave --answer and --ablate out")
+    check_settings(settings, processes)
+    for seed in range(settings.seed, settings.seed + n_seeds):
+        for name, (changes, _) in ROWS.items():
+            changed = replace(settings, **changes)
+            if changes and changed == settings:                   # the full model is this already
+                continue
+            out = Path(settings.out, f"{name}-{seed}")
+            resume = (out / "last.safetensors").exists()
+            yield name, replace(changed, seed=seed, out=str(out), resume=resume)
+
+
+def score_majority(train, test, n_classes):
+    """The scores of always naming the majority class of the training windows."""
+    guess = np.bincount(train.labels(), minlength=n_classes).argmax()
+    confusion = np.zeros((n_classes, n_classes), int)
+    np.add.at(confusion, (test.labels(), guess), 1)
+    scores = class_scores(confusion)
+    del scores["per_class"]
+    return scores | {"trained_parameters": 0, "seconds": 0.0}
+
+
+def mean_and_std(values, form="{:.3f}"):
+    """The mean and standard deviation (of a sample) of several seeds; of one, the value alone."""
+    mean = form.format(np.mean(values))
+    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
+
+
+def comparison_table(results, subjects):
+    """{row: [scores of each seed]} -> Markdown, with each row's difference from the full model."""
+    whats = {name: what for name, (_, what) in ROWS.items()} | {"majority": MAJORITY}
+    rows = []
+    for name, runs in results.items():
+        scores = {score: mean_and_std([run[score] for run in runs])
+                  for score in ("macro_f1", "accuracy", "balanced_accuracy")}
+        pairs = zip(results["full"], runs)                        # with the same seed
+        less = [full["macro_f1"] - run["macro_f1"] for full, run in pairs]
+        difference = "" if name == "full" else mean_and_std(less, "{:+.3f}")
+        seconds = np.median([run["seconds"] for run in runs])
+        rows.append((name, whats[name], scores["macro_f1"], difference, scores["accuracy"],
+                     scores["balanced_accuracy"], f"{runs[0]['trained_parameters']:,}",
+                     f"{seconds:.0f}"))
+    n_seeds = len(results["full"])
+    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    return f"{markdown_table(HEAD, rows)}\n\n{seeds}. {READING.format(subjects=subjects)}\n"
+
+
+def read_finished(out):
+    """The results of a run that is done, or None."""
+    path = Path(out, "results.json")
+    return read_json(path) if path.exists() else None
+
+
+def write_comparison(out, results, subjects, command):
+    """Writes comparison.json and comparison.md into `out` -> the table, with the majority class."""
+    results = results | {"majority": [run["majority"] for run in results["full"]]}
+    table = comparison_table(results, subjects)
+    write_json(Path(out, "comparison.json"), {"command": command, "results": results})
+    write_text(Path(out, "comparison.md"), f"# Comparison\n\n`{command}`\n\n{table}")
+    return table

@@ -1,0 +1,167 @@
+"""A model over a split: its loss, generated answers, predicted classes.
+
+Each process takes its share of the examples; sums are added up over all processes.
+"""
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..batch import collate
+from ..data.claims import parse_activity
+from ..files import write_text
+from ..generate import GREEDY, Sampling, generate
+from ..training.processes import share
+from .class_scores import confusion_of
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated."""
+    batch_size: int = 16
+    max_new_tokens: int | None = None   # None: as many as the longest true answer has
+    sampling: Sampling = GREEDY
+
+
+def batches_of(examples, processes, batch_size, order=None, for_generation=False):
+    """This process's share of the examples in batches of like size: yields (positions, Batch)."""
+    if order is None:
+        order = np.argsort(examples.sizes, kind="stable")
+    mine = share(order, processes.world)[processes.rank]
+    pad_id = examples.prompts.tokenizer.pad_id
+    for start in range(0, len(mine), batch_size):
+        positions = mine[start:start + batch_size]
+        batch = collate([examples[i] for i in positions], pad_id, for_generation)
+        yield positions, batch.to(processes.device)
+
+
+@torch.no_grad()
+def mean_loss(model, examples, processes, batch_size) -> float:
+    """The loss per answer token (stage 1) or weighted window (stage 2) over all examples."""
+    loss_sum = weight_sum = 0
+    for _, batch in batches_of(examples, processes, batch_size):
+        with processes.autocast():
+            loss, weight = model(batch)
+        loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
+    loss_sum, weight_sum = processes.sum(loss_sum, weight_sum)
+    return loss_sum / weight_sum if weight_sum else math.nan
+
+
+@torch.no_grad()
+def describe(loaded, examples, processes, decoding=Decoding(), positions=None):
+    """Generates the answer to each example of this process's share, as long as the LLM can take.
+
+    positions: the examples to answer, in this order; None: all of them, short ones first. Yields
+    (position, text, whether the answer ended by itself).
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    longest = decoding.max_new_tokens
+    if longest is None:                                           # seen in the longest records
+        longest = max(len(examples[i].answer) for i in np.argsort(-examples.sizes)[:1000])
+    batches = batches_of(examples, processes, decoding.batch_size, positions, for_generation=True)
+    for positions, batch in batches:
+        room = min(longest, examples.prompts.max_positions - batch.ids.shape[1])
+        sampling = decoding.sampling.at(batch.examples)
+        with processes.autocast():
+            x = model.embed(batch)
+            answers = generate(model.llm, x, batch.mask, tokenizer.stop_ids, room, sampling)
+        for i, answer in zip(positions, answers):
+            yield int(i), tokenizer.decode(answer), len(answer) < room
+
+
+@torch.no_grad()
+def classify(loaded, examples, processes, decoding=Decoding(), positions=None):
+    """Yields a record for each window of this process's share: window, subject, label, predicted.
+
+    A class head adds probabilities (n,) and the loss, its weighted cross entropy. An answer in
+    words adds the generated text; predicted is None where it names no class.
+    """
+    model = loaded.model
+
+    def record_of(i, **found):
+        record = examples[i].record
+        return {"window": int(examples.index[i]), "subject": record["subject"],
+                "label": record["label"], **found}
+
+    if model.head is None:
+        classes = examples.data.dataset.classes
+        for i, text, _ in describe(loaded, examples, processes, decoding, positions):
+            yield record_of(i, predicted=parse_activity(text, classes), generated=text)
+        return
+    for positions, batch in batches_of(examples, processes, decoding.batch_size, positions):
+        with processes.autocast():
+            logits = model.class_logits(batch).float()            # (B, n)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        losses = (model.class_weights[batch.labels] * losses).tolist()
+        for i, loss, probabilities in zip(positions, losses, logits.softmax(-1).tolist()):
+            predicted = int(np.argmax(probabilities))
+            yield record_of(i, predicted=predicted, probabilities=probabilities, loss=loss)
+
+
+def score_classes(loaded, examples, processes, batch_size):
+    """Over all examples: the confusion matrix of `confusion_of`, and the mean loss."""
+    model = loaded.model
+    records = list(classify(loaded, examples, processes, Decoding(batch_size)))
+    n = len(examples.data.dataset.classes)
+    counts = confusion_of(records, n)
+    counts = np.array(processes.sum(*counts.ravel()), int).reshape(n, n + 1)
+    if model.head is None:
+        return counts, mean_loss(model, examples, processes, batch_size)
+    weights = model.class_weights.tolist()
+    loss = sum(record["loss"] for record in records)
+    weight = sum(weights[record["label"]] for record in records)
+    loss, weight = processes.sum(loss, weight)
+    return counts[:, :-1], loss / weight if weight else math.nan  # a class head names a class
+
+
+# ---- a long evaluation that may be interrupted ----
+
+def json_line(record):
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def read_partial(path, settings) -> list[dict]:
+    """The complete records of a partial file; none where it is missing or has other settings."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")      # a kill may cut the last one
+    records = [json.loads(line) for line in lines]
+    return records[1:] if records and records[0] == settings else []
+
+
+def write_as_they_come(path, settings, examples, answer, say) -> list[dict]:
+    """Writes the records that answer(positions) yields, each with its "window" -> all records.
+
+    Until all are there they stand in PATH.partial, behind the settings. The same evaluation,
+    started again, resumes after the last record; one with other settings starts afresh.
+    """
+    partial = Path(f"{path}.partial")
+    records = read_partial(partial, settings)
+    write_text(partial, "".join(json_line(record) for record in (settings, *records)))
+    done = {record["window"] for record in records}
+    order = np.argsort(examples.sizes, kind="stable")
+    positions = [i for i in order if int(examples.index[i]) not in done]
+    if records:
+        say(f"resuming an interrupted evaluation: {len(records)} of {len(examples)} windows are "
+            "done")
+    began = said = time.time()
+    size, all_sizes = 0, examples.sizes[positions].sum()          # long windows take longer
+    with open(partial, "a", encoding="utf-8", buffering=1) as file:           # a line at a time
+        for count, (i, record) in enumerate(zip(positions, answer(positions)), start=1):
+            file.write(json_line(record))
+            records.append(record)
+            size += examples.sizes[i]
+            if time.time() - said > 10:
+                said = time.time()
+                seconds = said - began
+                minutes = seconds / size * (all_sizes - size) / 60
+                say(f"{len(records)}/{len(examples)} windows, {count / seconds:.1f} windows/s, "
+                    f"{minutes:.1f} min left")
+    write_text(path, "".join(json_line(record) for record in records))
+    partial.unlink()
+    return records

@@ -1,0 +1,90 @@
+"""A checkpoint made ready to be shared: the trained tensors and a model card."""
+from dataclasses import replace
+from pathlib import Path
+
+from ..files import InputError, markdown_table, read_json, write_text
+from .checkpoint import save_checkpoint, trained_tensors
+from .hub import HUB_ID
+
+STAGES = {"align": "describes single sensor channels in words (stage 1)",
+          "har": "recognises activities from all channels (stage 2)"}
+BUILT_IN = "built-in size, trained from scratch, in this file"
+SCORES = ("results.json", "evaluation_val.json", "evaluation_test.json")
+
+
+def export(loaded, run, folder):
+    """Writes best.safetensors and README.md into a new folder; the scores are read from `run`.
+
+    Paths of this machine are left out: a source that is a directory keeps only its name.
+    """
+    recipe, progress, folder = loaded.recipe, loaded.progress, Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give --export a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("llm", "encoder"):
+        source = getattr(recipe, part)
+        if source and not HUB_ID.fullmatch(source):
+            recipe = replace(recipe, **{part: Path(source).name})
+    settings = progress["settings"] | {"data": Path(progress["settings"]["data"]).name}
+    progress = progress | {"settings": settings}
+    scores = {}
+    for path in (Path(run, name) for name in SCORES):
+        content = read_json(path) if path.exists() else {}
+        for key, value in content.items():
+            if isinstance(value, (int, float)):
+                scores[f"{path.stem}, {key}"] = round(value, 4)
+    save_checkpoint(folder / "best.safetensors", loaded.model, recipe, progress)
+    write_text(folder / "README.md", card(loaded.model, recipe, progress, scores))
+
+
+def card(model, recipe, progress, scores):
+    """The model card: front matter that the hub reads, then what it is, its data, its scores."""
+    def table(rows):
+        return markdown_table(("", ""), rows.items())
+
+    sizes = {}                                                    # part -> trained parameters
+    for name, tensor in trained_tensors(model, recipe).items():
+        part = model.part_of(name)
+        sizes[part] = sizes.get(part, 0) + tensor.numel()
+    about = {
+        "LLM": recipe.llm or BUILT_IN, "encoder": recipe.encoder or BUILT_IN,
+        "chat format": recipe.chat_format or "llama3, of the built-in tokenizer",
+        "scaling": recipe.scaling,
+        "parts": ", ".join(f"{part} ({size:,})" for part, size in sorted(sizes.items()))}
+    if recipe.classes:
+        about |= {"classes": ", ".join(recipe.classes), "text": "+".join(recipe.text) or "none",
+                  "answer": recipe.answer}
+    if recipe.ablation:
+        about["ablation"] = recipe.ablation
+    dataset = recipe.sensors
+    data = {
+        "dataset": recipe.dataset, "source": dataset.source, "rate": f"{dataset.rate} Hz",
+        "channels": ", ".join(channel.spoken for channel in dataset.channels),
+        "test subjects, never trained on": ", ".join(map(str, dataset.test_subjects)),
+        "validation subjects": ", ".join(map(str, dataset.val_subjects))}
+    front = ["library_name: sensorllm-min",
+             "tags: [sensorllm, time-series, human-activity-recognition]"]
+    bases, arguments, options = [], "", ""
+    for part, source in (("llm", recipe.llm), ("encoder", recipe.encoder)):
+        if source and HUB_ID.fullmatch(source):
+            bases.append(f"- {source.partition('@')[0]}")
+        elif source:                                              # a directory, wherever it is then
+            arguments += f', {part}="DIR"'
+            options += f" --{part} DIR"
+    if bases:
+        front += ["base_model:", *bases]
+    return "\n\n".join([
+        "\n".join(["---", *front, "---"]),
+        f"# SensorLLM on {recipe.dataset}: {STAGES[recipe.stage]}",
+        "A sensor-language model after arXiv 2410.10624, trained with sensorllm-min. This file "
+        "holds what was trained; the frozen networks come from where they are named.",
+        table(about), "## Data", table(data),
+        "## Scores", table(scores) if scores else "none were left by the run",
+        "## Training", table(progress["settings"] | {"best step": progress["best_step"]}),
+        "## Loading",
+        "```python\n# in a clone of sensorllm-min, after pip install -r requirements.txt\n"
+        "from sensorllm_min.training.checkpoint import load_checkpoint\n"
+        "model, tokenizer, recipe, progress = "
+        f'load_checkpoint("THIS_FOLDER_OR_HUB_ID"{arguments})\n```',
+        "or score it: `python evaluate.py --checkpoint THIS_FOLDER_OR_HUB_ID "
+        f"--data data/{recipe.dataset}{options}`\n"])

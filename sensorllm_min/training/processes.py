@@ -1,0 +1,75 @@
+"""One process, or the several that torchrun starts, and what each of them computes on."""
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from ..files import InputError
+
+
+@dataclass(frozen=True)
+class Processes:
+    rank: int
+    world: int
+    device: torch.device
+    bf16: bool = False                  # whether to compute in bfloat16
+
+    @property
+    def first(self):
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def wait(self):
+        """Returns when every process has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, *values) -> list[float]:
+        """Adds each value up over all processes. Every process takes part."""
+        values = [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def without_reducing(self, model, skip):
+        """A context in which, if skip is true, a backward pass leaves DDP's gradients unreduced."""
+        return model.no_sync() if self.world > 1 and skip else nullcontext()
+
+
+def start_processes(bf16=False) -> Processes:
+    """Joins the processes that torchrun started: nccl on GPUs, gloo on CPUs. Else there is one."""
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        n_gpus = torch.cuda.device_count()
+        if local_rank >= n_gpus:
+            raise InputError("--nproc_per_node asks for more processes than the "
+                             f"{n_gpus} GPUs here")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(rank, world, device, bf16)
+
+
+def distributed(model, processes):
+    """The model as DDP wraps it; on one process the model itself.
+
+    All processes start alike (same seed, same files), so nothing is sent at the start. Frozen
+    weights stay views of their files, which the processes of one machine share.
+    """
+    return DistributedDataParallel(model, init_sync=False) if processes.world > 1 else model
+
+
+def share(indices, n_parts):
+    """Deals indices out into n_parts as evenly as possible; a part may be empty."""
+    return [indices[part::n_parts] for part in range(n_parts)]

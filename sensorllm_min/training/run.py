@@ -1,0 +1,180 @@
+"""The output folder of a run: what it prints, measures, saves, and how it resumes."""
+import json
+import math
+import resource
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..cli import Stopped
+from ..data.plots import draw_curves
+from ..files import InputError, write_json, write_text
+from .checkpoint import Loaded, fill_model, fill_optimizer, read_checkpoint, save_checkpoint
+from .processes import distributed
+from .step import Steps
+
+# What a resumed run must share with the run that it continues.
+FIXED = ("data", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit", "eval_limit",
+         "dtype")
+
+
+def peak_memory(device):
+    """The most bytes this process has held: on the GPU, else in memory, mapped files included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Run:
+    """A training run and its folder: logs, curves.png, results.json, two checkpoints.
+
+    Only the first process prints and writes. `progress` holds the steps done, the best score and
+    its step, the seconds, and the settings that a resumed run must share.
+    """
+
+    def __init__(self, settings, processes, loaded: Loaded, optimizer, train):
+        self.settings, self.out, self.processes = settings, Path(settings.out), processes
+        self.model, self.recipe, self.optimizer = loaded.model, loaded.recipe, optimizer
+        self.plan = Steps(train, settings, processes, loaded.tokenizer.pad_id)
+        self.eval_every = settings.eval_every or math.ceil(self.plan.count / 8)
+        self.began = self.logged = time.time()
+        self.tokens = 0                                           # since the last printed line
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained_parameters = sum(parameter.numel() for parameter in trained)
+        fixed = {name: getattr(settings, name) for name in FIXED}
+        self.progress = {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
+                         "settings": {"batch": self.plan.size, **fixed}}
+        if settings.resume:
+            self.resume()
+        elif processes.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in ("best.safetensors", "last.safetensors", "results.json"):
+                (self.out / name).unlink(missing_ok=True)         # a demo's look like this run's
+        if processes.first:
+            mode = "a" if settings.resume else "w"
+            self.metrics = open(self.out / "metrics.jsonl", mode, encoding="utf-8")
+            self.log = open(self.out / "log.txt", mode, encoding="utf-8")
+        self.asked_to_stop = False
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
+        self.wrapped = distributed(self.model, processes)
+        self.say(f"LLM {self.recipe.llm or 'built-in'} (chat format "
+                 f"{loaded.tokenizer.chat_format}), encoder {self.recipe.encoder or 'built-in'}")
+        self.say(f"{train.data.name}: {len(train)} training {train.called}, {self.plan.count} "
+                 f"steps of {self.plan.size}; trained: {', '.join(settings.train)}, "
+                 f"{self.trained_parameters:,} parameters")
+
+    def resume(self):
+        """Continues from last.safetensors. Metrics beyond its step are cut off: they come again."""
+        path = self.out / "last.safetensors"
+        recipe, progress, tensors = read_checkpoint(path)
+        for key, value in self.progress["settings"].items():
+            before = progress["settings"].get(key)
+            if before != value:
+                raise InputError(f"{path} was trained with {key} {before}, this run has {value}; "
+                                 "--resume needs the same settings")
+        # The networks may have moved; their fingerprints tell whether they are the same.
+        if replace(recipe, llm=self.recipe.llm, encoder=self.recipe.encoder) != self.recipe:
+            raise InputError(f"{path} is of another model; --resume needs the same --llm, "
+                             "--encoder, --train, --projector")
+        fill_model(self.model, recipe, tensors, path)
+        fill_optimizer(self.model, self.optimizer, tensors, path)
+        self.progress = progress
+        self.began -= progress["seconds"]
+        metrics = self.out / "metrics.jsonl"
+        if self.processes.first and metrics.exists():
+            *lines, _ = metrics.read_text(encoding="utf-8").split("\n")   # a kill may cut one
+            kept = [line for line in lines if json.loads(line)["step"] <= progress["step"]]
+            write_text(metrics, "".join(line + "\n" for line in kept))
+
+    def say(self, text):
+        if self.processes.first:
+            print(text, flush=True)
+            self.log.write(text + "\n")
+            self.log.flush()
+
+    def measure(self, record):
+        if self.processes.first:
+            self.metrics.write(json.dumps(record) + "\n")
+            self.metrics.flush()
+
+    def steps(self):
+        """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
+        for step in self.plan.starting_at(self.progress["step"]):
+            yield step
+            if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
+                self.progress |= {"step": step.index + 1, "seconds": time.time() - self.began}
+                if self.processes.first:
+                    self.save("last", self.optimizer)
+                raise Stopped(f"ended on request after step {step.index + 1}; --resume continues "
+                              f"from {self.out}/last.safetensors")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)             # all is saved by now
+
+    def save(self, name, optimizer=None):
+        path = self.out / f"{name}.safetensors"
+        save_checkpoint(path, self.model, self.recipe, self.progress, optimizer)
+
+    def log_step(self, step, loss, norm, n_tokens):
+        """Records one training step; prints a line every --log-every steps."""
+        done, n_steps = step.index + 1, self.plan.count
+        self.tokens += n_tokens
+        self.measure({"step": done, "loss": loss, "grad_norm": norm, "lr": step.lr})
+        if done % self.settings.log_every == 0 or done == n_steps:
+            now = time.time()
+            minutes = (now - self.began) / done * (n_steps - done) / 60
+            rate = self.tokens / (now - self.logged)
+            memory = peak_memory(self.processes.device) / 1e9
+            self.say(f"step {done:5}/{n_steps}  loss {loss:.4f}  lr {step.lr:.2e}  "
+                     f"{rate:7.0f} tokens/s  {minutes:.1f} min left  {memory:.2f} GB")
+            self.logged, self.tokens = now, 0
+
+    def is_evaluated(self, step):
+        """Whether the model is validated and saved after this step."""
+        done = step.index + 1
+        return done % self.eval_every == 0 or done == self.plan.count
+
+    def log_evaluation(self, step, scores, key, higher_is_better):
+        """Records validation scores and saves the checkpoints; scores[key] decides on the best."""
+        done = step.index + 1
+        for name, value in scores.items():
+            if not math.isfinite(value):
+                raise InputError(f"step {done}: {name} is {value}; stopped. last.safetensors and "
+                                 f"best.safetensors in {self.out}, if written, are from before. "
+                                 "Lower --lr, or look at the data")
+        self.measure({"step": done, **scores})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self.say(f"step {done:5}  validation: {shown}")
+        score, best = scores[key], self.progress["best"]
+        improved = best is None or (score > best if higher_is_better else score < best)
+        self.progress |= {"step": done, "seconds": time.time() - self.began}
+        if improved:
+            self.progress |= {"best": score, "best_step": done}
+        if self.processes.first:
+            if improved:
+                self.save("best")
+            self.save("last", self.optimizer)
+        self.logged, self.tokens = time.time(), 0                 # validation is not training time
+
+    def load_best(self):
+        """Puts the best checkpoint's tensors into the model."""
+        self.processes.wait()                                     # the first one writes it
+        path = self.out / "best.safetensors"
+        recipe, _, tensors = read_checkpoint(path)
+        fill_model(self.model, recipe, tensors, path)
+
+    def finish(self, results) -> dict:
+        """Writes results.json and curves.png -> the results."""
+        seconds = round(time.time() - self.began, 1)
+        results |= {"seconds": seconds, "trained_parameters": self.trained_parameters}
+        if self.processes.first:
+            write_json(self.out / "results.json", results)
+            try:
+                records = [json.loads(line) for line in open(self.out / "metrics.jsonl")]
+                draw_curves(self.out / "curves.png", records)
+            except ImportError:
+                self.say("no curves.png: matplotlib is not installed")
+        shown = {name: value for name, value in results.items() if not isinstance(value, dict)}
+        self.say(f"wrote {self.out}/results.json: " + json.dumps(shown))
+        return results
