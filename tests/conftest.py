@@ -1,6 +1,6 @@
 """The two tiers of the suite, and the fixtures that several files share.
 
-`pytest` runs what protects the project in three minutes; `pytest --all` adds the tests marked slow.
+`pytest` runs what protects the project; `pytest --all` adds the tests marked slow.
 """
 import os
 

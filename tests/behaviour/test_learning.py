@@ -42,8 +42,8 @@ SHARED = ("--data", "data", "--epochs", 1, "--eval-limit", 60, "--log-every", 10
 
 @pytest.fixture(scope="module")
 def align(folder):
-    """Stage 1: projector, markers, LLM and encoder, from scratch, in 60 steps."""
-    run("train_align.py", *SHARED, "--train-limit", 960, "--batch-size", 16, "--lr", 2e-3, "--eval-every", 20,
+    """Stage 1: projector, markers, LLM and encoder, from scratch, in 90 steps."""
+    run("train_align.py", *SHARED, "--train-limit", 1440, "--batch-size", 16, "--lr", 2e-3, "--eval-every", 30,
         "--eval-limit", 32, "--test-limit", 1000, "--out", "align", cwd=folder)
     return folder / "align"
 
@@ -57,20 +57,18 @@ def har(folder, align):
 
 
 def test_stage_1_learns_to_describe_the_trends_of_unseen_people(align):
-    """Seeds 0, 1, 2: direction 0.74, 0.74, 0.72, of a guess 0.40, 0.34, 0.34; segment F1 0.54, 0.55,
-    0.54, of a guess 0.29, 0.21, 0.21.
+    """Seeds 0, 1, 2: direction 0.81, 0.81, 0.88, of a guess 0.33, 0.30, 0.30; segment F1 0.65, 0.62,
+    0.73, of a guess 0.2.
     """
     found = results(align)
     ours, guess = found["scores"], found["guess"]
     assert found["direction_accuracy"] == ours["direction"] and found["direction_chance"] == guess["direction"]
     assert ours["direction"] > 0.6 and guess["direction"] < 0.45
-    assert ours["segment_f1"] > 0.4 and guess["segment_f1"] < 0.35
+    assert ours["segment_f1"] > 0.4 and guess["segment_f1"] < 0.3
 
 
 def test_stage_2_learns_the_activities_of_unseen_people(har):
-    """After 90 steps of stage 1, seeds 0, 1, 2 gave macro F1 0.83, 0.93, 0.72; after 60, seed 2 gave
-    0.69. Always naming one class has 0.07.
-    """
+    """Seeds 0, 1, 2: macro F1 0.83, 0.93, 0.72, accuracy 0.84, 0.94, 0.79; one class alone has 0.07."""
     found = results(har)
     assert found["macro_f1"] > 0.5 and found["accuracy"] > 0.5
     assert found["majority"]["macro_f1"] < 0.1

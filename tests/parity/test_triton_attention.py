@@ -140,7 +140,8 @@ def test_a_large_bias_overflows_nothing():
 
 @pytest.mark.usefixtures("interpreter_knows_bfloat16")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("head_dim,biased", [(64, True), (128, False)])
+@pytest.mark.parametrize(
+    "head_dim,biased", [(64, True), pytest.param(128, False, marks=pytest.mark.slow)])
 def test_half_precision_is_as_near_as_the_plain_equation(dtype, head_dim, biased):
     """Both round: ours may be twice as far from float64 as the equation computed in that dtype, tensor by tensor."""
     inputs = random_inputs(70, 70, 2, 1, head_dim, dtype=dtype)
