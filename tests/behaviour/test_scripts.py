@@ -2,7 +2,6 @@
 line for each mistake.
 """
 
-import json
 import re
 from functools import partial
 

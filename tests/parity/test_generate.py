@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_chronos, make_llama, quiet
+from helpers import make_chronos, make_llama
 
 from sensorllm_min.evaluation import ask
 from sensorllm_min.evaluation import predict as evaluation

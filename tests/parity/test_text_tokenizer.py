@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sensorllm_min.data import texts as trend_text
 from sensorllm_min.config import LlamaConfig, read_llama_config
