@@ -1,7 +1,8 @@
 """Samples -> ids: scale a series, then cut the number line into bins (arXiv 2403.07815, 3.1).
 
-    id = bin(scaled sample) + n_special_tokens      0 is padding, 1 the end of the series; bins
-    count from 1
+    id = bin(scaled sample) + n_special_tokens
+
+Id 0 is padding, 1 the end of the series; bins count from 1.
 
 Two scalings share everything else:
     mean scaling         scaled = x / mean|x|                    Chronos' own

@@ -107,8 +107,7 @@ class SensorLLM(nn.Module):
         is_special = batch.ids >= self.vocab_size                 # (B, T)
         x = self.llm.embed_tokens(batch.ids.masked_fill(is_special, 0))           # (B, T, D)
         special_ids = batch.ids[is_special] - self.vocab_size
-        # F.embedding, not indexing: its backward pass sums in a fixed order on any number of
-        # threads
+        # F.embedding, not indexing: its gradient is summed in the same order on any threads
         x[is_special] = F.embedding(special_ids, self.special_embeddings).to(x.dtype)
         x[batch.ids == self.sensor_id] = sensors.to(x.dtype)
         return x
