@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
-from sensorllm_min.cli import count, run_script, seed
+from sensorllm_min.cli import amount, count, run_script, seed
 from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA, read_llama_config
 from sensorllm_min.data.download import download
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
@@ -17,7 +17,7 @@ from sensorllm_min.data.plots import draw_window
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.recordings import READERS
-from sensorllm_min.data.sensors import DATASETS, own_dataset
+from sensorllm_min.data.sensors import DATASETS, choose_dataset
 from sensorllm_min.data.texts import ANSWER_KINDS, window_trends_text
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import (
@@ -80,6 +80,15 @@ def main():
     parser.add_argument("--out", help="the prepared dataset (default data/DATASET)")
     parser.add_argument("--seed", type=seed, default=0,
                         help="draws the random windows and the wording (default 0)")
+    parser.add_argument("--rate", type=amount, metavar="HZ",
+                        help="resample to this rate; stage-1 windows then are of 1 to 4 s, with "
+                             "--smooth 0.25, --band 0.25 and answers of one wording (default: the "
+                             "dataset's own rate, and the paper's texts)")
+    parser.add_argument("--smooth", type=amount, metavar="SECONDS",
+                        help="stage 1 tells the trends of a moving average this long (default 0)")
+    parser.add_argument("--band", type=amount, metavar="SHARE",
+                        help="a change below this share of a window's range counts as steady "
+                             "(default 0)")
     parser.add_argument("--answer", help="kinds of text in a stage-1 answer, joined by '+', of "
                                          f"{', '.join(ANSWER_KINDS)} (default: the dataset's own)")
     parser.add_argument("--longest", type=count,
@@ -100,9 +109,10 @@ def main():
             source = f"the unpacked archive ({DATASETS[args.dataset].source}), or --download"
         raise InputError(f"--dataset {args.dataset} needs --raw DIR, {source}")
     own = args.dataset == "own"
-    name, dataset = args.dataset, DATASETS.get(args.dataset)
-    if own and raw:
-        name, dataset = own_dataset(raw)
+    changes = {"rate": args.rate, "smooth": args.smooth, "band": args.band}
+    name = args.dataset
+    if not own or raw:
+        name, dataset = choose_dataset(args.dataset, raw, **changes)
     out = args.out or f"data/{name}"
     if args.show is not None:
         return show(PreparedData(out), args.show, args.llm)
@@ -113,9 +123,9 @@ def main():
         raise InputError(f"--answer {args.answer}: the kinds are {known}, joined by '+'")
     kinds = tuple(kind for kind in ANSWER_KINDS if kind in given)     # always in this order
     if args.download:
-        download(name, dataset, Path(raw))
+        download(args.dataset, DATASETS[args.dataset], Path(raw))
     meta = prepare(args.dataset, raw, out, args.workers, seed=args.seed, answer_kinds=kinds,
-                   longest=args.longest)
+                   longest=args.longest, **changes)
     print_counts(meta)
     place = f" --out {out}" if args.out or own else ""
     print(f"wrote {out}; look at a window with --show 0{place}")

@@ -22,7 +22,8 @@ from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of)
 from sensorllm_min.evaluation.predict import Decoding, classify, describe, write_as_they_come
 from sensorllm_min.evaluation.report import Findings, write_report
-from sensorllm_min.evaluation.trend_scores import Guess, in_one_line, score_trends, scores_table
+from sensorllm_min.evaluation.trend_scores import (
+    Guess, draw_answers, in_one_line, score_trends, scores_table)
 from sensorllm_min.files import InputError, write_json, write_text
 from sensorllm_min.generate import Sampling
 from sensorllm_min.layers import use_backend
@@ -54,12 +55,17 @@ def evaluate_align(args, loaded, data, processes, settings, out):
         for i, text, ended in describe(loaded, examples, processes, decoding, positions):
             record = examples[i].record
             if i in shown:
-                say(f"--- {record['channel']}, {record['length']} samples\n"
+                say(f"--- window {examples.index[i]}: {record['channel']}, "
+                    f"{record['length']} samples\n"
                     f"true:\n{record['answer']}\ngenerated:\n{text}\n")
             yield {"window": int(examples.index[i]), **record, "generated": text, "ended": ended}
 
     path = out / f"descriptions_{args.split}.jsonl"
     records = write_as_they_come(path, settings, examples, described, say)
+    evenly = np.linspace(0, len(records) - 1, min(6, len(records))).astype(int)
+    picture = out / f"descriptions_{args.split}.png"
+    if draw_answers(picture, [records[i] for i in evenly], data):
+        say(f"wrote {picture}: true trends and those that the model claims")
     guess = Guess(AlignExamples(data, "train", loaded.prompts))
     scores = score_trends(records, data, guess, say)
     table = scores_table(scores)

@@ -13,7 +13,8 @@ import torch
 from sensorllm_min.cli import count, run_script
 from sensorllm_min.data.examples import AlignExamples
 from sensorllm_min.evaluation.predict import Decoding, describe, mean_loss
-from sensorllm_min.evaluation.trend_scores import WIDTH, Guess, in_one_line, scores_of, trend_sums
+from sensorllm_min.evaluation.trend_scores import (
+    WIDTH, Guess, draw_answers, in_one_line, scores_of, trend_sums)
 from sensorllm_min.training.checkpoint import build_model
 from sensorllm_min.training.options import (
     PUBLIC, RunSettings, add_shared_arguments, check_out, default_parts, new_recipe,
@@ -22,8 +23,10 @@ from sensorllm_min.training.processes import start_processes
 from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import new_optimizer, train_step
 
-# The defaults with the built-in LLM; with public weights they are the paper's, PUBLIC.
-BUILT_IN = {"projector": (256,), "epochs": 1, "batch_size": 32, "accumulate": 1, "lr": 1e-3}
+# The defaults with the built-in LLM, and the pairs that it trains on where --epochs is not given;
+# with public weights they are the paper's.
+BUILT_IN = {"projector": (256,), "batch_size": 32, "accumulate": 1, "lr": 1e-3}
+BUILT_IN_PAIRS = 30_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def main():
     val = AlignExamples(data, "val", loaded.prompts, settings.eval_limit, settings.seed)
     test = AlignExamples(data, "test", loaded.prompts, settings.test_limit, settings.seed)
 
+    settings = settings.with_epochs(BUILT_IN_PAIRS, len(train), of_sample=1)
+
     # ---- optimizer and run ----
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, loaded, optimizer, train)
@@ -85,10 +90,13 @@ def main():
     run.load_best()
     after = {}
     for i, text, ended in describe(loaded, test, processes, Decoding(32, settings.max_new_tokens)):
-        after[i] = {**test[i].record, "generated": text, "ended": ended}
-    for i in [i for i in after if i in before] or list(after)[:3]:
+        after[i] = {"window": int(test.index[i]), **test[i].record, "generated": text,
+                    "ended": ended}
+    shown = [i for i in after if i in before] or list(after)[:3]
+    for i in shown:
         record = after[i]
-        run.say(f"\n--- test window {i}: {record['channel']}, {record['length']} samples\n"
+        run.say(f"\n--- test window {record['window']}: {record['channel']}, "
+                f"{record['length']} samples\n"
                 f"true:\n{record['answer']}\n"
                 f"before training:\n{before.get(i, '(resumed)')[:300]}\n"
                 f"after training:\n{record['generated']}")
@@ -98,6 +106,9 @@ def main():
         sums += trend_sums(record, test[i].series[0], guess)
     ours, fixed = map(scores_of, np.reshape(processes.sum(*sums.ravel()), (2, WIDTH)))
     run.say("\n" + in_one_line(ours, fixed))
+    picture = run.out / "descriptions.png"
+    if processes.first and draw_answers(picture, [after[i] for i in shown], data):
+        run.say(f"wrote {picture}: true trends and those that the model claims")
     run.finish({"val_loss": run.progress["best"], "direction_accuracy": ours["direction"],
                 "direction_chance": fixed["direction"], "scores": ours, "guess": fixed})
 

@@ -4,21 +4,24 @@
     torchrun --nproc_per_node 8 train_har.py --data data/usc-had --align out/align \\
         --dtype bfloat16 --out out/har
     torchrun train_har.py --compare                        # does the LLM help? compares ablations
+    torchrun train_har.py --folds 6                        # cross-validation over training subjects
 """
 import argparse
+import copy
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from sensorllm_min.ablations import ABLATIONS
-from sensorllm_min.cli import count, run_script
+from sensorllm_min.cli import amount, count, run_script
 from sensorllm_min.data.examples import HAR_ANSWERS, HarExamples
 from sensorllm_min.data.texts import HAR_TEXTS
 from sensorllm_min.evaluation.class_scores import class_report, class_scores
 from sensorllm_min.evaluation.compare import (
-    plan_runs, read_finished, score_majority, write_comparison)
+    ROWS, plan_runs, read_finished, score_majority, write_comparison)
 from sensorllm_min.evaluation.predict import score_classes
 from sensorllm_min.files import InputError
 from sensorllm_min.sensorllm import class_weights
@@ -31,17 +34,23 @@ from sensorllm_min.training.processes import start_processes
 from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import new_optimizer, train_step
 
-# The defaults with the built-in LLM; with public weights they are the paper's, PUBLIC.
-BUILT_IN = {"projector": (256,), "epochs": 3, "batch_size": 16, "accumulate": 1, "lr": 1e-3}
+# The defaults with the built-in LLM, and the windows that it trains on where --epochs is not given;
+# with public weights they are the paper's.
+BUILT_IN = {"projector": (256,), "batch_size": 32, "accumulate": 1, "lr": 1e-3, "text": (),
+            "rotate": 20.0}
+BUILT_IN_WINDOWS = 40_000
+PAPER = PUBLIC | {"text": ("smry", "Q"), "rotate": 0.0}
 
 
 @dataclass(frozen=True)
 class HarSettings(RunSettings):
     align: str                          # output of stage 1, or "none"
-    text: tuple                         # some of texts.HAR_TEXTS
+    text: tuple | None                  # some of texts.HAR_TEXTS
     channel_names: bool
     answer: str                         # one of examples.HAR_ANSWERS
+    rotate: float | None                # degrees
     ablate: str | None                  # one of ablations.ABLATIONS
+    fold: tuple | None = None           # (k, K): part of a cross-validation
 
 
 def text_parts(text):
@@ -52,8 +61,23 @@ def text_parts(text):
     return parts
 
 
+def row_names(text):
+    names = tuple(ROWS) if text == "all" else tuple(text.split(","))
+    if not set(names) <= set(ROWS):
+        raise InputError(f"--compare {text}: the rows are {', '.join(ROWS)}, joined by ',', or all")
+    return names
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs are compared: rows, seeds of each, parts of a cross-validation (None: the test)"""
+    rows: tuple
+    n_seeds: int
+    folds: int | None
+
+
 def read_arguments():
-    """The settings as they were given, and the number of seeds to compare or None."""
+    """The settings as they were given, and the Plan of a comparison or None."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -61,47 +85,57 @@ def read_arguments():
         help="output of train_align.py to start from (default out/align), or none")
     add("--out",
         help="where checkpoints and logs go (default out/har; with --compare out/comparison)")
-    add("--text", type=text_parts, default="smry+Q",
+    add("--text", type=text_parts,
         help="parts of the text after the sensors, joined by '+', or none: "
-             f"{', '.join(HAR_TEXTS)} (default smry+Q)")
+             f"{', '.join(HAR_TEXTS)} (default smry+Q; built-in none)")
     add("--channel-names", action="store_true", help="put its name before each channel")
     add("--answer", choices=HAR_ANSWERS, default="class",
         help="give the class by a class head (default), as text, or as text after a reasoning")
+    add("--rotate", type=amount, metavar="DEGREES",
+        help="in training, turn the sensors of each window by up to this angle (default 0; "
+             "built-in 20)")
     add("--ablate", choices=ABLATIONS, help="train a model with one part taken away")
-    add("--compare", type=count, nargs="?", const=3, metavar="SEEDS",
-        help="train the full model and every ablation with this many seeds (default 3) and compare "
-             "them; an interrupted comparison is resumed")
+    add("--compare", type=row_names, nargs="?", const="all", metavar="ROWS",
+        help="train the full model and its ablations, or some rows joined by ',', and compare "
+             f"them: {', '.join(ROWS)}; an interrupted comparison is resumed")
+    add("--seeds", type=count, help="seeds of each row in a comparison (default 3; of a fold 1)")
+    add("--folds", type=count, metavar="K",
+        help="cross-validation: K runs, each trained without a K-th of the training subjects and "
+             "scored on them; the test subjects stay unseen")
     add_shared_arguments(parser, test_limit=None)
     options = vars(parser.parse_args())
-    n_seeds = options.pop("compare")
-    options["out"] = options["out"] or ("out/comparison" if n_seeds else "out/har")
+    rows, n_seeds, folds = (options.pop(name) for name in ("compare", "seeds", "folds"))
+    comparing = any((rows, n_seeds, folds))
+    options["out"] = options["out"] or ("out/comparison" if comparing else "out/har")
     settings = HarSettings(**options)
     if settings.ablate and settings.answer != "class":
         raise InputError("--ablate needs a class head; leave --answer out")
-    return settings, n_seeds
+    plan = Plan(rows or ("full",), n_seeds or (1 if folds else 3), folds)
+    return settings, plan if comparing else None
 
 
 def main():
     # ---- arguments, processes, data ----
-    settings, n_seeds = read_arguments()
+    settings, plan = read_arguments()
     processes = start_processes(bf16=settings.dtype != "float32")
-    read_align(settings)                                          # to fail early
+    align, _ = read_align(settings)                               # to fail early
+    if settings.text is None:
+        settings = replace(settings, text=defaults_of(settings, align)["text"])
     data = open_or_make_data(settings.data, processes)
 
     # ---- one run, or a comparison of several ----
-    if n_seeds is None:
+    if plan is None:
         train(settings, processes, data)
         return
     results = {}
-    for name, run_settings in plan_runs(settings, n_seeds, processes):
+    for name, run_settings in plan_runs(settings, plan, data, processes):
         if processes.first:
-            print(f"\n==== {name}, seed {run_settings.seed} ====", flush=True)
+            print(f"\n==== {Path(run_settings.out).name} ====", flush=True)
         scores = read_finished(run_settings.out) or train(run_settings, processes, data)
         results.setdefault(name, []).append(scores)
     if processes.first:
         command = shlex.join(["train_har.py", *sys.argv[1:]])
-        n_subjects = len(data.dataset.test_subjects)
-        print("\n" + write_comparison(settings.out, results, n_subjects, command))
+        print("\n" + write_comparison(settings.out, results, plan, data, command))
         print(f"wrote {settings.out}/comparison.md and comparison.json")
 
 
@@ -113,35 +147,39 @@ def read_align(settings):
     if align.stage != "align":
         raise InputError(f"{settings.align} is a checkpoint of stage 2; --align takes one of "
                          "train_align.py, or none")
-    for option in ("projector", "scaling"):
+    for option in ("projector", "scaling", "levels"):
         if getattr(settings, option) is not None:
             raise InputError(f"--{option} comes from {settings.align}; leave it out, or start "
                              "with --align none")
     return move_sources(align, settings.llm, settings.encoder), tensors
 
 
+def defaults_of(settings, align):
+    return BUILT_IN if (align or settings).llm is None else PAPER
+
+
 def parts_to_train(settings, align):
     """What learns where --train is not given.
 
-    After stage 1 the projector and the head learn; without it the special tokens and every network
-    that starts at random, too. An answer in words needs no head, but the built-in LLM must learn
-    the names of the activities.
+    The projector and the head, and every network without public weights; without stage 1 the
+    special tokens, too. An answer in words needs no head.
     """
     head = ("head",) if settings.answer == "class" else ()
-    if align is None:
-        return default_parts(settings.llm, settings.encoder, "projector", "tokens", *head)
-    new_words = not head and align.llm is None
-    return ("projector", *head, "llm") if new_words else ("projector", *head)
+    tokens = () if align else ("tokens",)
+    sources = align or settings
+    return default_parts(sources.llm, sources.encoder, "projector", *tokens, *head)
 
 
 def train(settings, processes, data) -> dict:
     """One run, from the model to its scores on the test subjects -> the content of results.json."""
+    data = copy.copy(data)
+    data.fold = settings.fold
     # ---- stage 1's checkpoint, and what learns now ----
     align, tensors = read_align(settings)
     if align and align.dataset != data.name:
         raise InputError(f"{settings.align} was trained on {align.dataset}, {settings.data} holds "
                          f"{data.name}; give the --data it was trained on, or another --align")
-    defaults = BUILT_IN if (align or settings).llm is None else PUBLIC
+    defaults = defaults_of(settings, align)
     settings = settings.with_defaults(train=parts_to_train(settings, align), **defaults)
     if settings.ablate:
         frozen = ABLATIONS[settings.ablate][1]
@@ -166,7 +204,10 @@ def train(settings, processes, data) -> dict:
     set_up(model, settings)
     train = HarExamples(data, "train", loaded.prompts, settings.train_limit, settings.seed)
     val = HarExamples(data, "val", loaded.prompts, settings.eval_limit, settings.seed)
-    test = HarExamples(data, "test", loaded.prompts, settings.test_limit, settings.seed)
+    scored = "val" if settings.fold else "test"
+    test = HarExamples(data, scored, loaded.prompts, settings.test_limit, settings.seed)
+    train.degrees = settings.rotate
+    settings = settings.with_epochs(BUILT_IN_WINDOWS, len(train), of_sample=3)
     model.class_weights = class_weights(train.labels(), len(recipe.classes))
     model.to(processes.device)
 

@@ -17,6 +17,7 @@ class Example:
     label: int
     record: dict                        # the line of the dataset that it was made from
     index: int | None = None            # of that line in its file
+    channels: tuple | None = None       # the dataset's channel of each series; None: all, in order
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Batch:
     series_lengths: torch.Tensor        # (N,) samples of each
     labels: torch.Tensor                # (B,)
     examples: list                      # (B,) index of each example in its file
+    channels: torch.Tensor              # (N,) the dataset's channel of each series
 
     def to(self, device):
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -51,12 +53,14 @@ def collate(examples, pad_id, for_generation=False) -> Batch:
         mask[row, start:end] = True
         if not for_generation and example.answer:
             targets[row, len(example.prompt):end] = torch.tensor(example.answer)
-    series = []
+    series, channels = [], []
     for example in examples:
         series += [torch.tensor(channel, dtype=torch.float64) for channel in example.series]
+        channels += example.channels or range(len(example.series))
     return Batch(
         ids, mask, targets,
         series=pad_left(series),
         series_lengths=torch.tensor([len(channel) for channel in series]),
         labels=torch.tensor([example.label for example in examples]),
-        examples=[example.index for example in examples])
+        examples=[example.index for example in examples],
+        channels=torch.tensor(channels))

@@ -8,6 +8,8 @@ Two scalings share everything else:
     mean scaling         scaled = x / mean|x|                    Chronos' own
     standardisation      scaled = (x - mean) / std               SensorLLM's default
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -40,15 +42,22 @@ def pad_left(series):
     return torch.stack(padded)
 
 
+WAVELENGTHS = 1.5, 3.0, 6.0, 12.0, 24.0                           # of the sinusoids of a level
+
+
 class ChronosTokenizer:
     """The uniform-bin tokenizer of one checkpoint with one of SCALINGS.
 
-    Reference: chronos-forecasting, `MeanScaleUniformBins`. Computation stays in the dtype of the
-    samples; centers and boundaries are float32, as there.
+    levels: the usual (mean, standard deviation) of each channel, the units of `level_features`;
+    None, the original's way, where the model gets none. Reference: chronos-forecasting,
+    `MeanScaleUniformBins`. Computation stays in the dtype of the samples; centers and boundaries
+    are float32, as there.
     """
 
-    def __init__(self, config, scaling="StanNormalizeUniformBins"):
+    def __init__(self, config, scaling="StanNormalizeUniformBins", levels=None):
         self.config = config
+        self.levels = None if levels is None else torch.tensor(levels)            # (C, 2)
+        self.n_levels = 0 if levels is None else 4 * len(WAVELENGTHS)
         self.scaling = SCALINGS[scaling]
         n_bins = config.n_tokens - config.n_special_tokens - 1
         self.centers = torch.linspace(config.low_limit, config.high_limit, n_bins)       # (n_bins,)
@@ -78,3 +87,22 @@ class ChronosTokenizer:
         """Bin ids (B, S), offset and scale (B,) -> samples (B, S), exact to half a bin."""
         bins = (ids - self.config.n_special_tokens - 1).clamp(0, len(self.centers) - 1)
         return self.centers.to(ids.device)[bins] * scale[:, None] + offset[:, None]
+
+    def in_usual_units(self, values, scale, channels):
+        """Values and scale of series, each (N, ...), in the units of their channels (N,)."""
+        if self.levels is None:
+            return values, scale
+        usual_mean, usual_scale = self.levels.to(values)[channels].T              # (N,) each
+        shape = (-1, *[1] * (values.dim() - 1))
+        return (values - usual_mean.view(shape)) / usual_scale.view(shape), scale / usual_scale
+
+    def level_features(self, mean, scale, channels):
+        """What scaling took from series, mean and scale (N,), as numbers (N, n_levels).
+
+        Sines and cosines, of several wavelengths, of asinh(mean) and log10(scale + 1e-4): a small
+        difference shows in the short waves, a large one in the long.
+        """
+        mean, scale = self.in_usual_units(mean, scale, channels)
+        levels = torch.stack([mean.asinh(), torch.log10(scale + 1e-4)], -1)       # (N, 2)
+        angles = 2 * math.pi * levels[..., None] / torch.tensor(WAVELENGTHS).to(levels)
+        return torch.cat([angles.sin(), angles.cos()], -1).flatten(1)

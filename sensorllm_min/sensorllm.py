@@ -41,6 +41,10 @@ class SensorLLM(nn.Module):
     With a class head (n_classes) the loss is that of stage 2, without one that of stage 1. The
     special tokens (<ts>, channel markers, padding) have embeddings of their own, (n_special, D):
     they learn while the vocabulary gets neither gradients nor optimizer state.
+
+    With levels (chronos.levels) each feature also gets its series' mean and scale as numbers;
+    without them, the original's way, a standardised series has lost its gravity and its energy, but
+    for the statistics in the text.
     """
 
     def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
@@ -49,7 +53,8 @@ class SensorLLM(nn.Module):
         self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
         self.markers = tokenizer.markers                        # {start id: end id} of each channel
         d_model = llm.config.d_model
-        self.projector = Projector(encoder.config.d_model, projector_hidden, d_model)
+        self.d_features = encoder.config.d_model + chronos.n_levels
+        self.projector = Projector(self.d_features, projector_hidden, d_model)
         mean_embedding = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)        # (D,)
         self.special_embeddings = nn.Parameter(mean_embedding.repeat(len(tokenizer.added), 1))
         self.head = self.new_head(len(self.markers), n_classes) if n_classes else None
@@ -91,11 +96,14 @@ class SensorLLM(nn.Module):
         """Samples -> features (steps, D_enc): every series of the batch, one after another.
 
         All channels of all rows go through the encoder at once, as (N, S+1) ids with padding on the
-        left. Standardised samples no longer tell gravity or energy: what a series loses with its
-        mean and scale comes back only as the statistics in the text.
+        left. What standardising takes from a series, its mean and scale, is added as levels.
         """
-        ids, observed, _, _ = self.chronos.encode(batch.series)   # tokenise: (N, S+1)
+        ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
         features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
+        if self.chronos.n_levels:
+            levels = self.chronos.level_features(mean, scale, batch.channels)     # (N, n_levels)
+            levels = levels[:, None].expand(-1, features.shape[1], -1)    # the same at each step
+            features = torch.cat([features, levels.to(features)], -1)
         steps = torch.arange(ids.shape[1], device=ids.device)
         first = ids.shape[1] - 1 - batch.series_lengths           # (N,) where each series begins
         is_real = steps >= first[:, None]                         # (N, S+1)

@@ -7,6 +7,7 @@ from ..batch import IGNORED, Example
 from ..files import InputError, understanding
 from ..text_tokenizer import SENSOR, TextTokenizer
 from .prepared import PreparedData
+from .sensors import rotations
 from .texts import HAR_TEXTS, har_answer, har_system_prompt, har_text, system_prompt
 
 HAR_ANSWERS = ("class", "text", "reasoning")        # from a class head, or in words
@@ -34,12 +35,15 @@ class Examples:
 
     limit: a seeded sample of this many of them, in their order; None: all. The longest ones are
     made at once, so that a window that does not fit is found before the run. InputError for one.
+    degrees: in training, how far a window's sensors turn at most, in each epoch anew.
     """
+    degrees = 0.0
+    epoch = 0
     kind: str                           # of the files that hold the records
     called: str                         # in what is printed
 
     def __init__(self, data: PreparedData, split: str, prompts: PromptFormat, limit=None, seed=0):
-        self.data, self.prompts = data, prompts
+        self.data, self.prompts, self.seed = data, prompts, seed
         self.records = data.records(self.kind, split)
         if not len(self.records):
             raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; is the "
@@ -63,7 +67,11 @@ class Examples:
         index = int(self.index[i])
         record = self.records[index]
         with understanding(f"{self.records.path}, line {index + 1},"):
-            example = self.make(record, self.data.window(record))
+            window = self.data.window(record)
+            if self.degrees:
+                rng = np.random.default_rng([self.seed, self.epoch, index])
+                window = turned(window, rotations(self.data.dataset), self.degrees, rng)
+            example = self.make(record, window)
         example.index = index
         length = len(example.prompt) + len(example.answer)
         if length > self.prompts.max_positions:
@@ -73,6 +81,23 @@ class Examples:
                              f"{length} tokens, the LLM takes {self.prompts.max_positions}; "
                              f"{advice}")
         return example
+
+
+def turned(window, places, degrees, rng):
+    """A window (S, C) whose sensors are worn differently: each place turned by up to `degrees`.
+
+    The axis is uniform on the sphere, the angle uniform from 0 (Rodrigues' formula). places: of
+    `rotations`; the other channels stay as they are.
+    """
+    window = window.astype(np.float64)                            # a copy
+    for triples in places:
+        x, y, z = axis = rng.normal(size=3)
+        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) / np.linalg.norm(axis)
+        angle = np.deg2rad(rng.uniform(0, degrees))
+        rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+        for columns in triples:
+            window[:, columns] = window[:, columns] @ rotation.T
+    return window
 
 
 def marked(channel, n_samples):
@@ -114,7 +139,7 @@ class AlignExamples(Examples):
         rate = self.data.dataset.rate
         prompt = align_prompt(self.prompts, channel, len(window), rate, record["question"])
         answer = self.prompts.tokenizer.answer(record["answer"])
-        return Example(prompt, answer, [window[:, column]], IGNORED, record)
+        return Example(prompt, answer, [window[:, column]], IGNORED, record, channels=(column,))
 
 
 class HarExamples(Examples):

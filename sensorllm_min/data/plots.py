@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..files import write_bytes
-from .texts import trend_segments
+from .texts import trend_line, trend_segments
 from .wording import FALLING, RISING, STEADY
 
 RED, BLUE, ORANGE = "#c0392b", "#2471a3", "#f5b041"               # also for the colour-blind
@@ -30,9 +30,9 @@ def save(figure, path):
 
 
 def draw_window(path, window, dataset, chronos, title, texts):
-    """Draws a window (S, C) to a PNG: a panel per channel, its line coloured by trend.
+    """Draws a window (S, C) to a PNG: a panel per channel, with the line that shows its trends.
 
-    The steps behind the line are the bins of Chronos. texts: what stands below each panel.
+    The steps behind it are the bins of Chronos. texts: what stands below each panel.
     """
     pyplot = plotting()
     n = len(dataset.channels)
@@ -51,9 +51,7 @@ def draw_window(path, window, dataset, chronos, title, texts):
     for i, (axis, channel) in enumerate(zip(axes.flat, dataset.channels)):
         series = window[:, i]
         axis.step(seconds, bins[i], where="mid", color=ORANGE, linewidth=2.5, alpha=0.7)
-        for start, end, direction in zip(*trend_segments(series)):
-            piece = slice(start, end + 1)
-            axis.plot(seconds[piece], series[piece], color=COLOURS[direction], linewidth=1.4)
+        draw_trend_line(axis, series, dataset)
         axis.set_title(f"{channel.spoken} ({channel.unit})", fontsize=9)
         axis.set_xlabel(textwrap.fill(texts[i], 92), fontsize=6.5, loc="left")
         axis.tick_params(labelsize=7)
@@ -66,8 +64,60 @@ def draw_window(path, window, dataset, chronos, title, texts):
     save(figure, path)
 
 
+def draw_trend_line(axis, series, dataset):
+    """A series (S,) in grey, where it is not its own trend line; the line coloured by trend."""
+    seconds = np.arange(len(series)) / dataset.rate
+    line = trend_line(series, dataset)
+    if line is not series:
+        axis.plot(seconds, series, color="#aab7b8", linewidth=0.9)
+    for start, end, direction in zip(*trend_segments(line)):
+        piece = slice(start, end + 1)
+        axis.plot(seconds[piece], line[piece], color=COLOURS[direction], linewidth=1.6)
+
+
+def draw_descriptions(path, windows, dataset):
+    """Draws windows (title, series (S,), claimed segments in seconds) to a PNG, one below another.
+
+    Under each window are two bars: the true trends, and those that the model claims.
+    """
+    pyplot = plotting()
+    figure, axes = pyplot.subplots(len(windows), 1, figsize=(8, 2.6 * len(windows)),
+                                   squeeze=False, layout="constrained")
+    for axis, (title, series, claimed) in zip(axes.flat, windows):
+        draw_trend_line(axis, series, dataset)
+        low, height = float(np.min(series)), float(np.ptp(series)) or 1.0
+        true = [(start / dataset.rate, end / dataset.rate, direction)
+                for start, end, direction in zip(*trend_segments(trend_line(series, dataset)))]
+        end_of_window = (len(series) - 1) / dataset.rate
+        for name, segments, drop in (("true", true, 0.2), ("model", claimed, 0.36)):
+            at = low - drop * height
+            axis.text(-0.01 * end_of_window, at + 0.06 * height, name, ha="right", va="center",
+                      fontsize=8)
+            for start, end, direction in segments:
+                start, end = min(start, end_of_window), min(end, end_of_window)
+                axis.broken_barh([(start, max(end - start, 0))], (at, 0.12 * height),
+                                 color=COLOURS[direction], edgecolor="white", linewidth=0.5)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlim(-0.06 * end_of_window, end_of_window)
+        axis.tick_params(labelsize=7)
+    axes[-1, 0].set_xlabel("seconds", fontsize=8)
+    handles = [pyplot.Line2D([], [], color=COLOURS[direction], label=name, linewidth=4)
+               for direction, name in DIRECTION_NAMES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def running_mean(points):
+    """(x, y) points -> the same, each y the mean of about a fiftieth of all before it."""
+    xs, ys = np.array(points, float).T
+    width = max(1, len(ys) // 50)
+    sums = np.cumsum(np.concatenate([np.zeros(width), ys]))
+    n_before = np.minimum(np.arange(1, len(ys) + 1), width)
+    return xs, (sums[width:] - sums[:-width]) / n_before
+
+
 def draw_curves(path, metrics):
-    """Draws the records of a metrics.jsonl to a PNG: losses, scores, gradient norm, lr."""
+    """Draws the records of a metrics.jsonl to a PNG: losses (log), scores, gradient norm, lr."""
     known = ("step", "loss", "val_loss", "grad_norm", "lr")
     names = dict.fromkeys(name for record in metrics for name in record)
     scores = [[name] for name in names if name not in known]
@@ -77,9 +127,14 @@ def draw_curves(path, metrics):
     for axis, panel in zip(axes, panels):
         for name in panel:
             points = [(record["step"], record[name]) for record in metrics if name in record]
+            label, marker = name.replace("_", " "), "o" if len(points) < 20 else None
+            if len(points) > 100:                                 # steps of like lengths jump
+                axis.plot(*zip(*points), color="#d5d8dc", linewidth=0.6)
+                points = list(zip(*running_mean(points)))
             if points:
-                axis.plot(*zip(*points), label=name.replace("_", " "), linewidth=1.2, markersize=3,
-                          marker="o" if len(points) < 20 else None)
+                axis.plot(*zip(*points), label=label, linewidth=1.2, markersize=3, marker=marker)
+            if "loss" in name and all(value > 0 for _, value in points):
+                axis.set_yscale("log")
         axis.legend(fontsize=8, frameon=False)
         axis.tick_params(labelsize=7)
     axes[-1].set_xlabel("step", fontsize=8)

@@ -28,17 +28,23 @@ import numpy as np
 from ..files import InputError, read_json, write_json
 from .prepared import VERSION
 from .recordings import READERS
-from .sensors import DATASETS, DatasetInfo, own_dataset, own_description
-from .texts import align_pair, pair_rng
+from .sensors import DatasetInfo, choose_dataset, own_description
+from .texts import align_pair, pair_rng, trend_line
 
 
 def strided_windows(n_samples, window, stride):
-    """Starts of a recording's windows: all that fit at the stride, and one flush with its end."""
-    if n_samples < window:
+    """Starts of a recording's windows: all that fit at the stride, and one flush with its end.
+
+    Window and stride may be fractions of samples, where the rate was changed: starts are rounded,
+    so that a recording gives as many windows as at the old rate.
+    """
+    room = n_samples - window
+    last = n_samples - round(window)
+    if min(room, last) < 0:
         return []
-    starts = list(range(0, n_samples - window + 1, stride))
-    last = n_samples - window
-    return starts if starts[-1] == last else [*starts, last]
+    starts = [min(round(i * stride), last) for i in range(int(room / stride + 1e-9) + 1)]
+    remainder = room - (len(starts) - 1) * stride
+    return [*starts, last] if remainder > 1 - 1e-6 else starts
 
 
 def random_windows(n_samples, shortest, longest, rng):
@@ -59,6 +65,7 @@ class Job:
     seed: int
     answer_kinds: tuple
     lengths: tuple                      # samples of a stage-1 window: shortest, longest
+    reader: str                         # of recordings.READERS
 
     @property
     def files(self):
@@ -70,12 +77,13 @@ class Job:
         return np.random.default_rng([self.seed, *" ".join(map(str, key)).encode()])
 
 
-def make_job(name, dataset, seed=0, answer_kinds=None, longest=None):
+def make_job(name, dataset, seed=0, answer_kinds=None, longest=None, reader=None):
     """A Job with these settings; None stands for the dataset's own."""
     shortest, usual = dataset.align_lengths
     longest = longest or usual
     lengths = min(shortest, longest), longest
-    return Job(name, dataset, seed, tuple(answer_kinds or dataset.answer), lengths)
+    kinds = tuple(answer_kinds or dataset.answer)
+    return Job(name, dataset, seed, kinds, lengths, reader or name)
 
 
 class PartWriter:
@@ -119,8 +127,8 @@ class PartWriter:
     def add_har_windows(self, recording, offset, index, counts):
         """offset: where the recording starts in its subject's samples."""
         subject, label, samples = recording.subject, recording.activity, recording.samples
-        length, split = self.dataset.window, counts["split"]
-        starts = strided_windows(len(samples), length, self.dataset.stride)
+        length, split = self.dataset.n_window, counts["split"]
+        starts = strided_windows(len(samples), self.dataset.window, self.dataset.stride)
         windows, rng = [(start, length) for start in starts], self.job.rng("har", subject, index)
         for start, length in self.choose_windows(windows, samples, "har_windows", rng):
             self.write(f"har_{split}", {"subject": subject, "start": offset + start,
@@ -139,7 +147,8 @@ class PartWriter:
             for channel, series in zip(self.dataset.channels, samples[start:start + length].T):
                 wording = pair_rng(job.seed, job.name, self.dataset.paraphrase,
                                    *where.values(), channel.token)
-                question, answer = align_pair(series, channel, self.dataset.rate,
+                line = trend_line(series, self.dataset)
+                question, answer = align_pair(line, channel, self.dataset.rate,
                                               job.answer_kinds, wording)
                 self.write(f"align_{split}", {**where, "channel": channel.token,
                                               "question": question, "answer": answer})
@@ -158,8 +167,7 @@ def prepare_part(job, part, raw_files, folder):
     for leftover in (unfinished, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     writer, missing = PartWriter(unfinished, job), Counter()
-    reader = READERS[job.name if job.name in READERS else "own"]
-    recordings = reader.read(part, raw_files, job.dataset, job.seed, missing)
+    recordings = READERS[job.reader].read(part, raw_files, job.dataset, job.seed, missing)
     for subject, group in groupby(recordings, key=lambda recording: recording.subject):
         writer.add_subject(subject, list(group))
     for file in writer.files.values():
@@ -270,19 +278,19 @@ def discard(unfinished):
 def prepare(name, raw, out, workers=1, say=print, **settings):
     """Prepares the raw recordings of a dataset in the directory `out` -> its meta.
 
-    settings: seed (default 0); answer_kinds, of texts.ANSWER_KINDS, and longest, the samples of the
-    longest stage-1 window (default: the dataset's own). All is written to OUT.unfinished and moved
-    when whole. InputError where raw files are missing or broken, or `out` holds something else.
+    settings: rate, smooth and band, as for `choose_dataset`; seed (default 0); answer_kinds, of
+    texts.ANSWER_KINDS, and longest, the samples of the longest stage-1 window (default: the
+    dataset's own). All is written to OUT.unfinished and moved when whole. InputError where raw
+    files are missing or broken, or `out` holds something else.
     """
     out = Path(out).resolve()
     in_use = out.is_file() or out.exists() and any(out.iterdir())
     if in_use and not (out / "meta.json").exists():
         raise InputError(f"{out} exists and is not a prepared dataset; choose another --out, or "
                          "remove it")
-    reader = READERS[name]
-    name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
-    job = make_job(name, dataset, **settings)
-    parts = reader.files(raw)
+    changes = {key: settings.pop(key, None) for key in ("rate", "smooth", "band")}
+    job = make_job(*choose_dataset(name, raw, **changes), reader=name, **settings)
+    parts = READERS[name].files(raw)
     unfinished, old = (out.with_name(out.name + ending) for ending in (".unfinished", ".old"))
     job_path, settings = unfinished / "settings.json", {"version": VERSION, "job": repr(job)}
     if not job_path.exists() or read_json(job_path) != settings:

@@ -11,6 +11,7 @@ interpolated; at a longer one the recording ends, and another begins after it.
 import re
 from collections import namedtuple
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -151,7 +152,8 @@ def resample(samples, raw_rate, rate):
         return samples.astype(np.float32)
     from scipy.signal import resample_poly
     samples = samples.astype(np.float64)
-    resampled = resample_poly(samples, int(rate), int(raw_rate), axis=0, padtype="line")
+    ratio = Fraction(rate / raw_rate).limit_denominator(1000)
+    resampled = resample_poly(samples, *ratio.as_integer_ratio(), axis=0, padtype="line")
     return resampled.astype(np.float32)
 
 
@@ -185,11 +187,13 @@ def demo_files(raw):
 
 def read_demo(subject, files, dataset, seed, counts):
     """Every activity twice, for 17 seconds each."""
-    n_samples = 17 * dataset.rate
+    raw_rate = dataset.raw_rate or dataset.rate
+    n_samples = round(17 * raw_rate)
     for activity, name in enumerate(dataset.classes):
         for trial in range(2):
             rng = np.random.default_rng([seed, subject, activity, trial])
-            samples = simulate(subject, name, n_samples, dataset.rate, rng)
+            samples = simulate(subject, name, n_samples, raw_rate, rng)
+            samples = resample(samples, dataset.raw_rate, dataset.rate)
             yield Recording(subject, activity, samples, f"simulated {name} {trial + 1}")
 
 
@@ -231,7 +235,8 @@ def read_usc_had(subject, files, dataset, seed, counts):
         if samples.ndim != 2 or samples.shape[1] != 6:
             raise InputError(f"{path}: sensor_readings has shape {samples.shape}, expected (N, 6)")
         source = f"Subject{subject}/{path.name}"
-        yield Recording(subject, activity - 1, samples.astype(np.float32), source)
+        samples = resample(samples, dataset.raw_rate, dataset.rate)
+        yield Recording(subject, activity - 1, samples, source)
 
 
 # ---- UCI-HAR: shipped as windows of 128 that overlap by half, joined again here ----
@@ -276,9 +281,11 @@ def read_uci_har(split, files, dataset, seed, counts):
     activity, subject = activity[:, 0].astype(int), subject[:, 0].astype(int)
     windows = np.stack(signals, -1)                               # (W, 128, 6)
     follows = (subject[1:] == subject[:-1]) & (activity[1:] == activity[:-1])
-    recordings = [Recording(int(subject[first]), int(activity[first]) - 1, samples,
-                            f"{split} window {first + 1}")
-                  for first, samples in join_overlapping(windows, follows)]
+    recordings = []
+    for first, samples in join_overlapping(windows, follows):
+        samples = resample(samples, dataset.raw_rate, dataset.rate)
+        recordings.append(Recording(int(subject[first]), int(activity[first]) - 1, samples,
+                                    f"{split} window {first + 1}"))
     yield from sorted(recordings, key=lambda recording: recording.subject)
 
 

@@ -43,8 +43,8 @@ class DatasetInfo:
     test_subjects: tuple
     val_subjects: tuple                 # held out of the training subjects, for every choice
     align_lengths: tuple                # samples of a stage-1 window: shortest, longest
-    window: int                         # samples of a stage-2 window
-    stride: int                         # samples from one stage-2 window to the next
+    window: float                       # samples of a stage-2 window; a fraction is rounded
+    stride: float                       # samples from one stage-2 window to the next; likewise
     citation: str
     licence: str
     url: str | None = None              # where the official archive is
@@ -54,12 +54,20 @@ class DatasetInfo:
     share: float = 1.0                  # fraction of the windows that is kept, drawn by the seed
     answer: tuple = ("simple_trend", "summary")     # of texts.ANSWER_KINDS, for stage 1
     paraphrase: bool = True             # False: texts always take the first wording of each pool
+    smooth: float = 0.0                 # seconds of the moving average behind stage-1 trends
+    band: float = 0.0                   # a change below this share of a window's range is no trend
+    places: tuple | None = None         # of own recordings: channels worn together (see rotations)
     splits = ("train", "val", "test")   # the same for all datasets: not a field
 
     def split_of(self, subject):
         if subject in self.test_subjects:
             return "test"
         return "val" if subject in self.val_subjects else "train"
+
+    @property
+    def n_window(self):
+        """Samples of a stage-2 window."""
+        return round(self.window)
 
     @property
     def source(self):
@@ -155,10 +163,84 @@ DATASETS["pamap2-100hz"] = replace(                               # as many seco
     DATASETS["pamap2"], rate=100, raw_rate=None, align_lengths=(5, 200), window=200, stride=100)
 
 
+# ---- other rates, and what goes with them ----
+
+# What --rate sets besides the rate, for networks that learn from scratch on two cores: trends that
+# a person sees in a plot (seconds), few words for them.
+SEEN = {"smooth": 0.25, "band": 0.25, "answer": ("simple_trend",), "paraphrase": False}
+ALIGN_SECONDS = 1, 4                    # stage-1 windows: shortest, longest
+
+
+def at_rate(name, dataset, rate):
+    """(name, DatasetInfo) of a dataset at another rate in Hz; windows keep their seconds.
+
+    Stage-1 windows are of ALIGN_SECONDS, and their trends those of SEEN. InputError for a rate
+    above that of the recordings, or too low for a window.
+    """
+    raw_rate = dataset.raw_rate or dataset.rate
+    if not 0 < rate <= raw_rate:
+        raise InputError(f"--rate {rate:g}: the recordings of {name} have {raw_rate:g} Hz; give a "
+                         "rate above 0, at most theirs")
+    ratio = rate / dataset.rate
+    window, stride = dataset.window * ratio, dataset.stride * ratio
+    shortest, longest = (round(seconds * rate) for seconds in ALIGN_SECONDS)
+    shortest = min(shortest, round(window))
+    if shortest < 2 or stride < 0.5:
+        raise InputError(f"--rate {rate:g}: windows of {window / rate:g} s would hold "
+                         f"{window:g} samples; give a higher rate")
+    rate = int(rate) if rate == int(rate) else rate
+    return f"{name}-{rate}hz", replace(
+        dataset, rate=rate, raw_rate=raw_rate, window=window, stride=stride,
+        align_lengths=(shortest, longest), **SEEN)
+
+
+def choose_dataset(name, raw, rate=None, smooth=None, band=None):
+    """(name, DatasetInfo) of a dataset of the table, or of RAW/dataset.json where name is "own".
+
+    rate, Hz, as for `at_rate`; smooth, seconds, and band, a share: of the DatasetInfo.
+    """
+    name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
+    if rate is not None:
+        name, dataset = at_rate(name, dataset, rate)
+    if smooth is not None:
+        dataset = replace(dataset, smooth=smooth)
+    if band is not None:
+        dataset = replace(dataset, band=band)
+    return name, dataset
+
+
+KIND_WORDS = re.compile("acc|accel|accelerometer|gyr|gyro|gyroscope|mag|magnetometer")
+
+
+def rotations(dataset):
+    """The channels that turn together: a list for each place, of (3,) column indices each.
+
+    Three channels turn where their tokens differ by x, y and z alone; those of one place, which
+    the rest of the token names, turn by the same rotation. dataset.json may say it instead:
+    "places", a list of channel tokens for each, x, y, z of one sensor after another.
+    """
+    column = {channel.token: i for i, channel in enumerate(dataset.channels)}
+    places = {}
+    if dataset.places is not None:
+        for place in dataset.places:
+            columns = [column[token] for token in place]
+            places[place] = [columns[i:i + 3] for i in range(0, len(columns), 3)]
+        return list(places.values())
+    for token in column:
+        for at in (i for i, letter in enumerate(token) if letter == "x"):
+            triple = [token[:at] + axis + token[at + 1:] for axis in "xyz"]
+            if all(name in column for name in triple):
+                words = (token[:at] + token[at + 1:]).split("_")
+                place = tuple(word for word in words if word and not KIND_WORDS.fullmatch(word))
+                places.setdefault(place, []).append([column[name] for name in triple])
+                break
+    return list(places.values())
+
+
 # ---- recordings of your own ----
 
 OWN_KEYS = ("name", "rate", "channels", "classes", "test_subjects", "val_subjects",
-            "window", "stride", "align_lengths", "share", "citation", "licence")
+            "window", "stride", "align_lengths", "share", "places", "citation", "licence")
 
 
 def own_dataset(raw):
@@ -205,26 +287,36 @@ def own_dataset(raw):
                 f"align_lengths {shortest}, {longest} must ascend and be at least 2")
         share = float(given.get("share", 1))
         require(0 < share <= 1, f"share {share} must be above 0 and at most 1")
+        places = given.get("places")
+        if places is not None:
+            tokens = [token for place in places for token in place]
+            known = {channel.token for channel in channels}
+            require(set(tokens) <= known and len(set(tokens)) == len(tokens)
+                    and all(len(place) % 3 == 0 for place in places),
+                    f"places {places} must name channels once each, x, y and z of each sensor")
+            places = tuple(map(tuple, places))
         return name, DatasetInfo(
             rate=rate, channels=channels, classes=tuple(map(str, classes)),
             test_subjects=tests, val_subjects=vals, window=window, stride=stride,
-            align_lengths=(int(shortest), int(longest)), share=share,
+            align_lengths=(int(shortest), int(longest)), share=share, places=places,
             citation=given.get("citation", ""), licence=given.get("licence", ""))
 
 
 def own_description(name, dataset):
     """What must be stored to know a dataset again: None for one of the table, else all of it."""
-    return None if name in DATASETS else asdict(dataset)
+    return None if DATASETS.get(name) == dataset else asdict(dataset)
 
 
 def known_dataset(name, description, where):
-    """The DatasetInfo of the table, or of an own_description. InputError where there is neither."""
-    if name in DATASETS:
-        return DATASETS[name]
+    """The DatasetInfo of an own_description, or of the table. InputError where there is neither."""
     if description is None:
-        raise InputError(f"{where}: unknown dataset '{name}'; known are {', '.join(DATASETS)}")
+        if name not in DATASETS:
+            raise InputError(f"{where}: unknown dataset '{name}'; known are {', '.join(DATASETS)}")
+        return DATASETS[name]
     with understanding(where):
         values = {key: tuple(value) if isinstance(value, list) else value
                   for key, value in description.items()}
         values["channels"] = tuple(Channel(**channel) for channel in description["channels"])
+        if values.get("places") is not None:
+            values["places"] = tuple(map(tuple, values["places"]))
         return DatasetInfo(**values)

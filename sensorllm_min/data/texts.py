@@ -31,6 +31,75 @@ def trend_segments(series):
     return starts, ends, signs[starts]
 
 
+def moving_average(series, width):
+    """Each sample's mean over `width` samples around it, fewer at the ends: (T,) -> (T,) float."""
+    window = np.ones(min(width, len(series)))
+    n_samples = np.convolve(np.ones(len(series)), window, "same")
+    return np.convolve(series, window, "same") / n_samples
+
+
+def turning_points(series, band):
+    """Indices of the highs and lows between which a series moves by at least `band`, in order.
+
+    A high is the highest sample before a fall of `band`, a low the lowest before such a rise:
+    what moves less, noise on the way included, is passed over.
+    """
+    high = low = direction = 0
+    points = []
+    for i, x in enumerate(series):
+        if direction >= 0 and x > series[high]:
+            high = i
+        if direction <= 0 and x < series[low]:
+            low = i
+        if direction >= 0 and series[high] - x >= band:
+            points.append(high)
+            direction, low = -1, i
+        elif direction <= 0 and x - series[low] >= band:
+            points.append(low)
+            direction, high = 1, i
+    if direction:
+        points.append(high if direction > 0 else low)
+    return points
+
+
+PLATEAU = 0.25                          # of the band: so near to a high or low is still there
+HOLD = 0.5                              # seconds that a plateau lasts to count as steady
+
+
+def trend_line(series, dataset):
+    """The line (T,) whose rises and falls stage 1 tells; with neither smooth nor band the series.
+
+    The moving average over dataset.smooth seconds, drawn with few straight strokes: from high to
+    low to high where it moves by more than dataset.band of its range, level where it stays near a
+    high or low for HOLD seconds. A person sees these trends in a plot of the window.
+    """
+    if not (dataset.smooth or dataset.band):
+        return series
+    width = 2 * round(dataset.smooth * dataset.rate / 2) + 1      # odd: not shifted
+    smooth = moving_average(series, width)
+    band = dataset.band * np.ptp(smooth)
+    if not 0 < band < np.ptp(smooth):                             # no band, or nothing beyond it
+        return smooth if dataset.band == 0 else np.full(len(smooth), smooth.mean())
+    points = turning_points(smooth.tolist(), band)
+    end = len(smooth) - 1
+    if abs(smooth[0] - smooth[points[0]]) >= band / 2:            # already under way at the start
+        points.insert(0, 0)
+    if abs(smooth[end] - smooth[points[-1]]) >= band / 2:
+        points.append(end)
+    xs, ys = [], []
+    for point in points:
+        far = np.flatnonzero(np.abs(smooth - smooth[point]) > PLATEAU * band)
+        position = np.searchsorted(far, point)
+        first = 0 if point == points[0] else far[position - 1] + 1
+        last = end if point == points[-1] else far[position] - 1
+        if last - first < HOLD * dataset.rate:                    # no plateau: one sharp corner
+            corner = {points[0]: 0, points[-1]: end}.get(point, point)
+            first = last = corner
+        xs += [first, last]
+        ys += [smooth[point]] * 2
+    return np.interp(np.arange(len(smooth)), xs, ys)
+
+
 def number(value, decimals=2):
     """0.5 -> "0.5", 1 -> "1.0": at most `decimals` decimals, at least one."""
     return str(round(float(value), decimals) + 0.0)               # + 0.0: no "-0.0"
@@ -171,8 +240,9 @@ def statistics_text(window, dataset):
 
 def window_trends_text(window, dataset):
     """The summary of each channel, in the first wording: it is an input here, not a lesson."""
-    return "\n".join(align_pair(series, channel, dataset.rate, ("summary",), FirstWording)[1]
-                     for series, channel in zip(window.T, dataset.channels))
+    lines = (trend_line(series, dataset) for series in window.T)
+    return "\n".join(align_pair(line, channel, dataset.rate, ("summary",), FirstWording)[1]
+                     for line, channel in zip(lines, dataset.channels))
 
 
 def correlation_in_words(r):

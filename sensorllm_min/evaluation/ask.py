@@ -85,9 +85,9 @@ def csv_window(path, dataset, kind, token=None) -> Window:
                          "number")
     if len(samples) < 2:
         raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")
-    if kind == "har" and len(samples) != dataset.window:
+    if kind == "har" and len(samples) != dataset.n_window:
         raise InputError(f"{path} holds {len(samples)} samples; a window of this model has "
-                         f"{dataset.window}")
+                         f"{dataset.n_window}")
     return Window(samples, dataset, Path(path).stem, str(path), None)
 
 
@@ -115,7 +115,9 @@ def batch_of(window, question, loaded, device):
     if len(prompt) >= prompts.max_positions:
         raise InputError(f"{window.title}: a prompt of {len(prompt)} tokens, the LLM takes "
                          f"{prompts.max_positions}")
-    example = Example(prompt, [], list(samples.T), IGNORED, {}, 0)
+    tokens = [channel.token for channel in loaded.recipe.sensors.channels]
+    columns = tuple(tokens.index(channel.token) for channel in dataset.channels)
+    example = Example(prompt, [], list(samples.T), IGNORED, {}, 0, columns)
     for_generation = loaded.model.head is None
     return collate([example], loaded.tokenizer.pad_id, for_generation).to(device)
 

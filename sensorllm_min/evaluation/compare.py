@@ -1,5 +1,6 @@
 """Does the language model help? The same training with one thing changed at a time, in a table."""
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +18,26 @@ ROWS = {
     "sensors-only": ({"text": ()}, "no text in the prompt"),
 }
 MAJORITY = "always the majority class"
-HEAD = ("", "what", "macro F1", "full minus it", "accuracy", "balanced accuracy",
+HEAD = ("", "what", "macro F1", "first minus it", "accuracy", "balanced accuracy",
         "trained parameters", "seconds")
 READING = (
     "How to read it: each row changes one thing in the full model; steps, seeds and windows are "
     "the same. A row that comes within the standard deviation of the full model shows that what it "
     "lacks was not needed on this data: `no-llm` and `encoder-mlp` lack the language model, "
     "`random-llm` what it learned before, `no-stage-1` the alignment, `shuffled` the order in "
-    "time, `text-only` the sensors, `sensors-only` the text. The standard deviation is taken over "
-    "the seeds of stage 2, which share one stage 1; the test has {subjects} people.")
+    "time, `text-only` the sensors, `sensors-only` the text. `statistics` and `encoder-mlp` may "
+    "want other settings than the full model to do their best. The standard deviation is taken "
+    "over {runs}.")
 # What may differ between two calls of one comparison.
 FREE = ("out", "resume", "log_every")
 
 
-def check_settings(settings, processes):
+def check_settings(settings, folds, processes):
     """Writes the settings into --out. InputError where it holds a comparison with other ones."""
     path = Path(settings.out, "settings.json")
     given = {name: list(value) if isinstance(value, tuple) else value
              for name, value in asdict(settings).items() if name not in FREE}
+    given["folds"] = folds
     if processes.first and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, given)
@@ -47,17 +50,31 @@ def check_settings(settings, processes):
                          "another --out, or remove it")
 
 
-def plan_runs(settings, n_seeds, processes):
-    """Yields (row of the table, settings) of each run, one seed after another; resumes runs."""
+def plan_runs(settings, plan, data, processes):
+    """Yields (row of the table, settings) of each run, one seed after another; resumes runs.
+
+    plan: its rows, n_seeds of each, and folds, the parts of a cross-validation or None.
+    """
     if settings.answer != "class" or settings.ablate:
         raise InputError("--compare compares class heads; leave --answer and --ablate out")
-    check_settings(settings, processes)
-    for seed in range(settings.seed, settings.seed + n_seeds):
-        for name, (changes, _) in ROWS.items():
-            changed = replace(settings, **changes)
-            if changes and changed == settings:                   # the full model is this already
+    folds = [None]
+    if plan.folds:
+        folds = [(k, plan.folds) for k in range(plan.folds)]
+        n_subjects = len(data.subjects("train")) + len(data.subjects("val"))
+        if not 2 <= plan.folds <= n_subjects:
+            raise InputError(f"--folds {plan.folds}: give 2 to {n_subjects}, the number of "
+                             "subjects that are not for the test")
+    check_settings(settings, plan.folds, processes)
+    for seed, fold in product(range(settings.seed, settings.seed + plan.n_seeds), folds):
+        for name in plan.rows:
+            changed = replace(settings, fold=fold, **ROWS[name][0])
+            same = changed == replace(settings, fold=fold)
+            if same and name != "full" and "full" in plan.rows:   # the full model is this already
                 continue
-            out = Path(settings.out, f"{name}-{seed}")
+            if name == "text-only" and not settings.text:         # there is no text
+                continue
+            part = f"-fold{fold[0] + 1}" if fold else ""
+            out = Path(settings.out, f"{name}{part}-{seed}")
             resume = (out / "last.safetensors").exists()
             yield name, replace(changed, seed=seed, out=str(out), resume=resume)
 
@@ -78,23 +95,25 @@ def mean_and_std(values, form="{:.3f}"):
     return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
 
 
-def comparison_table(results, subjects):
-    """{row: [scores of each seed]} -> Markdown, with each row's difference from the full model."""
+def comparison_table(results, runs):
+    """{row: [scores of each run]} -> Markdown, with each row's difference from the full model.
+
+    runs: in words, what the runs of a row differ in.
+    """
+    reference = "full" if "full" in results else next(iter(results))
     whats = {name: what for name, (_, what) in ROWS.items()} | {"majority": MAJORITY}
     rows = []
-    for name, runs in results.items():
-        scores = {score: mean_and_std([run[score] for run in runs])
+    for name, scored in results.items():
+        scores = {score: mean_and_std([run[score] for run in scored])
                   for score in ("macro_f1", "accuracy", "balanced_accuracy")}
-        pairs = zip(results["full"], runs)                        # with the same seed
+        pairs = zip(results[reference], scored)                   # with the same seed
         less = [full["macro_f1"] - run["macro_f1"] for full, run in pairs]
-        difference = "" if name == "full" else mean_and_std(less, "{:+.3f}")
-        seconds = np.median([run["seconds"] for run in runs])
+        difference = "" if name == reference else mean_and_std(less, "{:+.3f}")
+        seconds = np.median([run["seconds"] for run in scored])
         rows.append((name, whats[name], scores["macro_f1"], difference, scores["accuracy"],
-                     scores["balanced_accuracy"], f"{runs[0]['trained_parameters']:,}",
+                     scores["balanced_accuracy"], f"{scored[0]['trained_parameters']:,}",
                      f"{seconds:.0f}"))
-    n_seeds = len(results["full"])
-    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
-    return f"{markdown_table(HEAD, rows)}\n\n{seeds}. {READING.format(subjects=subjects)}\n"
+    return f"{markdown_table(HEAD, rows)}\n\n{READING.format(runs=runs)}\n"
 
 
 def read_finished(out):
@@ -103,10 +122,18 @@ def read_finished(out):
     return read_json(path) if path.exists() else None
 
 
-def write_comparison(out, results, subjects, command):
+def write_comparison(out, results, plan, data, command):
     """Writes comparison.json and comparison.md into `out` -> the table, with the majority class."""
-    results = results | {"majority": [run["majority"] for run in results["full"]]}
-    table = comparison_table(results, subjects)
+    first = next(iter(results.values()))
+    results = results | {"majority": [run["majority"] for run in first]}
+    seeds = "1 seed" if plan.n_seeds == 1 else f"{plan.n_seeds} seeds of stage 2"
+    if plan.folds:
+        runs = (f"{seeds} and {plan.folds} folds: each of the subjects that are not for the test "
+                "is scored once, by a model that has not seen it")
+    else:
+        n_test = len(data.subjects("test"))
+        runs = f"{seeds}, which share one stage 1 if there is one; the test has {n_test} people"
+    table = comparison_table(results, runs)
     write_json(Path(out, "comparison.json"), {"command": command, "results": results})
     write_text(Path(out, "comparison.md"), f"# Comparison\n\n`{command}`\n\n{table}")
     return table

@@ -129,8 +129,8 @@ def describe_run(loaded, data, split, command):
             *settings, ("best step", progress["best_step"])],
         "Data": [
             ("dataset", recipe.dataset), ("source", dataset.source), ("rate", f"{dataset.rate} Hz"),
-            ("window", f"{dataset.window} samples, {dataset.window / dataset.rate:g} s; "
-                       f"stride {dataset.stride}"),
+            ("window", f"{dataset.n_window} samples, {dataset.window / dataset.rate:g} s; "
+                       f"stride {dataset.stride:g}"),
             ("channels", ", ".join(channels)), (f"{split} subjects", ", ".join(subjects)),
             ("windows", ", ".join(windows))],
         "How to reproduce it": [

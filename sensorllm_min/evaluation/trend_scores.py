@@ -12,19 +12,20 @@ from collections import Counter
 
 import numpy as np
 
-from ..data.claims import Claims, in_samples, parse_claims
-from ..data.texts import trend_segments
+from ..data.claims import Claims, in_samples, parse_claims, parse_segments
+from ..data.plots import draw_descriptions
+from ..data.texts import trend_line, trend_segments
 from ..data.wording import DIRECTIONS
 from ..files import markdown_table
 from .text_scores import MAX_ORDER, bleu, bleu_counts, rouge_1, rouge_l
 
-TOLERANCE = 1                                                     # samples, at a segment's ends
+TOLERANCE = 0.25                        # of a segment's length, at each of its ends
 
 # What is held against the series -> what it means; each is a (sum, count) in a row of sums.
 TRUTH = {
     "direction": "share of the time whose direction is right; silence is wrong",
     "segment_f1": "segments claimed and true that agree in direction, "
-                  f"and in both ends to {TOLERANCE} sample",
+                  "and in both ends to a quarter of the true one",
     "count_error": "segments of each direction, claimed minus true: absolute, per true segment",
     "duration_error": "seconds of each direction, claimed minus true: absolute, per second",
     "overall": "direction from first to last sample, share right",
@@ -50,7 +51,8 @@ def count_matches(claimed, true):
     for start, end, direction in sorted(claimed):
         for segment in left:
             off = max(abs(segment[0] - start), abs(segment[1] - end))
-            if segment[2] == direction and off <= TOLERANCE:
+            allowed = TOLERANCE * (segment[1] - segment[0])
+            if segment[2] == direction and off <= allowed:
                 left.remove(segment)
                 n_matches += 1
                 break
@@ -119,18 +121,20 @@ class Guess:
     """What can be said without seeing the window: learned from a sample of training windows."""
 
     def __init__(self, train, n_windows=2000):
-        self.rate = train.data.dataset.rate
+        self.dataset = train.data.dataset
+        self.rate = self.dataset.rate
         self.texts = {}                                           # channel -> [(length, text)]
         seconds, segments, overall = Counter(), Counter(), Counter()
         for i in np.random.default_rng(0).permutation(len(train))[:n_windows]:
             example = train[i]
             (series,), record = example.series, example.record
+            line = trend_line(series, self.dataset)
             text = record["length"], record["answer"]
             self.texts.setdefault(record["channel"], []).append(text)
-            for start, end, direction in list_segments(series):
+            for start, end, direction in list_segments(line):
                 seconds[direction] += (end - start) / self.rate
                 segments[direction] += 1
-            overall[int(np.sign(series[-1] - series[0]))] += 1
+            overall[int(np.sign(line[-1] - line[0]))] += 1
         total = sum(seconds.values())
         self.share = {d: seconds[d] / total for d in DIRECTIONS}    # share of the time
         self.pace = {d: segments[d] / total for d in DIRECTIONS}    # segments per second
@@ -163,10 +167,30 @@ class Guess:
 
 def trend_sums(record, series, guess):
     """A described window, with "generated" and "ended" -> (2, WIDTH): sums of answer and guess."""
-    text = record["generated"]
+    series, text = trend_line(series, guess.dataset), record["generated"]
     answer = row_of_sums(
         text, parse_claims(text), record["answer"], series, guess.rate, record["ended"])
     return np.stack([answer, guess.row_of_sums(record, series)])
+
+
+def draw_answers(path, records, data):
+    """Draws described windows to a PNG, with their true trends and those that the answers claim.
+
+    Returns whether it could: matplotlib may be missing.
+    """
+    tokens = [channel.token for channel in data.dataset.channels]
+    windows = []
+    for record in records:
+        column = tokens.index(record["channel"])
+        series = data.window(record)[:, column]
+        title = (f"window {record['window']}, subject {record['subject']}: "
+                 f"{data.dataset.channels[column].spoken}")
+        windows.append((title, series, parse_segments(record["generated"])))
+    try:
+        draw_descriptions(path, windows, data.dataset)
+    except ImportError:
+        return False
+    return bool(windows)
 
 
 def score_trends(records, data, guess, say):

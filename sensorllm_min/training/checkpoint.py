@@ -64,7 +64,8 @@ class Recipe:
     llm_seed: int | None = None         # for an LLM with random weights (an ablation)
     trained: tuple = ()                 # parts trained so far, in either stage
     chat_format: str | None = None      # one of CHAT_FORMATS; None: by the tokenizer's tokens
-    own_dataset: dict | None = None     # the DatasetInfo of one's own recordings
+    own_dataset: dict | None = None     # the DatasetInfo, where it is not that of the table
+    levels: tuple | None = None         # mean and deviation of each channel; None: not added
 
     @property
     def sensors(self):
@@ -96,6 +97,8 @@ class Recipe:
         fields["llm_config"] = LlamaConfig(**llm)
         fields["encoder_config"] = T5Config(**fields["encoder_config"])
         fields["chronos"] = ChronosConfig(**fields["chronos"])
+        if fields.get("levels") is not None:
+            fields["levels"] = tuple(map(tuple, fields["levels"]))
         return cls(**fields)
 
 
@@ -174,7 +177,7 @@ def build_model(recipe, dtype=torch.float32, int8=False) -> Loaded:
     if tuple(tokenizer.added) != recipe.added_tokens:
         raise InputError("the checkpoint's special tokens are not those of "
                          f"{recipe.dataset} any more; train it again")
-    chronos = ChronosTokenizer(recipe.chronos, recipe.scaling)
+    chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)
     model_class = ABLATIONS[recipe.ablation][0] if recipe.ablation else SensorLLM
     model = model_class(encoder, chronos, llm, tokenizer, recipe.projector, recipe.n_classes)
     return Loaded(model, tokenizer, recipe)

@@ -1,4 +1,5 @@
 """What both training scripts start from: options as settings, the data, a new model's recipe."""
+import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class RunSettings:
     chat_format: str | None
     projector: tuple | None             # hidden widths
     scaling: str | None
+    levels: bool | None
     train: tuple | None                 # some of sensorllm.PARTS
     epochs: float | None
     batch_size: int | None
@@ -54,9 +56,19 @@ class RunSettings:
 
     def with_defaults(self, **defaults):
         """The same settings with a default in place of every None that has one."""
-        defaults = {"scaling": "StanNormalizeUniformBins"} | defaults
+        built_in = {"levels": self.encoder is None}
+        defaults = {"scaling": "StanNormalizeUniformBins"} | built_in | defaults
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **missing)
+
+    def with_epochs(self, n_windows, n_train, of_sample):
+        """The same settings with a number of epochs, where none was given.
+
+        n_windows in all, of the n_train there are; of a sample (--train-limit) so many passes.
+        """
+        if self.epochs:
+            return self
+        return replace(self, epochs=of_sample if self.train_limit else n_windows / n_train)
 
 
 def default_parts(llm, encoder, *parts):
@@ -121,8 +133,13 @@ def add_shared_arguments(parser, test_limit):
         help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
     add("--scaling", choices=SCALINGS,
         help="how a series is scaled before it is cut into bins (default StanNormalizeUniformBins)")
+    add("--levels", action=argparse.BooleanOptionalAction,
+        help="give the model each series' mean and scale as numbers (default: with the built-in "
+             "encoder)")
     add("--train", type=parts_list, help=f"parts to train, joined by ',': {', '.join(PARTS)}")
-    add("--epochs", type=passes, help="passes over the training windows; may be a fraction")
+    add("--epochs", type=passes,
+        help="passes over the training windows; may be a fraction (default 8; built-in: as many as "
+             "fit into minutes)")
     add("--batch-size", type=count, help="examples in a forward pass of one process")
     add("--accumulate", type=count, help="forward passes in an optimizer step")
     add("--lr", type=amount, help="peak learning rate of AdamW")
@@ -207,7 +224,8 @@ def new_recipe(settings, data, processes) -> Recipe:
         tokenizer_json=tokenizer_json, chat_format=chat_format,
         llm=pin_revision(settings.llm), llm_config=llm, llm_fingerprint=llm_fingerprint,
         encoder=pin_revision(settings.encoder), encoder_config=encoder,
-        encoder_fingerprint=encoder_fingerprint, chronos=chronos)
+        encoder_fingerprint=encoder_fingerprint, chronos=chronos,
+        levels=data.levels() if settings.levels else None)
 
 
 def set_up(model, settings):

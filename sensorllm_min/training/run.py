@@ -18,7 +18,9 @@ from .step import Steps
 
 # What a resumed run must share with the run that it continues.
 FIXED = ("data", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit", "eval_limit",
-         "dtype")
+         "dtype", "rotate", "fold")
+# What checkpoints from before these settings were trained with.
+BEFORE = {"rotate": 0.0, "fold": None}
 
 
 def peak_memory(device):
@@ -41,10 +43,11 @@ class Run:
         self.plan = Steps(train, settings, processes, loaded.tokenizer.pad_id)
         self.eval_every = settings.eval_every or math.ceil(self.plan.count / 8)
         self.began = self.logged = time.time()
-        self.tokens = 0                                           # since the last printed line
+        self.tokens, self.losses = 0, []                          # since the last printed line
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained_parameters = sum(parameter.numel() for parameter in trained)
-        fixed = {name: getattr(settings, name) for name in FIXED}
+        fixed = {name: getattr(settings, name, BEFORE.get(name)) for name in FIXED}
+        fixed["fold"] = fixed["fold"] and list(fixed["fold"])     # as JSON gives it back
         self.progress = {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
                          "settings": {"batch": self.plan.size, **fixed}}
         if settings.resume:
@@ -53,6 +56,7 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             for name in ("best.safetensors", "last.safetensors", "results.json"):
                 (self.out / name).unlink(missing_ok=True)         # a demo's look like this run's
+        self.first_step = self.progress["step"]                   # of this part of the run
         if processes.first:
             mode = "a" if settings.resume else "w"
             self.metrics = open(self.out / "metrics.jsonl", mode, encoding="utf-8")
@@ -71,7 +75,7 @@ class Run:
         path = self.out / "last.safetensors"
         recipe, progress, tensors = read_checkpoint(path)
         for key, value in self.progress["settings"].items():
-            before = progress["settings"].get(key)
+            before = progress["settings"].get(key, BEFORE.get(key))
             if before != value:
                 raise InputError(f"{path} was trained with {key} {before}, this run has {value}; "
                                  "--resume needs the same settings")
@@ -102,6 +106,8 @@ class Run:
 
     def steps(self):
         """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
+        self.began = self.logged = time.time()                    # the samples before do not count
+        self.began -= self.progress["seconds"]
         for step in self.plan.starting_at(self.progress["step"]):
             yield step
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
@@ -120,15 +126,32 @@ class Run:
         """Records one training step; prints a line every --log-every steps."""
         done, n_steps = step.index + 1, self.plan.count
         self.tokens += n_tokens
+        self.losses.append(loss)
+        self.announce(done)
         self.measure({"step": done, "loss": loss, "grad_norm": norm, "lr": step.lr})
         if done % self.settings.log_every == 0 or done == n_steps:
             now = time.time()
             minutes = (now - self.began) / done * (n_steps - done) / 60
             rate = self.tokens / (now - self.logged)
             memory = peak_memory(self.processes.device) / 1e9
-            self.say(f"step {done:5}/{n_steps}  loss {loss:.4f}  lr {step.lr:.2e}  "
+            mean_loss = sum(self.losses) / len(self.losses)       # of steps of like lengths each
+            self.say(f"step {done:5}/{n_steps}  loss {mean_loss:.4f}  lr {step.lr:.2e}  "
                      f"{rate:7.0f} tokens/s  {minutes:.1f} min left  {memory:.2f} GB")
-            self.logged, self.tokens = now, 0
+            self.logged, self.tokens, self.losses = now, 0, []
+
+    def announce(self, done):
+        """Says after a few steps how long the run will take; the first one is slow."""
+        n_seen = done - self.first_step
+        if n_seen == 1:
+            self.second_step_began = time.time()
+        elif n_seen == min(4, self.plan.count - self.first_step):
+            seconds = (time.time() - self.second_step_began) / (n_seen - 1)
+            hours = seconds * (self.plan.count - done) / 3600
+            length = f"{hours:.1f} hours" if hours > 2 else f"{hours * 60:.1f} minutes"
+            self.say(f"{seconds:.2g} s a step: {length} to go, and the validations")
+            if hours > 24:
+                self.say("more than a day: data prepared at a lower --rate, --train-limit, a "
+                         "smaller --epochs or a smaller --llm shorten it")
 
     def is_evaluated(self, step):
         """Whether the model is validated and saved after this step."""

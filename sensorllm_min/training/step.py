@@ -95,7 +95,7 @@ class Steps:
     def make(self, index) -> Step:
         epoch, position = divmod(index, self.per_epoch)
         if epoch != self.epoch:
-            self.epoch = epoch
+            self.epoch = self.examples.epoch = epoch
             self.order = epoch_order(self.examples.sizes, self.size, self.settings.seed, epoch)
         everyone = self.order[position]
         mine = share(everyone, self.processes.world)[self.processes.rank]

@@ -134,7 +134,7 @@ def test_stage_1_cuts_differ_by_subject_recording_and_seed(small, tmp_path):
 
 def test_draws_depend_on_the_seed_and_on_every_part_of_the_place():
     def draw(seed, *place):
-        return Job("own", DATASETS["demo"], seed, (), (5, 50)).rng(*place).integers(1 << 60)
+        return Job("own", DATASETS["demo"], seed, (), (5, 50), "own").rng(*place).integers(1 << 60)
 
     places = [("align", "anna", 0), ("har", "anna", 0), ("align", "ben", 0), ("align", "anna", 1), ("align", 1, 10)]
     draws = [draw(seed, *place) for seed in (0, 1) for place in places]

@@ -39,7 +39,7 @@ def signals_as_before():
 def recipe(demo, tmp_path_factory):
     """The built-in networks, as stage 2 has them; projector and head learn."""
     args = SimpleNamespace(out=tmp_path_factory.mktemp("recipe"), llm=None, encoder=None, chat_format=None, resume=False,
-                              scaling="StanNormalizeUniformBins", projector=(8,), train=("projector", "head"))
+                              scaling="StanNormalizeUniformBins", levels=False, projector=(8,), train=("projector", "head"))
     return dataclasses.replace(new_recipe(args, PreparedData(demo), ALONE), classes=("still", "moving"))
 
 
@@ -198,7 +198,7 @@ def test_each_nth_step_and_the_last_one_are_said_and_all_are_noted(recipe, tmp_p
         run.log_step(step_of(step), 1.0 + step, 0.5, 10)
     said = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("step")]
     assert [line.split("/8")[0].split() for line in said] == [["step", "3"], ["step", "6"], ["step", "8"]]
-    assert [line.split("loss ")[1].split()[0] for line in said] == ["3.0000", "6.0000", "8.0000"]
+    assert [line.split("loss ")[1].split()[0] for line in said] == ["2.0000", "5.0000", "7.5000"]    # means since the last line
     assert json_lines(tmp_path / "metrics.jsonl") == [
         {"step": step + 1, "loss": 1.0 + step, "grad_norm": 0.5, "lr": 1e-3} for step in range(8)]
 

@@ -99,7 +99,8 @@ def test_stage_1_trains_validates_and_tests_on_a_sample_of_the_split_for_it(unto
     shown = (untouched / "align/log.txt").read_text().split("--- test window ")[1:]
     assert len(shown) == 3
     for text in shown:
-        row = tests[int(text.split(":")[0])].record
+        index = int(text.split(":")[0])                           # of the window in its file
+        row = tests[list(tests.index).index(index)].record
         assert f"{row['channel']}, {row['length']} samples\ntrue:\n{row['answer']}\nbefore" in text
 
 
@@ -109,6 +110,7 @@ def test_stage_2_trains_validates_and_tests_on_a_sample_of_the_split_for_it(unto
     model = loaded.model
     examples = {split: HarExamples(PreparedData(demo), split, loaded.prompts, limit, 3)
                 for split, limit in SPLITS}
+    examples["train"].degrees = 20.0                              # the default; no other split turns
     counts = np.bincount(examples["train"].labels(), minlength=5)
     assert len(set(counts)) > 2 and counts.min() > 0                          # weights of the sample, not of the whole
     unweighted = mean_loss(model, examples["train"], ALONE, 4)

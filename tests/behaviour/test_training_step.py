@@ -213,7 +213,7 @@ def test_defaults_stand_where_an_option_was_not_given():
     filled = given.with_defaults(lr=1e-3, epochs=3, projector=(256,), train=("projector", "tokens"))
     changed = {name: getattr(filled, name) for name in names if getattr(filled, name) is not None}
     assert changed == {"lr": 0.5, "epochs": 3, "projector": (256,), "train": ("projector", "tokens"),
-                       "scaling": "StanNormalizeUniformBins", "seed": 4}
+                       "scaling": "StanNormalizeUniformBins", "levels": True, "seed": 4}
 
 
 # ---- which examples a step sees ----

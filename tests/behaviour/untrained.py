@@ -56,6 +56,7 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
         out=str(out),
         projector=(32,),
         scaling="StanNormalizeUniformBins",
+        levels=True,
         train=("projector", "tokens", "llm", "encoder"),
     )
     recipe = new_recipe(settings, data, ALONE)

@@ -16,6 +16,7 @@ from sensorllm_min.evaluation import ask
 from sensorllm_min.evaluation import predict as evaluation
 from sensorllm_min.evaluation.predict import Decoding
 from sensorllm_min import generate as module
+from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import read_llama_config
 from sensorllm_min.batch import collate
@@ -82,7 +83,7 @@ class Short(NamedTuple):
     model: SensorLLM
     tokenizer: TextTokenizer
     prompts: PromptFormat
-    recipe: SimpleNamespace = SimpleNamespace(stage="align")
+    recipe: SimpleNamespace = SimpleNamespace(stage="align", sensors=DATASETS["demo"])
 
 
 def asked(loaded, window, question, max_new_tokens):
