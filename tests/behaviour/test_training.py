@@ -49,10 +49,11 @@ def test_two_processes_and_accumulation_equal_one_process(demo, tmp_path):
     are not compared one by one: Adam divides a gradient by its own size, so that where it is hardly more than rounding,
     the rounding decides the sign of an update. Together they have moved alike to a hundredth of the way they have gone.
     """
-    options = ("--data", demo, *SMALL, *BRIEF, "--train-limit", 33, "--epochs", 1)
+    options = ("--data", demo, *SMALL, *BRIEF, "--train-limit", 33, "--epochs", 1, "--eval-every", 1000)
     run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
     run("train_align.py", *options, "--batch-size", 2, "--accumulate", 2, "--out", "two", cwd=tmp_path, processes=2)
-    run("train_align.py", *options, "--batch-size", 33, "--lr", 0, "--eval-limit", 1, "--out", "start", cwd=tmp_path)
+    run("train_align.py", *options, "--train-limit", 1, "--lr", 0, "--eval-limit", 1, "--test-limit", 1, "--out", "start",
+        cwd=tmp_path)
     start, one, two = (load_file(tmp_path / out / "last.safetensors") for out in ("start", "one", "two"))
     weights = [name for name in one if not name.startswith("optimizer.")]
     moments = [name for name in one if name.endswith(".exp_avg")]
