@@ -240,6 +240,17 @@ def test_each_nth_step_and_the_last_one_are_said_and_all_are_noted(recipe, tmp_p
         {"step": step + 1, "loss": 1.0 + step, "grad_norm": 0.5, "lr": 1e-3} for step in range(8)]
 
 
+def test_each_nth_step_and_the_last_one_are_validated(recipe, tmp_path):
+    def validated(count, **changes):
+        run = begin(recipe, tmp_path, **changes)
+        run.plan.count = count
+        return [step + 1 for step in range(count) if run.is_evaluated(step_of(step))]
+    assert validated(8, eval_every=3) == [3, 6, 8]
+    assert validated(6, eval_every=3) == [3, 6]
+    whole = {"batch_size": 1, "accumulate": 1}                                # three epochs of ten steps
+    assert validated(30, **whole) == [4, 8, 12, 16, 20, 24, 28, 30]           # eight times in a run
+
+
 def test_resuming_forgets_what_the_metrics_hold_beyond_the_checkpoint(recipe, folder):
     path = folder / "metrics.jsonl"
     kept = path.read_text()

@@ -181,6 +181,31 @@ def test_the_test_scores_come_from_the_checkpoint_that_validated_best(demo, tmp_
         assert results("out")["val_loss"] == 0.5
 
 
+class Begun(Exception):
+    """What ends a run at its first training step."""
+
+
+@pytest.mark.parametrize("stage", ["align", "har"])
+def test_dtype_reaches_the_steps_of_training(demo, tmp_path, monkeypatch, stage):
+    """What a step then computes in is tested with train_step itself."""
+    import train_align
+    import train_har
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_align, "describe", lambda *args: [])            # before training
+    module, seen = {"align": train_align, "har": train_har}[stage], []
+
+    def noted_step(model, step, optimizer, processes, out):
+        seen.append(processes.bf16)
+        raise Begun
+    monkeypatch.setattr(module, "train_step", noted_step)
+    options = ["--data", demo, *SMALL, "--out", "out"] + (["--align", "none"] if stage == "har" else [])
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, options), "--dtype", dtype])
+        with pytest.raises(Begun):
+            module.main()
+    assert seen == [False, True]
+
+
 def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):
     """The trainer of the original decays what transformers' rule says: no bias, no norm."""
     from transformers.trainer_pt_utils import get_parameter_names
