@@ -1,13 +1,12 @@
 """Small raw files in the exact form of each dataset, written on the spot.
 
 In each, the first channel is a ramp that counts the raw samples of a subject, and the second is the subject's number,
-so that every prepared window tells where it came from.
+so that every prepared window tells where it came from. pandas and scipy are imported where they are used, since most
+workers need neither.
 """
 import json
 
 import numpy as np
-import pandas as pd
-import scipy.io
 
 STEP = 0.01                                                                   # of the ramp, from sample to sample
 
@@ -36,6 +35,7 @@ def write_usc_had(raw, subject, trials):
 
     The ids inside the files are wrong, as some are in the archive: what counts is the path.
     """
+    import scipy.io
     (raw / f"Subject{subject}").mkdir(parents=True, exist_ok=True)
     begin = 0
     for (activity, trial), n_samples in trials.items():
@@ -127,6 +127,7 @@ ANNOTATIONS = {"7030 sleeping;MET 0.95": "sleep", "walking;5060 shopping;MET 2.3
 def write_capture24(raw, subject, blocks, jumps=()):
     """blocks: [(annotation or None, samples)]; jumps: (row, seconds) where the clock skips before a row."""
     annotations = np.concatenate([np.full(n, label, dtype=object) for label, n in blocks])
+    import pandas as pd
     n = len(annotations)
     seconds = np.arange(n) / 100
     for row, skip in jumps:
@@ -159,6 +160,7 @@ def own_table(person, n_samples=230):
 
 def write_own(raw, **changes):
     """A folder of four people's recordings; changes to its dataset.json, None for a key that is left out."""
+    import pandas as pd
     raw.mkdir(exist_ok=True)
     described = {key: value for key, value in (OWN | changes).items() if value is not None}
     (raw / "dataset.json").write_text(json.dumps(described))

@@ -10,9 +10,7 @@ import shutil
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.io
 from helpers import quiet, read_all
 from raw_files import (ANNOTATIONS, OWN, PEOPLE, STEP, UCI_SIGNALS, labels_of, usc_had_path, write_capture24,
                        write_mhealth, write_own, write_pamap2, write_small_own, write_uci_har, write_usc_had)
@@ -92,6 +90,7 @@ def write_usc_had_subjects(raw):
 
 
 def test_usc_had_trials_keep_subject_and_activity_of_their_path(tmp_path):
+    import scipy.io
     labels = write_usc_had_subjects(tmp_path / "raw")
     dataset = DATASETS["usc-had"]
     meta = prepare("usc-had", tmp_path / "raw", tmp_path / "out", say=quiet)
@@ -108,6 +107,7 @@ def test_usc_had_trials_keep_subject_and_activity_of_their_path(tmp_path):
 
 
 def test_windows_with_a_nan_or_an_infinity_are_dropped_and_counted(tmp_path):
+    import scipy.io
     write_usc_had_subjects(tmp_path / "raw")
     path = usc_had_path(tmp_path / "raw", 1, 10, 3)
     samples = scipy.io.loadmat(path)["sensor_readings"]
@@ -127,6 +127,7 @@ def test_windows_with_a_nan_or_an_infinity_are_dropped_and_counted(tmp_path):
 
 
 def test_raw_files_that_usc_had_does_not_have_are_refused(tmp_path):
+    import scipy.io
     raw = tmp_path / "raw"
     write_usc_had(raw, 1, {(1, 1): 300})
     path = usc_had_path(raw, 1, 1, 1)
@@ -262,6 +263,7 @@ def test_real_lines_of_mhealth_and_real_labels_of_capture24(shared, tmp_path):
     values = [float(line[i]) for i in (0, 1, 2, *range(5, 11), *range(14, 20))]
     assert recordings[0].samples[0].tolist() == pytest.approx(values)         # float32 of them
 
+    import pandas as pd
     classes = DATASETS["capture24"].classes
     dictionary = pd.read_csv(shared / "data/capture24/annotation-label-dictionary.csv")
     spoken = dictionary["label:WillettsSpecific2018"]

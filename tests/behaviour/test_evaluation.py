@@ -146,12 +146,13 @@ def test_without_a_limit_stage_1_takes_256_windows_and_stage_2_all(folder, evalu
 # ---- interrupted and resumed ----
 
 
-def killed_and_resumed(folder, evaluated, n_records, cut=0):
-    """SIGKILL once more than n_records are written, bytes cut off the partial file, and the
+def killed_and_resumed(folder, evaluated, n_windows, n_records, cut=0):
+    """SIGKILL once more than n_records of n_windows are written, bytes cut off the partial file, and the
     evaluation run again.
     """
     command = (
-        "--checkpoint", "out/killed", "--limit", 60, "--max-new-tokens", 24, "--batch-size", 4,
+        "--checkpoint", "out/killed", "--limit", n_windows, "--max-new-tokens", 24, "--batch-size",
+        4,
     )
     out = folder / "out/killed"
     shutil.rmtree(out, ignore_errors=True)
@@ -160,7 +161,7 @@ def killed_and_resumed(folder, evaluated, n_records, cut=0):
     records, partial_file = out / "descriptions_test.jsonl", out / "descriptions_test.jsonl.partial"
     evaluated(*command)
     expected, scores = records.read_bytes(), scores_in(folder, "killed")
-    assert len(set(windows_of(json_lines(records)))) == 60 and not partial_file.exists()
+    assert len(set(windows_of(json_lines(records)))) == n_windows and not partial_file.exists()
     records.unlink()
 
     started = Run("evaluate.py", *command, cwd=folder)
@@ -173,8 +174,8 @@ def killed_and_resumed(folder, evaluated, n_records, cut=0):
     if cut:
         partial_file.write_bytes(partial_file.read_bytes()[:-cut])
     done = partial_file.read_bytes().count(b"\n") - 1  # the first line holds the settings
-    assert 0 < done < 60
-    assert f"resuming an interrupted evaluation: {done} of 60" in evaluated(*command)
+    assert 0 < done < n_windows
+    assert f"resuming an interrupted evaluation: {done} of {n_windows}" in evaluated(*command)
     assert records.read_bytes() == expected
     assert not partial_file.exists()
     assert scores_in(folder, "killed") == scores
@@ -182,13 +183,13 @@ def killed_and_resumed(folder, evaluated, n_records, cut=0):
 
 def test_a_killed_evaluation_resumes_and_writes_the_same_bytes(folder, evaluated):
     """Also where the kill cut the last line in two: no record is lost, none is doubled."""
-    killed_and_resumed(folder, evaluated, 5, cut=25)
+    killed_and_resumed(folder, evaluated, 32, 5, cut=25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_records,cut", [(1, 0), (17, 1), (40, 0)])
 def test_an_evaluation_killed_anywhere_writes_the_same_bytes(folder, evaluated, n_records, cut):
-    killed_and_resumed(folder, evaluated, n_records, cut)
+    killed_and_resumed(folder, evaluated, 60, n_records, cut)
 
 
 @pytest.fixture
@@ -704,12 +705,12 @@ def test_the_loss_is_the_same_in_batches_of_any_size(folder, data, stage):
     """
     loaded = load_checkpoint(folder / f"out/{stage}/best.safetensors")
     examples_of = AlignExamples if stage == "align" else HarExamples
-    examples = examples_of(data, "val", loaded.prompts)
+    examples = examples_of(data, "val", loaded.prompts, 12)
     losses = []
     if stage == "har":
         loaded.model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
-        losses = [score_classes(loaded, examples, ALONE, size)[1] for size in (5, 24)]
-    losses += [predict.mean_loss(loaded.model, examples, ALONE, size) for size in (1, 5, 24)]
+        losses = [score_classes(loaded, examples, ALONE, size)[1] for size in (5, 12)]
+    losses += [predict.mean_loss(loaded.model, examples, ALONE, size) for size in (1, 5, 12)]
     assert losses == [pytest.approx(losses[0], rel=1e-5)] * len(losses)
 
 

@@ -138,7 +138,7 @@ def hub(models, tmp_path, monkeypatch):
 
 TRAIN = (
     "--train-limit", 8, "--epochs", 1, "--batch-size", 4, "--eval-limit", 2, "--test-limit", 1,
-    "--max-new-tokens", 2,
+    "--max-new-tokens", 2, "--projector", 16,
 )
 
 
@@ -262,7 +262,7 @@ def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
     run(
         "train_har.py", "--data", data, "--align", "none", "--llm", models / "made/llama",
         "--encoder", "made/chronos", "--train-limit", 16, "--epochs", 1, "--eval-limit", 4,
-        "--test-limit", 4, "--out", "run", cwd=tmp_path,
+        "--test-limit", 4, "--projector", 16, "--out", "run", cwd=tmp_path,
     )
     evaluate = ("evaluate.py", "--data", data, "--limit", 8)
     run(*evaluate, "--checkpoint", "run", cwd=tmp_path)

@@ -62,17 +62,16 @@ EVENTS = {
 
 
 @pytest.mark.slow
-def test_dozens_of_kills_at_any_moment_change_nothing(demo, tmp_path):
-    """A checkpoint a step and 24 kills, many within the writing of one: to the bit the run that was left alone.
+def test_many_kills_at_any_moment_change_nothing(demo, tmp_path):
+    """A checkpoint a step and 8 kills, some within the writing of one: to the bit the run that was left alone.
 
     Batches of 16 on two threads: large enough for every operation that could add in another order each time.
     """
-    options = ("--data", demo, *SMALL, "--train-limit", 480, "--batch-size", 16, "--epochs", 1, "--eval-every", 1,
+    options = ("--data", demo, *SMALL, "--train-limit", 256, "--batch-size", 16, "--epochs", 1, "--eval-every", 1,
                "--eval-limit", 2)
     run("train_align.py", *options, "--out", "whole", cwd=tmp_path, threads=2)
     killed, seen = tmp_path / "killed", []
-    for kill in range(24):
-        event = EVENTS[list(EVENTS)[kill % len(EVENTS)]]
+    for event in [*EVENTS.values(), *list(EVENTS.values())[3:5]]:
         resume = ["--resume"] if (killed / "last.safetensors").exists() else []
         for left in killed.glob("*.unfinished"):
             left.unlink()                                                     # so that its return is an event
@@ -82,13 +81,14 @@ def test_dozens_of_kills_at_any_moment_change_nothing(demo, tmp_path):
         started.kill(signal.SIGKILL)
         assert started.wait() == -signal.SIGKILL
         seen.append(steps_done(killed))
-    assert len(set(seen)) > 8 and max(seen) < 30, seen
+    assert len(seen) == 8 and len(set(seen)) > 3 and max(seen) < 16, seen
     run("train_align.py", *options, "--out", "killed", "--resume", cwd=tmp_path, threads=2)
     assert_same_run(tmp_path / "whole", killed)
 
 
 # ---- asked to end ----
 
+@pytest.mark.slow
 def test_asked_to_end_two_processes_save_the_same_step_and_go_on_from_there(demo, tmp_path):
     """SIGTERM to one of two: both finish the step, one saves; resumed, the run ends as the one that was left alone."""
     options = ("--data", demo, "--batch-size", 2, "--eval-every", 1000, *SMALL)

@@ -5,10 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from sklearn.metrics import (
-    accuracy_score, balanced_accuracy_score, cohen_kappa_score, confusion_matrix, f1_score,
-    precision_recall_fscore_support,
-)
 
 from sensorllm_min.data import wording
 from sensorllm_min.data.claims import parse_activity, parse_claims, parse_segments
@@ -36,6 +32,9 @@ def test_class_scores_equal_scikit_learn(seed, unread):
     """Also where some answers name no class: to scikit-learn, a label of its own that is never
     averaged over.
     """
+    from sklearn.metrics import (
+        accuracy_score, balanced_accuracy_score, cohen_kappa_score, confusion_matrix, f1_score,
+        precision_recall_fscore_support)
     rng = np.random.default_rng(seed)
     labels = list(range(6))
     true = rng.integers(0, 5, 200)  # class 5 never occurs

@@ -1,6 +1,7 @@
 """What a run keeps in its folder, without training: the best checkpoint, resuming, whole files, and what is refused."""
 import dataclasses
 import json
+import os
 import signal
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from helpers import digest, json_lines
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from sensorllm_min.cli import Stopped
 from sensorllm_min.training import checkpoint, run as training
 from sensorllm_min.training.checkpoint import (
     build_model, fill_model, load_checkpoint, read_checkpoint, save_checkpoint)
@@ -43,12 +45,12 @@ def recipe(demo, tmp_path_factory):
     return dataclasses.replace(new_recipe(args, PreparedData(demo), ALONE), classes=("still", "moving"))
 
 
-def begin(recipe, out, resume=False, train=("projector", "head"), **changes):
+def begin(recipe, out, resume=False, train=("projector", "head"), processes=ALONE, **changes):
     """A run of a fresh model, of which nothing but `train` learns."""
     loaded = build_model(recipe)
     loaded.model.train_only(train)
     settings = SimpleNamespace(**SETTINGS | changes, out=out, resume=resume, train=train)
-    return Run(settings, ALONE, loaded, new_optimizer(loaded.model, settings), TenWindows())
+    return Run(settings, processes, loaded, new_optimizer(loaded.model, settings), TenWindows())
 
 
 class TenWindows:
@@ -111,6 +113,41 @@ def test_a_resumed_run_keeps_the_best_of_before(recipe, tmp_path):
     run.log_evaluation(step_of(2), {"score": 0.625}, "score", higher_is_better=True)
     assert marked(tmp_path / "best.safetensors") == [1.0] and marked(tmp_path / "last.safetensors") == [3.0]
     assert run.progress["best_step"] == 1
+
+
+# ---- asked to end ----
+
+class OtherProcess(Processes):
+    """The first of two processes, of which the other has been asked to end before a given sum."""
+    def __init__(self, asked_at):
+        super().__init__(0, 1, torch.device("cpu"))                           # alone: it waits for nobody
+        object.__setattr__(self, "asked_at", asked_at)
+        object.__setattr__(self, "sums", [])
+
+    def sum(self, *values):
+        self.sums.append(values)
+        return [value + (len(self.sums) > self.asked_at) for value in values]
+
+
+@pytest.mark.parametrize("asked", ["this process", "the other process"])
+def test_a_run_that_is_asked_to_end_finishes_the_step_and_saves_it(recipe, tmp_path, asked):
+    """SIGTERM to any one process of a run: all of them learn of it, and stop after the same step."""
+    processes = ALONE if asked == "this process" else OtherProcess(asked_at=1)
+    run = begin(recipe, tmp_path, processes=processes, batch_size=1, accumulate=1)
+    run.plan.make = step_of
+    done = []
+    with pytest.raises(Stopped, match="ended on request after step 2; --resume continues from .*last.safetensors"):
+        for step in run.steps():
+            done.append(step.index)
+            if step.index == 1 and asked == "this process":
+                os.kill(os.getpid(), signal.SIGTERM)
+            mark(run, step.index + 1.0)                                       # the rest of the step
+    assert done == [0, 1] and marked(tmp_path / "last.safetensors") == [2.0]
+    assert not (tmp_path / "best.safetensors").exists()                       # that is for a validation to say
+    resumed = begin(recipe, tmp_path, resume=True, batch_size=1, accumulate=1)
+    resumed.plan.make = step_of
+    assert [step.index for step in resumed.steps()] == list(range(2, 30))     # three epochs of ten
+    assert resumed.progress["best"] is None
 
 
 def test_a_new_run_begins_with_a_clean_folder(recipe, tmp_path):
@@ -201,6 +238,17 @@ def test_each_nth_step_and_the_last_one_are_said_and_all_are_noted(recipe, tmp_p
     assert [line.split("loss ")[1].split()[0] for line in said] == ["2.0000", "5.0000", "7.5000"]    # means since the last line
     assert json_lines(tmp_path / "metrics.jsonl") == [
         {"step": step + 1, "loss": 1.0 + step, "grad_norm": 0.5, "lr": 1e-3} for step in range(8)]
+
+
+def test_each_nth_step_and_the_last_one_are_validated(recipe, tmp_path):
+    def validated(count, **changes):
+        run = begin(recipe, tmp_path, **changes)
+        run.plan.count = count
+        return [step + 1 for step in range(count) if run.is_evaluated(step_of(step))]
+    assert validated(8, eval_every=3) == [3, 6, 8]
+    assert validated(6, eval_every=3) == [3, 6]
+    whole = {"batch_size": 1, "accumulate": 1}                                # three epochs of ten steps
+    assert validated(30, **whole) == [4, 8, 12, 16, 20, 24, 28, 30]           # eight times in a run
 
 
 def test_resuming_forgets_what_the_metrics_hold_beyond_the_checkpoint(recipe, folder):

@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 import pytest
-from helpers import ROOT, launch, quiet, results, run, torchrun
+from helpers import DEVICE, quiet, results, run, torchrun
 from test_datasets import write_own
 from untrained import evaluate_here, save_untrained, small_dataset
 
@@ -16,20 +16,20 @@ SMALL = ("--train-limit", 48, "--eval-limit", 8, "--test-limit", 8, "--epochs", 
 
 
 def test_the_scripts_do_what_the_readme_says_when_a_person_starts_them(tmp_path):
-    """In real interpreters, stage 2 through a real torchrun: the demo is prepared, both stages
-    train, evaluate.py reports.
+    """The demo is prepared, both stages train, evaluate.py reports. Stage 2 is started by a real
+    torchrun, the others as forks that run the same files (helpers.Run): a start costs less.
     """
-    out = launch(ROOT / "data_prep.py", "--workers", 1, cwd=tmp_path)
+    out = run("data_prep.py", "--workers", 1, cwd=tmp_path)
     assert "har_windows: train" in out and "Walking" in out and "wrote data/demo" in out
     assert re.search(r"^10 +test +10 +3400 +280 +\d+$", out, re.MULTILINE)
-    out = launch(ROOT / "train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path)
+    out = run("train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path)
     assert "min left" in out and "after training" in out
     scores = {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"}
     assert scores <= results(tmp_path / "out/align").keys()
     assert "macro f1" in torchrun("train_har.py", *SMALL, cwd=tmp_path)
     scores = {"macro_f1", "accuracy", "chance", "seconds", "trained_parameters"}
     assert scores <= results(tmp_path / "out/har").keys()
-    out = launch(ROOT / "evaluate.py", "--limit", 8, "--max-new-tokens", 16, cwd=tmp_path)
+    out = run("evaluate.py", "--limit", 8, "--max-new-tokens", 16, cwd=tmp_path)
     assert "stage align" in out and "stage har" in out
     assert {path.name for path in (tmp_path / "out/har").iterdir()} >= {
         "best.safetensors", "last.safetensors", "log.txt", "metrics.jsonl", "results.json",
@@ -103,6 +103,15 @@ def test_a_number_that_makes_no_sense_is_refused_before_anything_is_written(tmp_
     out = run("train_align.py", option, cwd=tmp_path, expect=2)
     assert f"argument {option.split('=')[0]}: invalid" in out
     assert all(path.name.startswith(".") for path in tmp_path.iterdir())  # the harness's own files
+
+
+def test_asking_for_triton_without_a_gpu_ends_in_one_line(demo, tmp_path, monkeypatch):
+    if DEVICE == "cuda":
+        pytest.skip("here it runs")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    printed = run(
+        "train_align.py", "--data", demo, "--attention", "triton", cwd=tmp_path, expect=2)
+    assert "--attention triton needs a GPU" in printed.splitlines()[-1]
 
 
 def test_checkpoints_know_the_channels_of_recordings_of_one_s_own(tmp_path, monkeypatch, capsys):

@@ -410,6 +410,7 @@ def test_gradients_of_both_losses_equal_transformers(data, sources, parts):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sources", [False], ids=["own head"], indirect=True)    # no head is compiled
 @pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
 def test_compiled_blocks_give_the_same(data, parts):
     """Loss and gradients, at two batch shapes, in training and in validation."""

@@ -49,10 +49,11 @@ def test_two_processes_and_accumulation_equal_one_process(demo, tmp_path):
     are not compared one by one: Adam divides a gradient by its own size, so that where it is hardly more than rounding,
     the rounding decides the sign of an update. Together they have moved alike to a hundredth of the way they have gone.
     """
-    options = ("--data", demo, *SMALL, *BRIEF, "--train-limit", 33, "--epochs", 1)
+    options = ("--data", demo, *SMALL, *BRIEF, "--train-limit", 33, "--epochs", 1, "--eval-every", 1000)
     run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
     run("train_align.py", *options, "--batch-size", 2, "--accumulate", 2, "--out", "two", cwd=tmp_path, processes=2)
-    run("train_align.py", *options, "--batch-size", 33, "--lr", 0, "--eval-limit", 1, "--out", "start", cwd=tmp_path)
+    run("train_align.py", *options, "--train-limit", 1, "--lr", 0, "--eval-limit", 1, "--test-limit", 1, "--out", "start",
+        cwd=tmp_path)
     start, one, two = (load_file(tmp_path / out / "last.safetensors") for out in ("start", "one", "two"))
     weights = [name for name in one if not name.startswith("optimizer.")]
     moments = [name for name in one if name.endswith(".exp_avg")]
@@ -180,6 +181,31 @@ def test_the_test_scores_come_from_the_checkpoint_that_validated_best(demo, tmp_
     assert progress["step"] == progress["best_step"] == 1 and progress["best"] == (0.5 if stage == "align" else 1.0)
     if stage == "align":
         assert results("out")["val_loss"] == 0.5
+
+
+class Begun(Exception):
+    """What ends a run at its first training step."""
+
+
+@pytest.mark.parametrize("stage", ["align", "har"])
+def test_dtype_reaches_the_steps_of_training(demo, tmp_path, monkeypatch, stage):
+    """What a step then computes in is tested with train_step itself."""
+    import train_align
+    import train_har
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_align, "describe", lambda *args: [])            # before training
+    module, seen = {"align": train_align, "har": train_har}[stage], []
+
+    def noted_step(model, step, optimizer, processes, out):
+        seen.append(processes.bf16)
+        raise Begun
+    monkeypatch.setattr(module, "train_step", noted_step)
+    options = ["--data", demo, *SMALL, "--out", "out"] + (["--align", "none"] if stage == "har" else [])
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, options), "--dtype", dtype])
+        with pytest.raises(Begun):
+            module.main()
+    assert seen == [False, True]
 
 
 def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import quiet
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
 from test_metrics import CHANNEL, TRIALS, random_series
 from untrained import small_dataset
 
@@ -262,6 +260,8 @@ def test_groups_add_up_and_equal_the_references(examples):
         == sum(scores[c.token]["windows"] for c in data.dataset.channels)
         == sum(group["windows"] for name, group in scores.items() if "samples" in name)
     )
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
     rouge = RougeScorer(["rouge1", "rougeL"])
     for group, members in (
         ("all", records),

@@ -219,6 +219,15 @@ def test_packed_rows_compute_wanted_tokens_alone_and_give_them_the_same(tmp_path
     assert (found[1][~real] == 0).all()
 
 
+def test_unpacked_rows_stand_where_they_were_and_padding_is_zero():
+    """Not left as memory was: a NaN there would spread, since attention weighs it by 0."""
+    real = torch.tensor([[True, True, False], [True, False, False]])
+    x = torch.randn(2, 3, 4)
+    packing = Packing(real, real)
+    assert torch.equal(packing.pack(x), x[real])
+    assert torch.equal(packing.unpack(packing.pack(x)), x * real[..., None])
+
+
 def test_gated_silu_and_its_gradient_are_those_of_the_formula():
     gate, up = (torch.randn(4, 9, dtype=torch.float64, requires_grad=True) * 3 for _ in range(2))
     assert torch.autograd.gradcheck(GatedSilu.apply, (gate, up))  # against differences, in float64

@@ -1,11 +1,10 @@
 """BLEU against sacrebleu, ROUGE against rouge-score: the project's own texts, damaged; wild strings; the edges."""
+import functools
 import math
 import random
 
 import numpy as np
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
 
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import align_pair
@@ -15,8 +14,6 @@ from sensorllm_min.evaluation.text_scores import (
 ORDERS = (1, 2, 3, 4)
 SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]
 SEEDS = pytest.mark.parametrize("seed", [0, *SLOW])
-SACREBLEU = {order: BLEU(max_ngram_order=order) for order in ORDERS}
-ROUGE = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
 PIECES = ["&quot;", "&amp;", "&lt;", "&gt;", "&amp;lt;", "&apos;", "&", ";", "<skipped>", "<skip", "-\n", "\n", "\r\n",
           "\t", " ", "  ", "\u00a0", "\u2028", "\x1c", "\v", "-", "--", "\u2013", "\u2014", ".", ",", "..", "...", ".,",
           ",.5", "1.5", "2,000", "7", "0", "3-4", "-1.2", "5-", "\u0663", "\u0663.", ",\u0663", "\u00bd", "it's", "'",
@@ -27,21 +24,31 @@ EDGES = ["", " ", "\n", ".", "-", "&amp;", "a", "a b", "a b c", "a b c d", "a b 
          "\u6570\u636e", "..., 1", "a b x c d"]
 
 
+@functools.cache
+def their_scorers():
+    """sacrebleu of each order, and rouge-score; imported late, since they take seconds to import."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+    sacrebleu = {order: BLEU(max_ngram_order=order) for order in ORDERS}
+    return sacrebleu, RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+
+
 def assert_same(texts, references):
     """Each pair alone, three groups, and all together, every order.
 
     Tolerance 1e-9: the same integers, then a few logarithms and divisions in float64, reordered.
     """
+    sacrebleu, rouge = their_scorers()
     counts = np.array([bleu_counts(*pair) for pair in zip(texts, references)])
     assert counts.shape == (len(texts), 10) and counts.dtype.kind == "i"
     groups = [slice(i, i + 1) for i in range(len(texts))] + [slice(i, None, 3) for i in range(3)] + [slice(None)]
     for group in groups:
         for order in ORDERS:
-            theirs = SACREBLEU[order].corpus_score(texts[group], [references[group]]).score
+            theirs = sacrebleu[order].corpus_score(texts[group], [references[group]]).score
             assert bleu(counts[group].sum(0), order) == pytest.approx(theirs, abs=1e-9, rel=0), (texts[group], order)
     assert bleu(counts.sum(0)) == bleu(counts.sum(0), 4)
     for text, reference in zip(texts, references):
-        theirs = ROUGE.score(reference, text)
+        theirs = rouge.score(reference, text)
         assert rouge_1(text, reference) == pytest.approx(theirs["rouge1"].fmeasure, abs=1e-9, rel=0), (text, reference)
         assert rouge_l(text, reference) == pytest.approx(theirs["rougeL"].fmeasure, abs=1e-9, rel=0), (text, reference)
 
@@ -84,7 +91,7 @@ def test_wild_strings_score_as_in_the_references(seed):
 
 
 def test_tokens_are_sacrebleus():
-    rng, tokenize = random.Random(0), SACREBLEU[4].tokenizer
+    rng, tokenize = random.Random(0), their_scorers()[0][4].tokenizer
     for trial in range(4000):
         text = "".join(rng.choices("aZ09.,-' \n&\u0663" if trial % 2 else PIECES, k=rng.randrange(12)))
         assert bleu_tokens(text) == tokenize(text.rstrip()).split(), repr(text)    # it strips before it tokenises
@@ -129,5 +136,5 @@ def test_the_longest_common_subsequence_of_long_texts_is_right():
     """Long enough for carries through many machine words; of few tokens, each in many places."""
     rng = random.Random(0)
     text, reference = (" ".join(rng.choices("abcdefghij", k=length)) for length in (700, 500))
-    theirs = ROUGE.score(reference, text)["rougeL"].fmeasure
+    theirs = their_scorers()[1].score(reference, text)["rougeL"].fmeasure
     assert rouge_l(text, reference) == pytest.approx(theirs, abs=1e-9, rel=0)

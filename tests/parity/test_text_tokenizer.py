@@ -11,7 +11,6 @@ from typing import NamedTuple
 import pytest
 import sentencepiece
 import tokenizers
-import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sensorllm_min.data import texts as trend_text
@@ -44,6 +43,7 @@ class Kind(NamedTuple):
         return LlamaConfig(d_model=8, d_ff=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, **settings)
 
     def theirs(self):
+        import transformers
         if self.sentencepiece:
             return transformers.LlamaTokenizer.from_pretrained(self.folder)
         return transformers.PreTrainedTokenizerFast.from_pretrained(self.folder)
@@ -64,6 +64,7 @@ SPLIT_OF_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{
 
 def make_llama3(folder):
     """Byte-level BPE; special tokens behind the others; begin-of-text is put in front unless one asks for none."""
+    import transformers
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(tokenizers.Regex(SPLIT_OF_LLAMA3), "isolated"),
@@ -83,6 +84,7 @@ def make_llama3(folder):
 
 def make_smollm(folder):
     """Byte-level BPE; special tokens before the others; each digit alone; one token for begin and end of text."""
+    import transformers
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence([
@@ -172,6 +174,7 @@ def test_padding_and_truncation_of_a_tokenizer_json_are_not_applied(kinds, tmp_p
 @each_kind
 def test_every_end_of_text_of_config_json_stops_an_answer(kind, tmp_path):
     """Llama 3 names three; generation has to stop at each."""
+    import transformers
     further = (kind.eos, 41, 57)
     llama = transformers.LlamaConfig(vocab_size=kind.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                      num_attention_heads=1, bos_token_id=kind.bos, eos_token_id=list(further))

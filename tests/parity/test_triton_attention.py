@@ -12,34 +12,29 @@ from sensorllm_min.layers import attend, reference_attention, split_heads
 pytest.importorskip("triton")
 from sensorllm_min import triton_attention    # noqa: E402
 
-# A choice from the grid of test_triton_grid.py in which every pair of values meets, at the least
-# cost.
+# Every pair of values meets in one of these cases, at the least cost; test_triton_grid.py has the
+# triples.
 CASES = [   # length, head_dim, group, causal, padded, biased, offset
-    (1, 16, 4, 1, 0, 1, 0),
-    (1, 64, 1, 1, 1, 0, 0),
-    (1, 80, 1, 0, 1, 0, 0),
-    (1, 128, 8, 0, 0, 1, 1),
-    (13, 16, 1, 0, 1, 0, 1),
-    (13, 64, 8, 0, 0, 0, 1),
-    (13, 80, 4, 1, 0, 0, 0),
-    (13, 128, 1, 0, 1, 1, 1),
-    (64, 16, 1, 1, 0, 0, 0),
-    (64, 64, 1, 1, 0, 1, 1),
-    (64, 80, 8, 0, 1, 0, 0),
-    (64, 128, 4, 1, 1, 0, 1),
-    (127, 16, 4, 1, 0, 0, 1),
-    (127, 16, 8, 0, 1, 0, 1),
-    (127, 64, 1, 1, 1, 0, 0),
-    (127, 80, 1, 1, 1, 1, 1),
-    (127, 128, 1, 0, 1, 0, 1),
-    (200, 16, 8, 1, 0, 0, 1),
-    (200, 64, 4, 0, 1, 0, 1),
-    (200, 80, 1, 1, 1, 1, 1),
-    (200, 128, 1, 1, 1, 0, 0),
-    (257, 16, 8, 0, 1, 0, 1),
-    (257, 64, 1, 1, 0, 1, 1),
-    (257, 80, 4, 0, 1, 0, 1),
-    (257, 128, 1, 1, 1, 0, 0),
+    (1, 16, 4, 0, 0, 1, 0),
+    (1, 64, 1, 1, 1, 1, 1),
+    (1, 80, 1, 1, 0, 0, 0),
+    (1, 128, 8, 1, 0, 1, 1),
+    (13, 16, 8, 0, 0, 0, 1),
+    (13, 64, 1, 1, 0, 0, 1),
+    (13, 80, 1, 0, 1, 1, 1),
+    (13, 128, 4, 1, 1, 0, 0),
+    (64, 16, 1, 0, 0, 1, 1),
+    (64, 64, 4, 1, 0, 0, 0),
+    (64, 80, 8, 0, 0, 0, 1),
+    (64, 128, 1, 0, 1, 0, 1),
+    (127, 16, 1, 0, 0, 1, 1),
+    (127, 64, 8, 0, 1, 0, 0),
+    (127, 80, 4, 1, 0, 0, 1),
+    (127, 128, 1, 1, 0, 0, 1),
+    (257, 16, 1, 1, 1, 1, 1),
+    (257, 64, 1, 0, 1, 0, 0),
+    (257, 80, 8, 0, 0, 0, 1),
+    (257, 128, 4, 0, 0, 0, 1),
 ]
 
 
@@ -68,7 +63,7 @@ def test_neighbouring_query_heads_share_a_key_head():
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("n_queries", [1, 3])
+@pytest.mark.parametrize("n_queries", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_mask_of_more_than_1024_keys_is_read_to_its_end(n_queries):
     """A program scans the mask 1,024 keys at a time: here what may be seen begins, or ends, in
     the second piece.
@@ -205,8 +200,8 @@ def test_one_gradient_alone_is_that_of_all_and_no_other_kernel_runs(monkeypatch)
 
 def test_the_same_input_gives_the_same_bits():
     """On a GPU the programs of a kernel end in any order; no sum may depend on it."""
-    length, dtype = (1000, torch.bfloat16) if DEVICE == "cuda" else (70, torch.float32)
-    inputs = random_inputs(length, length, 2, 2, 64, dtype=dtype)
+    length, dtype = (1000, torch.bfloat16) if DEVICE == "cuda" else (40, torch.float32)
+    inputs = random_inputs(length, length, 2, 2, 64, batch=1, dtype=dtype)
     inputs.append(torch.randn(1, 2, length, length, device=DEVICE, requires_grad=True))
     d_out = torch.randn_like(inputs[0])
     first, second = (

@@ -19,7 +19,8 @@ pytest.importorskip("triton")
 # ---- the whole networks
 
 
-@pytest.mark.parametrize("recompute,length,n_layers", [(False, 70, 1), (True, 20, 2)])
+@pytest.mark.parametrize("recompute,length,n_layers", [
+    (True, 20, 2), pytest.param(False, 70, 1, marks=pytest.mark.slow)])
 def test_llama_and_its_gradients_are_those_of_pytorch_attention(
     tmp_path, recompute, length, n_layers
 ):
@@ -87,8 +88,8 @@ def test_t5_encoder_and_its_gradients_are_those_of_pytorch_attention(tmp_path):
     make_chronos(tmp_path, num_heads=2)
     encoder = load_t5_encoder(tmp_path)[0].to(DEVICE)
     torch.manual_seed(0)
-    ids = torch.randint(4096, (2, 70), device=DEVICE)
-    mask = padding(70)
+    ids = torch.randint(4096, (2, 40), device=DEVICE)
+    mask = padding(40)
     results = []
     for backend in ("triton", "torch"):
         use_backend(encoder, backend)
@@ -128,11 +129,3 @@ def test_triton_is_not_needed_and_not_imported():
                   "x = torch.randn(1, 2, 3, 16); print(attend(x, x, x, scale=1.0).shape)\n"
                   "assert 'sensorllm_min.triton_attention' not in sys.modules")
     assert done.returncode == 0, done.stderr
-
-
-def test_asking_for_triton_without_a_gpu_ends_in_one_line(demo, tmp_path, monkeypatch):
-    if DEVICE == "cuda":
-        pytest.skip("here it runs")
-    monkeypatch.delenv("TRITON_INTERPRET")
-    printed = run("train_align.py", "--data", demo, "--attention", "triton", cwd=tmp_path, expect=2)
-    assert "--attention triton needs a GPU" in printed.splitlines()[-1]
