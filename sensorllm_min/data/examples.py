@@ -126,8 +126,6 @@ class HarExamples(Examples):
 
     def make(self, record, window):
         dataset, label, prompts = self.data.dataset, record["label"], self.prompts
-        if label not in range(len(dataset.classes)):
-            raise ValueError(f"label {label} is not one of {len(dataset.classes)} classes")
         answer = []
         if prompts.answer != "class":
             text = har_answer(window, dataset, label, reasoning=prompts.answer == "reasoning")

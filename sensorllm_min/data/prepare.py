@@ -27,7 +27,7 @@ import numpy as np
 
 from ..files import InputError, read_json, write_json
 from .prepared import VERSION
-from .recordings import READERS
+from .recordings import READERS, passed_over
 from .sensors import DATASETS, DatasetInfo, own_dataset, own_description
 from .texts import align_pair, pair_rng
 
@@ -283,6 +283,8 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
     name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
     job = make_job(name, dataset, **settings)
     parts = reader.files(raw)
+    if reader is READERS["own"] and (left_out := passed_over(raw)):
+        say(left_out)
     unfinished, old = (out.with_name(out.name + ending) for ending in (".unfinished", ".old"))
     job_path, settings = unfinished / "settings.json", {"version": VERSION, "job": repr(job)}
     if not job_path.exists() or read_json(job_path) != settings:

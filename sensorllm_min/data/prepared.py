@@ -1,22 +1,27 @@
 """A prepared dataset, opened: memory-mapped samples, and the records that point at them."""
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, read_json, understanding
+from ..files import InputError, is_a, read_json, understanding
 from .sensors import known_dataset
+from .tables import check_samples
 
 VERSION = 2                             # of the layout that `prepare` writes; others are refused
 
 
 class JsonLines:
-    """A JSON-lines file, memory-mapped: a record is parsed when asked for. sizes: bytes of each."""
+    """A JSON-lines file, memory-mapped: a record is parsed when asked for. sizes: bytes of each.
 
-    def __init__(self, path):
+    check(record) raises a ValueError for one that is not as it should be.
+    """
+
+    def __init__(self, path, check):
         if not path.exists():
             raise InputError(f"{path} not found; prepare the dataset again with data_prep.py")
-        self.path = path
+        self.path, self.check = path, check
         empty = path.stat().st_size == 0
         self.bytes = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
         ends, step = [np.array([-1])], 1 << 24                    # 16 MiB: the file may be large
@@ -30,7 +35,10 @@ class JsonLines:
 
     def __getitem__(self, index):
         with understanding(f"{self.path}, line {index + 1},"):
-            return json.loads(self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes())
+            line = self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes()
+            record = json.loads(line)
+            self.check(record)
+            return record
 
 
 class PreparedData:
@@ -54,27 +62,51 @@ class PreparedData:
             self.longest = {"har": self.dataset.window, "align": longest}     # samples of a window
             self.counts = {"har": dict(self.meta["har_windows"]),
                            "align": dict(self.meta["align_pairs"])}
+            self.subjects = {subject: str(counts["split"])
+                             for subject, counts in self.meta["subjects"].items()}
+        self.tokens = [channel.token for channel in self.dataset.channels]
         self.samples = {}                                         # subject -> memory-mapped (N, C)
 
     def records(self, kind, split) -> JsonLines:
         """The records of har_SPLIT.jsonl or align_SPLIT.jsonl. InputError unless all are there."""
-        records = JsonLines(self.directory / f"{kind}_{split}.jsonl")
+        path = self.directory / f"{kind}_{split}.jsonl"
+        records = JsonLines(path, partial(self.check_record, kind))
         expected = self.counts[kind].get(split)
         if len(records) != expected:
             raise InputError(f"{records.path} holds {len(records)} lines, meta.json says "
                              f"{expected}; prepare the dataset again")
         return records
 
+    def check_record(self, kind, record):
+        """ValueError unless a record names a subject, a window, and a class or a pair of texts."""
+        start, length = record["start"], record["length"]
+        if str(record["subject"]) not in self.subjects:
+            raise ValueError("it names a subject that meta.json does not know")
+        if not (is_a(start, int) and is_a(length, int) and 0 <= start):
+            raise ValueError("start and length must be whole numbers")
+        if not 1 <= length <= self.longest[kind]:
+            raise ValueError(f"a window of {length} samples, the longest has {self.longest[kind]}")
+        if kind == "har":
+            label, n_classes = record["label"], len(self.dataset.classes)
+            if not is_a(label, int) or not 0 <= label < n_classes:
+                raise ValueError(f"label {label} is not one of {n_classes} classes")
+        else:
+            texts = [record[key] for key in ("channel", "question", "answer")]
+            if texts[0] not in self.tokens or not is_a(tuple(texts), tuple[str, ...]):
+                raise ValueError("channel, question and answer must be a token and two texts")
+
     def window(self, record):
         """The samples (S, C) float32 of a record. InputError if they are missing or not finite."""
         subject, start, end = record["subject"], record["start"], record["start"] + record["length"]
         path = self.directory / "samples" / f"{subject}.npy"
         if subject not in self.samples:
-            try:
-                self.samples[subject] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:      # EOFError: an empty file
-                raise InputError(f"{path} is missing or truncated ({error}); prepare the dataset "
+            with understanding(path, "is missing or truncated", "; prepare the dataset again"):
+                samples = np.load(path, mmap_mode="r", allow_pickle=False)
+            check_samples(samples, len(self.dataset.channels), path)
+            if samples.dtype != np.float32:
+                raise InputError(f"{path} holds {samples.dtype}, not float32; prepare the dataset "
                                  "again")
+            self.samples[subject] = samples
         window = self.samples[subject][start:end]
         if len(window) != record["length"] or not np.isfinite(window).all():
             raise InputError(f"{path}: samples {start} to {end} are missing or not finite; prepare "
