@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -152,11 +153,14 @@ def train(settings, processes, data) -> dict:
 
     # ---- model: stage 1's with a class head; the parts of --train learn, the rest is frozen ----
     recipe = align or new_recipe(settings, data, processes)
+    last = Path(settings.out, "last.safetensors")
+    resumed = read_checkpoint(last)[0] if settings.resume else None
     random_llm = settings.ablate == "random-llm"
     recipe = replace(
         recipe, classes=data.dataset.classes, text=settings.text,
         channel_names=settings.channel_names, answer=settings.answer, ablation=settings.ablate,
         llm_seed=settings.seed if random_llm else None,
+        class_bos=resumed is not None and resumed.class_bos,      # a run goes on as it began
         trained=tuple(sorted({*recipe.trained, *settings.train})))
     loaded = build_model(recipe, **precision(settings.dtype))
     model = loaded.model

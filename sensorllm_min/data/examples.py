@@ -21,6 +21,7 @@ class PromptFormat:
     text: tuple = ("smry", "Q")         # stage 2: parts of texts.HAR_TEXTS after the sensors
     channel_names: bool = False         # stage 2: before each channel's start marker
     answer: str = "class"               # stage 2: of HAR_ANSWERS
+    class_bos: bool = False             # stage 2: begin-of-text before a class prompt, in any case
 
     def check_length(self, samples, title):
         """InputError, which names the window, where the encoder cannot take this many samples."""
@@ -99,7 +100,8 @@ def har_prompt(prompts, window, dataset):
         user += "\n" + har_text(window, dataset, prompts.text)
     tokenizer = prompts.tokenizer
     if prompts.answer == "class":
-        return [tokenizer.bos_id] + tokenizer.encode(user)
+        begins = prompts.class_bos or tokenizer.starts_with_bos
+        return [tokenizer.bos_id] * begins + tokenizer.encode(user)
     return tokenizer.chat(har_system_prompt(len(window), dataset), user)
 
 

@@ -63,7 +63,9 @@ class Recipe:
     ablation: str | None = None         # one of ablations.ABLATIONS
     llm_seed: int | None = None         # for an LLM with random weights (an ablation)
     trained: tuple = ()                 # parts trained so far, in either stage
-    chat_format: str | None = None      # one of CHAT_FORMATS; None: by the tokenizer's tokens
+    chat_format: str | None = None      # one of CHAT_FORMATS; None: the template's, or by tokens
+    chat_template: str | None = None    # the LLM's own; None: it has none, or the checkpoint is old
+    class_bos: bool = True              # whether each class prompt begins with bos; not since then
     own_dataset: dict | None = None     # the DatasetInfo of one's own recordings
 
     @property
@@ -112,7 +114,7 @@ class Loaded(NamedTuple):
         recipe = self.recipe
         return PromptFormat(
             self.tokenizer, recipe.chronos.context_length, recipe.llm_config.max_positions,
-            recipe.text, recipe.channel_names, recipe.answer)
+            recipe.text, recipe.channel_names, recipe.answer, recipe.class_bos)
 
 
 def fingerprint(directory):
@@ -163,7 +165,8 @@ def build_model(recipe, dtype=torch.float32, int8=False) -> Loaded:
     else:
         directory = resolve_source(recipe.llm)
         llm = load_llama(directory, dtype)
-        tokenizer = load_text_tokenizer(directory, llm.config, channels, recipe.chat_format)
+        tokenizer = load_text_tokenizer(directory, llm.config, channels, recipe.chat_format,
+                                        recipe.chat_template)
     if recipe.llm_seed is not None:                               # the ablation random-llm
         with torch.random.fork_rng():
             torch.manual_seed(recipe.llm_seed)

@@ -46,9 +46,11 @@ def card(model, recipe, progress, scores):
     for name, tensor in trained_tensors(model, recipe).items():
         part = model.part_of(name)
         sizes[part] = sizes.get(part, 0) + tensor.numel()
+    chat = recipe.chat_format or ("the LLM's chat template" if recipe.chat_template
+                                  else "by the tokenizer's tokens")
     about = {
         "LLM": recipe.llm or BUILT_IN, "encoder": recipe.encoder or BUILT_IN,
-        "chat format": recipe.chat_format or "llama3, of the built-in tokenizer",
+        "chat format": chat,
         "scaling": recipe.scaling,
         "parts": ", ".join(f"{part} ({size:,})" for part, size in sorted(sizes.items()))}
     if recipe.classes:

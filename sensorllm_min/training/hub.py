@@ -11,7 +11,7 @@ from pathlib import Path
 from ..files import InputError
 
 FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model",
-         "tokenizer_config.json", "chat_template.jinja", "model.safetensors",
+         "added_tokens.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors",
          "model.safetensors.index.json", "model-*-of-*.safetensors")
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")     # NAME/MODEL[@REVISION]
 

@@ -14,7 +14,7 @@ from ..efficient import compile_blocks
 from ..files import InputError, write_text
 from ..layers import use_backend
 from ..sensorllm import PARTS
-from ..text_tokenizer import CHAT_FORMATS, declared_format, new_tokens, train_backend
+from ..text_tokenizer import CHAT_FORMATS, new_tokens, read_chat_template, train_backend
 from .checkpoint import Recipe, fingerprint, read_checkpoint
 from .hub import pin_revision, resolve_source
 
@@ -116,7 +116,7 @@ def add_shared_arguments(parser, test_limit):
     add("--llm", help="LLaMA-family directory or hub id (default: tiny, trained from scratch)")
     add("--encoder", help="Chronos T5 directory or hub id (default: tiny, trained from scratch)")
     add("--chat-format", choices=CHAT_FORMATS,
-        help="how a dialogue is written (default: as the LLM's tokenizer declares)")
+        help="how a dialogue is written (default: as the LLM's chat template says)")
     add("--projector", type=widths,
         help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
     add("--scaling", choices=SCALINGS,
@@ -177,15 +177,19 @@ def new_recipe(settings, data, processes) -> Recipe:
     last = Path(settings.out, "last.safetensors")
     old = read_checkpoint(last)[0] if settings.resume else None
     llm, llm_fingerprint, tokenizer_json = TINY_LLAMA, None, None
-    chat_format = settings.chat_format
+    chat_format, template = settings.chat_format, None
     if settings.llm:
         directory = resolve_source(settings.llm)
         llm, llm_fingerprint = read_llama_config(directory), fingerprint(directory)
-        if chat_format is None:
-            chat_format = old.chat_format if old else declared_format(directory)
+        if chat_format is None and old:
+            chat_format, template = old.chat_format, old.chat_template
+        elif chat_format is None:
+            template = read_chat_template(directory)
     elif chat_format:
         raise InputError(f"--chat-format {chat_format} is for an LLM of --llm; the built-in one "
                          "knows only its own")
+    elif old and old.llm:
+        raise InputError(f"{last} was trained with --llm {old.llm}; --resume needs it again")
     elif old:
         tokenizer_json = old.tokenizer_json
     else:
@@ -204,7 +208,8 @@ def new_recipe(settings, data, processes) -> Recipe:
         dataset=data.name, own_dataset=data.meta.get("row"),
         added_tokens=tuple(new_tokens(data.dataset.channels)),
         scaling=settings.scaling, projector=settings.projector, trained=settings.train,
-        tokenizer_json=tokenizer_json, chat_format=chat_format,
+        tokenizer_json=tokenizer_json, chat_format=chat_format, chat_template=template,
+        class_bos=old is not None and old.class_bos,
         llm=pin_revision(settings.llm), llm_config=llm, llm_fingerprint=llm_fingerprint,
         encoder=pin_revision(settings.encoder), encoder_config=encoder,
         encoder_fingerprint=encoder_fingerprint, chronos=chronos)

@@ -62,6 +62,9 @@ class Run:
         self.wrapped = distributed(self.model, processes)
         self.say(f"LLM {self.recipe.llm or 'built-in'} (chat format "
                  f"{loaded.tokenizer.chat_format}), encoder {self.recipe.encoder or 'built-in'}")
+        if self.recipe.llm and not (self.recipe.chat_template or self.recipe.chat_format):
+            self.say(f"{self.recipe.llm} has no chat template (in tokenizer_config.json); the chat "
+                     "format is a guess, choose the right one with --chat-format")
         self.say(f"{train.data.name}: {len(train)} training {train.called}, {self.plan.count} "
                  f"steps of {self.plan.size}; trained: {', '.join(settings.train)}, "
                  f"{self.trained_parameters:,} parameters")
