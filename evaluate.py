@@ -119,9 +119,11 @@ def score(args, loaded, path, processes, out):
     """Scores the checkpoint at `path` on a split and writes evaluation_SPLIT.json."""
     recipe, progress = loaded.recipe, loaded.progress
     data = open_data(args, recipe)
-    say(f"{path}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, "
-        f"validation {progress['best']:.4f}; LLM {recipe.llm or 'built-in'}, "
-        f"encoder {recipe.encoder or 'built-in'}; {args.split} subjects")
+    best = progress["best"]                                       # None: not validated yet
+    best = "none yet" if best is None else f"{best:.4f}"
+    say(f"{path}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, validation "
+        f"{best}; LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}; "
+        f"{args.split} subjects")
     with open(path, "rb") as checkpoint, open(data.directory / "meta.json", "rb") as meta:
         settings = {
             "checkpoint": hashlib.file_digest(checkpoint, "sha256").hexdigest(),

@@ -149,7 +149,7 @@ def train(settings, processes, data) -> dict:
         learning = tuple(part for part in settings.train if part not in frozen)
         settings = replace(settings, train=learning)
     torch.manual_seed(settings.seed)
-    check_out(settings, "har")
+    check_out(settings, "har", processes)
 
     # ---- model: stage 1's with a class head; the parts of --train learn, the rest is frozen ----
     recipe = align or new_recipe(settings, data, processes)

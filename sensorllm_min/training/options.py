@@ -1,4 +1,5 @@
 """What both training scripts start from: options as settings, the data, a new model's recipe."""
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ..data.examples import sample_texts
 from ..data.prepare import prepare
 from ..data.prepared import PreparedData
 from ..efficient import compile_blocks
-from ..files import InputError, write_text
+from ..files import InputError, locked, write_text
 from ..layers import use_backend
 from ..sensorllm import PARTS
 from ..text_tokenizer import CHAT_FORMATS, new_tokens, read_chat_template, train_backend
@@ -156,11 +157,23 @@ def open_or_make_data(directory, processes) -> PreparedData:
         print("making the demo dataset in data/demo: simulated people, no download", flush=True)
         prepare("demo", None, directory, say=lambda text: None)
     processes.wait()
-    return PreparedData(directory)
+    data = PreparedData(directory)
+    processes.check_same((data.directory / "meta.json").read_bytes(), "--data")
+    return data
 
 
-def check_out(settings, stage):
+@functools.cache                                                  # once in a process
+def hold(folder):
+    """Locks a folder for as long as this process lives. InputError where another one has it."""
+    lock = locked(folder)
+    lock.__enter__()
+    return lock
+
+
+def check_out(settings, stage, processes):
     """InputError where --out holds another run; a demo of the same stage may be replaced."""
+    if processes.first:
+        hold(settings.out)
     last = Path(settings.out, "last.safetensors")
     if last.exists() and not settings.resume:
         old, _, _ = read_checkpoint(last)

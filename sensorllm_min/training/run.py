@@ -1,8 +1,8 @@
 """The output folder of a run: what it prints, measures, saves, and how it resumes."""
 import json
 import math
-import resource
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from ..cli import Stopped
 from ..data.plots import draw_curves
-from ..files import InputError, write_json, write_text
+from ..files import InputError, understanding, write_json, write_text
 from .checkpoint import Loaded, fill_model, fill_optimizer, read_checkpoint, save_checkpoint
 from .processes import distributed
 from .step import Steps
@@ -22,10 +22,28 @@ FIXED = ("data", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit"
 
 
 def peak_memory(device):
-    """The most bytes this process has held: on the GPU, else in memory, mapped files included."""
+    """The most bytes this process has held: on the GPU, else in memory, mapped files included.
+
+    0 on Windows, which does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_aside(folder):
+    """Renames what a run without a checkpoint has left in a folder, to NAME.1.ENDING and so on."""
+    for name in ("best.safetensors", "results.json", "metrics.jsonl", "log.txt"):
+        path, number = folder / name, 1
+        while path.with_suffix(f".{number}{path.suffix}").exists():
+            number += 1
+        if path.exists() and path.stat().st_size:
+            path.rename(path.with_suffix(f".{number}{path.suffix}"))
 
 
 class Run:
@@ -40,7 +58,7 @@ class Run:
         self.model, self.recipe, self.optimizer = loaded.model, loaded.recipe, optimizer
         self.plan = Steps(train, settings, processes, loaded.tokenizer.pad_id)
         self.eval_every = settings.eval_every or math.ceil(self.plan.count / 8)
-        self.began = self.logged = time.time()
+        self.began = self.logged = time.monotonic()
         self.tokens = 0                                           # since the last printed line
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained_parameters = sum(parameter.numel() for parameter in trained)
@@ -51,6 +69,8 @@ class Run:
             self.resume()
         elif processes.first:
             self.out.mkdir(parents=True, exist_ok=True)
+            if not (self.out / "last.safetensors").exists():
+                keep_aside(self.out)
             for name in ("best.safetensors", "last.safetensors", "results.json"):
                 (self.out / name).unlink(missing_ok=True)         # a demo's look like this run's
         if processes.first:
@@ -88,8 +108,10 @@ class Run:
         self.began -= progress["seconds"]
         metrics = self.out / "metrics.jsonl"
         if self.processes.first and metrics.exists():
-            *lines, _ = metrics.read_text(encoding="utf-8").split("\n")   # a kill may cut one
-            kept = [line for line in lines if json.loads(line)["step"] <= progress["step"]]
+            advice = f"; repair it, or move it away from {self.out}"
+            with understanding(metrics, advice=advice):
+                *lines, _ = metrics.read_text(encoding="utf-8").split("\n")  # a kill may cut one
+                kept = [line for line in lines if json.loads(line)["step"] <= progress["step"]]
             write_text(metrics, "".join(line + "\n" for line in kept))
 
     def say(self, text):
@@ -108,7 +130,7 @@ class Run:
         for step in self.plan.starting_at(self.progress["step"]):
             yield step
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
-                self.progress |= {"step": step.index + 1, "seconds": time.time() - self.began}
+                self.progress |= {"step": step.index + 1, "seconds": time.monotonic() - self.began}
                 if self.processes.first:
                     self.save("last", self.optimizer)
                 raise Stopped(f"ended on request after step {step.index + 1}; --resume continues "
@@ -125,9 +147,9 @@ class Run:
         self.tokens += n_tokens
         self.measure({"step": done, "loss": loss, "grad_norm": norm, "lr": step.lr})
         if done % self.settings.log_every == 0 or done == n_steps:
-            now = time.time()
+            now = time.monotonic()
             minutes = (now - self.began) / done * (n_steps - done) / 60
-            rate = self.tokens / (now - self.logged)
+            rate = self.tokens / max(now - self.logged, 1e-9)
             memory = peak_memory(self.processes.device) / 1e9
             self.say(f"step {done:5}/{n_steps}  loss {loss:.4f}  lr {step.lr:.2e}  "
                      f"{rate:7.0f} tokens/s  {minutes:.1f} min left  {memory:.2f} GB")
@@ -151,14 +173,14 @@ class Run:
         self.say(f"step {done:5}  validation: {shown}")
         score, best = scores[key], self.progress["best"]
         improved = best is None or (score > best if higher_is_better else score < best)
-        self.progress |= {"step": done, "seconds": time.time() - self.began}
+        self.progress |= {"step": done, "seconds": time.monotonic() - self.began}
         if improved:
             self.progress |= {"best": score, "best_step": done}
         if self.processes.first:
             if improved:
                 self.save("best")
             self.save("last", self.optimizer)
-        self.logged, self.tokens = time.time(), 0                 # validation is not training time
+        self.logged, self.tokens = time.monotonic(), 0            # validation is not training time
 
     def load_best(self):
         """Puts the best checkpoint's tensors into the model."""
@@ -169,7 +191,7 @@ class Run:
 
     def finish(self, results) -> dict:
         """Writes results.json and curves.png -> the results."""
-        seconds = round(time.time() - self.began, 1)
+        seconds = round(time.monotonic() - self.began, 1)
         results |= {"seconds": seconds, "trained_parameters": self.trained_parameters}
         if self.processes.first:
             write_json(self.out / "results.json", results)
