@@ -33,7 +33,8 @@ from ..sensorllm import PARTS, SensorLLM
 from ..t5_encoder import T5Encoder
 from ..text_tokenizer import (
     CHAT_FORMATS, TextTokenizer, built_tokenizer, load_text_tokenizer)
-from ..weights import load_llama, load_t5_encoder, open_safetensors, safetensors_files
+from ..weights import (
+    Unfilled, load_llama, load_t5_encoder, open_safetensors, safetensors_files)
 from .hub import HUB_ID, pin_revision, resolve_source
 
 FORMAT = 1                                                        # another one is refused
@@ -277,18 +278,23 @@ def read_checkpoint(path):
         return recipe, progress, tensors
 
 
+def check_shapes(shapes, tensors, path):
+    """InputError unless a checkpoint's tensors have these shapes; None: there should be none."""
+    different = sorted(name for name, shape in shapes.items()
+                       if name not in tensors or tensors[name].shape != shape)
+    if different:
+        raise InputError(f"{path} does not fit the model it describes: "
+                         f"{brief(', '.join(different[:4]))}")
+
+
 def fill_model(model, recipe, tensors, path, new_parts=()):
     """Copies a checkpoint's tensors into the model, not new_parts. InputError unless they fit."""
     wanted = {name: parameter for name, parameter in trained_tensors(model, recipe).items()
               if model.part_of(name) not in new_parts}
     given = {name: tensor for name, tensor in tensors.items()
              if not name.startswith("optimizer.") and model.part_of(name) not in new_parts}
-    different = sorted(wanted.keys() ^ given.keys())
-    if not different:
-        different = sorted(name for name in wanted if wanted[name].shape != given[name].shape)
-    if different:
-        raise InputError(f"{path} does not fit the model it describes: "
-                         f"{brief(', '.join(different[:4]))}")
+    shapes = {name: parameter.shape for name, parameter in wanted.items()}
+    check_shapes(shapes | dict.fromkeys(given.keys() - shapes.keys()), given, path)
     broken = [name for name in wanted
               if not given[name].is_floating_point() or not given[name].isfinite().all()]
     if broken:
@@ -302,6 +308,13 @@ def load_checkpoint(path, llm=None, encoder=None, dtype=torch.float32, int8=Fals
     """A checkpoint -> Loaded. llm, encoder: where the sources are now, if they were moved."""
     path = checkpoint_file(path)
     recipe, progress, tensors = read_checkpoint(path)
+    for part, network, config in (("llm", Llama, recipe.llm_config),
+                                  ("encoder", T5Encoder, recipe.encoder_config)):
+        if getattr(recipe, part) is None:                         # before memory is taken for it
+            with torch.device("meta"), Unfilled():
+                shapes = {f"{part}.{name}": parameter.shape
+                          for name, parameter in network(config).named_parameters()}
+            check_shapes(shapes, tensors, path)
     loaded = build_model(move_sources(recipe, llm, encoder), dtype, int8)
     fill_model(loaded.model, loaded.recipe, tensors, path)
     return loaded._replace(progress=progress)

@@ -194,12 +194,12 @@ class Run:
         seconds = round(time.monotonic() - self.began, 1)
         results |= {"seconds": seconds, "trained_parameters": self.trained_parameters}
         if self.processes.first:
-            write_json(self.out / "results.json", results)
             try:
                 records = [json.loads(line) for line in open(self.out / "metrics.jsonl")]
                 draw_curves(self.out / "curves.png", records)
             except ImportError:
                 self.say("no curves.png: matplotlib is not installed")
+            write_json(self.out / "results.json", results)        # last: with it the run is done
         shown = {name: value for name, value in results.items() if not isinstance(value, dict)}
         self.say(f"wrote {self.out}/results.json: " + json.dumps(shown))
         return results

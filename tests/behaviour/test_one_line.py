@@ -177,6 +177,7 @@ RECIPES = [
     {"trained": ["teeth"]}, {"chat_format": "x"}, {"llm": 7}, {"channel_names": "no"}, {"tokenizer_json": "{}"}, {"tokenizer_json": None},
     {"llm_config": {}}, {"encoder_config": None}, {"chronos": {"n_tokens": "many"}}, {"own_dataset": {"rate": 1}, "dataset": "x"},
     {"unheard_of": 1}, {"added_tokens": ["a"]}]
+LARGE = {"d_model": 10**6, "d_ff": 10**7, "n_layers": 900, "vocab_size": 10**9}
 
 
 @pytest.mark.parametrize("changes", RECIPES, ids=str)
@@ -184,6 +185,14 @@ def test_a_recipe_edited_by_hand_is_refused(folder, tmp_path, changes):
     path = rewrite(folder / "out" / "har" / "best.safetensors", tmp_path / "x.safetensors",
                    metadata=lambda metadata: metadata["recipe"].update(changes))
     refused(lambda: load_checkpoint(path))
+
+
+@pytest.mark.parametrize("key", LARGE)
+@pytest.mark.parametrize("network", ["llm_config", "encoder_config"])
+def test_a_recipe_of_a_huge_network_takes_no_memory(folder, tmp_path, network, key):
+    path = rewrite(folder / "out" / "har" / "best.safetensors", tmp_path / "x.safetensors",
+                   metadata=lambda metadata: metadata["recipe"][network].update({key: LARGE[key]}))
+    refused(lambda: load_checkpoint(path), path, "does not fit")
 
 
 @pytest.mark.parametrize("changes", [{"step": "3"}, {"best": "good"}, {"settings": None}, {"seconds": None}, {"best_step": 1.5}], ids=str)
