@@ -59,7 +59,8 @@ def evaluate_align(args, loaded, data, processes, settings, out):
             yield {"window": int(examples.index[i]), **record, "generated": text, "ended": ended}
 
     path = out / f"descriptions_{args.split}.jsonl"
-    records = write_as_they_come(path, settings, examples, described, say)
+    records = write_as_they_come(
+        path, settings, examples, described, say, args.batch_size)
     guess = Guess(AlignExamples(data, "train", loaded.prompts))
     scores = score_trends(records, data, guess, say)
     table = scores_table(scores)
@@ -80,7 +81,8 @@ def evaluate_har(args, loaded, data, processes, settings, out):
         return classify(loaded, examples, processes, decoding, positions)
 
     path = out / f"predictions_{args.split}.jsonl"
-    records = write_as_they_come(path, settings, examples, classified, say)
+    records = write_as_they_come(
+        path, settings, examples, classified, say, args.batch_size)
     classes = loaded.recipe.classes
     confusion = confusion_of(records, len(classes))
     if loaded.recipe.answer == "class":

@@ -171,18 +171,23 @@ def answers_one_of(examples, record) -> bool:
     return whole and (predicted is None or 0 <= predicted < n_classes)
 
 
-def write_as_they_come(path, settings, examples, answer, say) -> list[dict]:
+def write_as_they_come(path, settings, examples, answer, say, batch_size=1) -> list[dict]:
     """Writes the records that answer(positions) yields, each with its "window" -> all records.
 
     Until all are there they stand in PATH.partial, behind the settings. The same evaluation,
-    started again, resumes after the last record; one with other settings starts afresh.
+    started again, resumes after the last record; one with other settings starts afresh. A batch of
+    which a record is missing is run whole again: in another batch the last bits may differ.
     """
     unfinished = Path(f"{path}.partial")
     records = read_partial(unfinished, settings, partial(answers_one_of, examples))
     write_text(unfinished, "".join(json_line(record) for record in (settings, *records)))
     done = {record["window"] for record in records}
     order = np.argsort(examples.sizes, kind="stable")
-    positions = [i for i in order if int(examples.index[i]) not in done]
+    positions = []
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        if not done.issuperset(examples.index[batch].tolist()):
+            positions += list(batch)
     if records:
         say(f"resuming an interrupted evaluation: {len(records)} of {len(examples)} windows are "
             "done")
@@ -190,6 +195,8 @@ def write_as_they_come(path, settings, examples, answer, say) -> list[dict]:
     size, all_sizes = 0, examples.sizes[positions].sum()          # long windows take longer
     with open(unfinished, "a", encoding="utf-8", buffering=1) as file:           # a line at a time
         for count, (i, record) in enumerate(zip(positions, answer(positions)), start=1):
+            if record["window"] in done:
+                continue
             file.write(json_line(record))
             records.append(record)
             size += examples.sizes[i]
