@@ -21,7 +21,7 @@ from sensorllm_min.data.sensors import DATASETS, choose_dataset
 from sensorllm_min.data.texts import ANSWER_KINDS, window_trends_text
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import (
-    built_tokenizer, declared_format, load_text_tokenizer, train_backend)
+    built_tokenizer, load_text_tokenizer, read_chat_template, train_backend)
 from sensorllm_min.training.hub import resolve_source
 
 
@@ -46,7 +46,8 @@ def show(data, index, llm):
     if llm:
         directory = resolve_source(llm)
         tokenizer = load_text_tokenizer(
-            directory, read_llama_config(directory), channels, declared_format(directory))
+            directory, read_llama_config(directory), channels,
+            template=read_chat_template(directory))
     else:
         size = TINY_LLAMA.vocab_size
         tokenizer = built_tokenizer(train_backend(sample_texts(data), size), channels, size)

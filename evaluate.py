@@ -61,7 +61,8 @@ def evaluate_align(args, loaded, data, processes, settings, out):
             yield {"window": int(examples.index[i]), **record, "generated": text, "ended": ended}
 
     path = out / f"descriptions_{args.split}.jsonl"
-    records = write_as_they_come(path, settings, examples, described, say)
+    records = write_as_they_come(
+        path, settings, examples, described, say, args.batch_size)
     evenly = np.linspace(0, len(records) - 1, min(6, len(records))).astype(int)
     picture = out / f"descriptions_{args.split}.png"
     if draw_answers(picture, [records[i] for i in evenly], data):
@@ -86,7 +87,8 @@ def evaluate_har(args, loaded, data, processes, settings, out):
         return classify(loaded, examples, processes, decoding, positions)
 
     path = out / f"predictions_{args.split}.jsonl"
-    records = write_as_they_come(path, settings, examples, classified, say)
+    records = write_as_they_come(
+        path, settings, examples, classified, say, args.batch_size)
     classes = loaded.recipe.classes
     confusion = confusion_of(records, len(classes))
     if loaded.recipe.answer == "class":
@@ -125,9 +127,11 @@ def score(args, loaded, path, processes, out):
     """Scores the checkpoint at `path` on a split and writes evaluation_SPLIT.json."""
     recipe, progress = loaded.recipe, loaded.progress
     data = open_data(args, recipe)
-    say(f"{path}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, "
-        f"validation {progress['best']:.4f}; LLM {recipe.llm or 'built-in'}, "
-        f"encoder {recipe.encoder or 'built-in'}; {args.split} subjects")
+    best = progress["best"]                                       # None: not validated yet
+    best = "none yet" if best is None else f"{best:.4f}"
+    say(f"{path}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, validation "
+        f"{best}; LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}; "
+        f"{args.split} subjects")
     with open(path, "rb") as checkpoint, open(data.directory / "meta.json", "rb") as meta:
         settings = {
             "checkpoint": hashlib.file_digest(checkpoint, "sha256").hexdigest(),

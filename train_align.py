@@ -54,7 +54,7 @@ def main():
     processes = start_processes(bf16=settings.dtype != "float32")
     data = open_or_make_data(settings.data, processes)
     torch.manual_seed(settings.seed)
-    check_out(settings, "align")
+    check_out(settings, "align", processes)
 
     # ---- model: the parts of --train learn; the rest is frozen ----
     loaded = build_model(new_recipe(settings, data, processes), **precision(settings.dtype))

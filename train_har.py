@@ -186,15 +186,18 @@ def train(settings, processes, data) -> dict:
         learning = tuple(part for part in settings.train if part not in frozen)
         settings = replace(settings, train=learning)
     torch.manual_seed(settings.seed)
-    check_out(settings, "har")
+    check_out(settings, "har", processes)
 
     # ---- model: stage 1's with a class head; the parts of --train learn, the rest is frozen ----
     recipe = align or new_recipe(settings, data, processes)
+    last = Path(settings.out, "last.safetensors")
+    resumed = read_checkpoint(last)[0] if settings.resume else None
     random_llm = settings.ablate == "random-llm"
     recipe = replace(
         recipe, classes=data.dataset.classes, text=settings.text,
         channel_names=settings.channel_names, answer=settings.answer, ablation=settings.ablate,
         llm_seed=settings.seed if random_llm else None,
+        class_bos=resumed is not None and resumed.class_bos,      # a run goes on as it began
         trained=tuple(sorted({*recipe.trained, *settings.train})))
     loaded = build_model(recipe, **precision(settings.dtype))
     model = loaded.model

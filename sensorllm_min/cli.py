@@ -44,7 +44,8 @@ def run_script(main):
         if not first:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+        line = " ".join(str(message).split())                     # the name of a file may break it
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
     if dist.is_initialized():
         # Everything is written. A failed process must not wait for the collectives of the others,
         # and a DDP wrapper that outlives its process group sometimes aborts when Python takes it

@@ -3,10 +3,24 @@
 Everything downstream uses the names on the left; Hugging Face's names end here (and in
 `weights.py`).
 """
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .files import InputError, read_json, understanding
+from .files import InputError, brief, check_types, read_json, understanding
+
+SIGNED = ("bos_id", "pad_id", "eos_id", "low_limit")              # all other numbers are above 0
+MOST_LAYERS = 1000                                                # of any model that there is
+
+
+def checked(config, where):
+    """A config of this file. InputError where a value is of another type, or out of range."""
+    check_types(config, where)
+    for name, value in asdict(config).items():
+        if type(value) in (int, float) and value <= 0 and name not in SIGNED:
+            raise InputError(f"{where}: {name} is {value}, which must be above 0")
+    if getattr(config, "n_layers", 0) > MOST_LAYERS:
+        raise InputError(f"{where}: n_layers is {config.n_layers}, more than {MOST_LAYERS}")
+    return config
 
 
 @dataclass(frozen=True)
@@ -33,33 +47,34 @@ class LlamaConfig:
     tie_embeddings: bool = False        # the output head is the embedding matrix
     max_positions: int = 4096
     bos_id: int | None = None
-    eos_ids: tuple = ()
+    eos_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_hf(cls, raw, where="config.json"):
         """The config of a LLaMA-family checkpoint. InputError for another family or rope type."""
         family = raw.get("model_type")
         if family != "llama":
-            raise InputError(f"{where}: model_type '{family}' is not a LLaMA; give a directory of "
-                             "the LLaMA family (Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM2)")
+            raise InputError(f"{where}: model_type '{brief(family)}' is not a LLaMA; give a "
+                             "directory of the LLaMA family (Llama 2, 3, 3.1, 3.2, TinyLlama, "
+                             "SmolLM2)")
         has_bias = raw.get("attention_bias") or raw.get("mlp_bias")
         if raw.get("hidden_act", "silu") != "silu" or has_bias:
             raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented (hidden_act "
                              "silu, attention_bias and mlp_bias false)")
-        n_heads = int(raw["num_attention_heads"])
+        n_heads = raw["num_attention_heads"]
         head_dim = raw.get("head_dim") or raw["hidden_size"] // n_heads   # older files leave it out
         theta, scaling = read_rope(raw, where)
         eos = raw.get("eos_token_id")
         if not isinstance(eos, list):
             eos = [] if eos is None else [eos]
-        return cls(
-            vocab_size=int(raw["vocab_size"]),
-            d_model=int(raw["hidden_size"]),
-            d_ff=int(raw["intermediate_size"]),
-            n_layers=int(raw["num_hidden_layers"]),
+        config = cls(
+            vocab_size=raw["vocab_size"],
+            d_model=raw["hidden_size"],
+            d_ff=raw["intermediate_size"],
+            n_layers=raw["num_hidden_layers"],
             n_heads=n_heads,
-            n_kv_heads=int(raw.get("num_key_value_heads") or n_heads),
-            head_dim=int(head_dim),
+            n_kv_heads=raw.get("num_key_value_heads") or n_heads,
+            head_dim=head_dim,
             norm_eps=raw.get("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
@@ -67,6 +82,11 @@ class LlamaConfig:
             max_positions=raw.get("max_position_embeddings", 2048),
             bos_id=raw.get("bos_token_id"),
             eos_ids=tuple(eos))
+        checked(config, where)
+        if n_heads % config.n_kv_heads or config.head_dim % 2:
+            raise InputError(f"{where}: {n_heads} heads do not share {config.n_kv_heads} keys, or "
+                             f"the width of a head, {config.head_dim}, is odd")
+        return config
 
 
 def read_rope(raw, where):
@@ -77,10 +97,10 @@ def read_rope(raw, where):
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise InputError(f"{where}: rope type '{kind}' is unknown; 'default' and 'llama3' are "
-                         "implemented")
+        raise InputError(f"{where}: rope type '{brief(kind)}' is unknown; 'default' and 'llama3' "
+                         "are implemented")
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return theta, RopeScaling(*(rope[key] for key in keys))
+    return theta, checked(RopeScaling(*(rope[key] for key in keys)), where)
 
 
 @dataclass(frozen=True)
@@ -102,10 +122,11 @@ class ChronosConfig:
             raise InputError(f"{where}: only Chronos T5 (model_type seq2seq, use_eos_token true) "
                              "is implemented")
         limits = chronos["tokenizer_kwargs"]
-        return cls(
+        config = cls(
             limits["low_limit"], limits["high_limit"], chronos["n_tokens"],
             chronos["n_special_tokens"], chronos["pad_token_id"], chronos["eos_token_id"],
             chronos["context_length"])
+        return checked(config, where)
 
 
 @dataclass(frozen=True)
@@ -125,21 +146,22 @@ class T5Config:
         """The encoder of a T5 checkpoint. InputError for another family or feed-forward."""
         family, activation = raw.get("model_type"), raw.get("feed_forward_proj", "relu")
         if family != "t5":
-            raise InputError(f"{where}: model_type '{family}' is not a T5; give a chronos-t5 "
-                             "directory")
+            raise InputError(f"{where}: model_type '{brief(family)}' is not a T5; give a "
+                             "chronos-t5 directory")
         if activation != "relu":
             raise InputError(f"{where}: feed_forward_proj '{activation}' is not implemented; "
                              "Chronos T5 uses 'relu'")
-        return cls(
-            vocab_size=int(raw["vocab_size"]),
-            d_model=int(raw["d_model"]),
-            d_ff=int(raw["d_ff"]),
-            n_layers=int(raw["num_layers"]),
-            n_heads=int(raw["num_heads"]),
-            head_dim=int(raw["d_kv"]),
+        config = cls(
+            vocab_size=raw["vocab_size"],
+            d_model=raw["d_model"],
+            d_ff=raw["d_ff"],
+            n_layers=raw["num_layers"],
+            n_heads=raw["num_heads"],
+            head_dim=raw["d_kv"],
             n_buckets=raw.get("relative_attention_num_buckets", 32),
             max_distance=raw.get("relative_attention_max_distance", 128),
             norm_eps=raw.get("layer_norm_epsilon", 1e-6))
+        return checked(config, where)
 
 
 # The built-in sizes: trained from scratch where no --encoder or --llm is given, on two cores.
@@ -161,7 +183,8 @@ def read_model_config(directory):
                          "(config.json, safetensors)")
     raw = read_json(where)
     if raw.get("quantization_config"):
-        method = dict(raw["quantization_config"]).get("quant_method", "unknown")
+        with understanding(where):
+            method = brief(raw["quantization_config"].get("quant_method", "unknown"))
         raise InputError(f"{where}: the weights are quantised ({method}); give the model they were "
                          "made from")
     return where, raw

@@ -1,8 +1,17 @@
 """Files: one error for whatever is wrong with one, and writes that are whole or absent."""
 import json
 import os
+import types
+import typing
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+
+
+def brief(value) -> str:
+    """A value as a message shows it: in one line, of at most 80 characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class InputError(Exception):
@@ -12,17 +21,51 @@ class InputError(Exception):
     exit with code 2.
     """
 
+    def __str__(self):
+        return " ".join(super().__str__().split())                # names of files may hold anything
+
 
 @contextmanager
-def understanding(where):
-    """Turns an error in reading the content of a file into an InputError that names the file."""
+def understanding(where, problem="does not hold what it should", advice=""):
+    """Turns whatever goes wrong in reading a person's file into an InputError that names it.
+
+    Libraries raise errors of many kinds for a broken file, and what fails behind them is most often
+    of another kind than expected: so all of them are meant. advice: how to fix it.
+    """
     try:
         yield
-    except KeyError as error:
-        raise InputError(f"{where}: the key {error} is missing")
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        name = type(error).__name__
-        raise InputError(f"{where} does not hold what it should ({name}: {error})")
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {brief(error)}"
+        if isinstance(error, KeyError):
+            reason = f"the key {brief(error)} is missing"
+        elif isinstance(error, FileNotFoundError):
+            reason = "there is no such file"
+        raise InputError(f"{where} {problem} ({reason}){advice}")
+
+
+def is_a(value, hint) -> bool:
+    """Whether a value has a declared type; a whole number may stand for a float, both finite."""
+    if isinstance(hint, types.UnionType):
+        return any(is_a(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return type(value) is tuple and all(is_a(item, typing.get_args(hint)[0]) for item in value)
+    if hint in (int, float):
+        return type(value) in (int, hint) and abs(value) < 2 ** 63        # false for NaN
+    return type(value) is hint
+
+
+def check_types(record, where):
+    """The dataclass object `record`. InputError where a field is not of its declared type."""
+    hints = typing.get_type_hints(type(record))
+    for field in fields(record):
+        value, hint = getattr(record, field.name), hints[field.name]
+        if not is_a(value, hint):
+            name = getattr(hint, "__name__", hint) if type(hint) is type else hint
+            raise InputError(f"{where} does not hold what it should: {field.name} is "
+                             f"{brief(repr(value))}, not {name}")
+    return record
 
 
 def read_json(path) -> dict:
@@ -31,8 +74,8 @@ def read_json(path) -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"{path} not found or not readable")
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error})")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({brief(error)})")
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object")
     return content
@@ -40,11 +83,16 @@ def read_json(path) -> dict:
 
 @contextmanager
 def write_bytes(path):
-    """Opens a binary file that takes the name `path` only when all of it is written."""
+    """Opens a binary file that takes the name `path` only when all of it is written, and synced."""
     unfinished = Path(f"{path}.unfinished")
-    with open(unfinished, "wb") as file:
-        yield file
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path, text):
@@ -58,8 +106,47 @@ def write_json(path, content):
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+@contextmanager
+def locked(folder):
+    """Keeps other processes out of a folder, which is made if it is missing.
+
+    InputError where another one is in it. The lock ends with the process, however that ends. A
+    system without such locks (Windows) has none.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        same = folder.exists() and os.path.samestat(os.fstat(handle), os.stat(folder))
+    except BlockingIOError:
+        same = False
+    except OSError:                                               # a file system without locks
+        same = True
+    try:
+        if not same:
+            raise InputError(f"another run writes into {folder} now; wait for it, or choose "
+                             "another --out")
+        yield
+    finally:
+        os.close(handle)
+
+
 def markdown_table(head, rows) -> str:
-    """A Markdown table; a "|" inside a cell is escaped."""
+    """A Markdown table; what a cell holds is shown as it is written."""
     lines = [head, ["---"] * len(head), *rows]
-    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    escaped = [[markdown_text(cell) for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
+
+
+def markdown_text(value) -> str:
+    """A value in one line of Markdown, without tables, links, code or HTML of its own."""
+    text = " ".join(str(value).split())
+    for sign in "\\`|[]*":
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("<", "&lt;")

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import sentencepiece
 import tokenizers
 
-from .files import InputError, read_json
+from .chat_template import ANSWER, ChatTemplate
+from .files import InputError, brief, read_json, understanding
 
 SENSOR = "<ts>"                         # stands where a sensor embedding goes
 PAD = "[PAD]"
 
-# ---- chat formats ----
+# ---- chat formats, for the built-in tokenizer and for models without a template ----
 
 # of Llama 3
 HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -33,8 +34,7 @@ ZEPHYR = "<|system|>\n{system}{eos}\n<|user|>\n{user}{eos}\n<|assistant|>\n"
 
 
 class ChatFormat(NamedTuple):
-    """How an LLM was taught to tell a question from its answer: its chat template as strings."""
-    marker: str                         # stands in the chat_template of such a model
+    """How an LLM was taught to tell a question from its answer: a chat template as strings."""
     prompt: str                         # up to the answer; with {system}, {user} and {eos}
     end: str = ""                       # the token after the answer; "": the end of text
     bos: bool = True                    # begin-of-text comes first
@@ -42,14 +42,13 @@ class ChatFormat(NamedTuple):
     trail: str = ""                     # between answer and end
 
 
-CHAT_FORMATS = {                        # the first whose marker is found
-    "llama3.1": ChatFormat("Cutting Knowledge Date", LLAMA3.replace("{system}", DATES + "{system}"),
-                           end="<|eot_id|>"),
-    "llama3": ChatFormat("<|start_header_id|>", LLAMA3, end="<|eot_id|>"),
-    "chatml": ChatFormat("<|im_start|>", CHATML, end="<|im_end|>", bos=False),
-    "zephyr": ChatFormat("<|assistant|>", ZEPHYR, bos=False, tail="\n"),
-    "llama2": ChatFormat("[INST]", LLAMA2, trail=" "),
-    "plain": ChatFormat("", "{system}\n\nResearcher: {user}\n\nAssistant: "),
+CHAT_FORMATS = {
+    "llama3.1": ChatFormat(LLAMA3.replace("{system}", DATES + "{system}"), end="<|eot_id|>"),
+    "llama3": ChatFormat(LLAMA3, end="<|eot_id|>"),
+    "chatml": ChatFormat(CHATML, end="<|im_end|>", bos=False),
+    "zephyr": ChatFormat(ZEPHYR, bos=False, tail="\n"),
+    "llama2": ChatFormat(LLAMA2, trail=" "),
+    "plain": ChatFormat("{system}\n\nResearcher: {user}\n\nAssistant: "),
 }
 
 
@@ -64,11 +63,11 @@ def new_tokens(channels):
 
 
 class TextTokenizer:
-    """`backend` is a tokenizers.Tokenizer or a SentencePieceProcessor.
+    """`backend` is a tokenizers.Tokenizer or a Pieces.
 
     special: ids of begin and end of text, as (bos_id, eos_ids). Token i of `added` (see new_tokens)
-    gets the id vocab_size + i. chat_format is a row of CHAT_FORMATS; None: "llama3" where the
-    tokenizer knows its headers, else "plain".
+    gets the id vocab_size + i. chat_format is a row of CHAT_FORMATS, or a ChatTemplate; None:
+    "llama3" where the tokenizer knows its headers, else "plain".
     """
 
     def __init__(self, backend, vocab_size, special, added, chat_format=None):
@@ -83,17 +82,30 @@ class TextTokenizer:
         self.n_pieces = backend.get_vocab_size() if self.is_bpe else backend.vocab_size()
 
         known = all(self.piece_id(header) is not None for header in HEADERS)
+        self.template = chat_format if isinstance(chat_format, ChatTemplate) else None
         self.chat_format = chat_format or ("llama3" if known else "plain")
-        self.format = CHAT_FORMATS[self.chat_format]
+        if self.template:
+            self.chat_format = "of its own chat template"
+        self.format = CHAT_FORMATS.get(self.chat_format)
         piece = backend.id_to_token if self.is_bpe else backend.id_to_piece
         self.bos, self.eos = piece(self.bos_id), piece(eos_ids[0])
         self.whole = new_ids                                     # pieces of text that are one token
+        if not self.is_bpe:
+            self.whole |= backend.extra
         for text, index in ((self.bos, self.bos_id), (self.eos, eos_ids[0])):
             if self.encode_plain(text) != [index]:            # sentencepiece sees no </s> in a text
                 self.whole[text] = index
         self.cut = re.compile("(" + "|".join(map(re.escape, self.whole)) + ")")
-        self.end_of_turn = self.piece_id(self.format.end) if self.format.end else eos_ids[0]
-        if self.end_of_turn is None:
+        if self.template:
+            self.example_ids = self.encode(self.template.example)
+            self.starts_with_bos = self.example_ids[:1] == [self.bos_id]
+            self.end_of_turn = self.end_of_template()
+        else:
+            self.starts_with_bos = self.format.bos
+            self.end_of_turn = self.piece_id(self.format.end) if self.format.end else eos_ids[0]
+        if self.end_of_turn is None and self.template:
+            self.end_of_turn = eos_ids[0]
+        elif self.end_of_turn is None:
             raise InputError(f"the chat format {self.chat_format} ends an answer with "
                              f"{self.format.end}, which is no token of this LLM; choose another "
                              "--chat-format")
@@ -103,8 +115,16 @@ class TextTokenizer:
         """The id of a token of the underlying tokenizer, or None."""
         if self.is_bpe:
             return self.backend.token_to_id(piece)
-        index = self.backend.piece_to_id(piece)
+        index = self.backend.extra.get(piece, self.backend.piece_to_id(piece))
         return None if index == self.backend.unk_id() else index
+
+    def end_of_template(self):
+        """The first special token that the template writes after an answer, or None."""
+        special = set(self.whole.values())
+        if self.is_bpe:
+            special |= self.backend.get_added_tokens_decoder().keys()
+        end = self.template.answer(ANSWER).rpartition(ANSWER)[2]
+        return next((index for index in self.encode(end) if index in special), None)
 
     def encode_plain(self, text):
         if self.is_bpe:
@@ -152,11 +172,19 @@ class TextTokenizer:
 
     def chat(self, system, user) -> list[int]:
         """The ids of a dialogue up to where the assistant's answer begins."""
+        if self.template:
+            return self.encode(self.template.prompt(system, user))
         prompt = self.format.prompt.format(system=system, user=user, eos=self.eos)
         return self.encode(self.bos + prompt if self.format.bos else prompt)
 
     def answer(self, text) -> list[int]:
         """The ids of the assistant's answer with the token that ends it: what is supervised."""
+        if self.template:
+            beyond = self.template.answer(text)
+            ids, n = self.encode(self.template.example + beyond), len(self.example_ids)
+            ids = ids[n:] if ids[:n] == self.example_ids else self.encode(beyond)
+            end = ids.index(self.end_of_turn) if self.end_of_turn in ids else len(ids)
+            return ids[:end] + [self.end_of_turn]
         tail = self.encode(self.format.tail)                   # a word after a newline has no space
         ids = self.encode(self.format.tail + text + self.format.trail)
         return ids[len(tail):] + [self.end_of_turn]
@@ -172,8 +200,26 @@ def read_tokenizer_json(path):
     return backend
 
 
+class Pieces(sentencepiece.SentencePieceProcessor):
+    """A sentencepiece model, with the tokens that a fine-tune has added behind its own."""
+    extra = {}                          # text -> id
+
+    def id_to_piece(self, index):
+        added = {number: text for text, number in self.extra.items()}
+        return added.get(index) or super().id_to_piece(index)
+
+
 def read_tokenizer_model(path):
-    return sentencepiece.SentencePieceProcessor(model_file=path)
+    """A tokenizer.model with the added_tokens.json beside it."""
+    backend, added = Pieces(model_file=path), Path(path).with_name("added_tokens.json")
+    if added.exists():
+        tokens = read_json(added)
+        wrong = [text for text, index in tokens.items() if type(index) is not int or index < 0]
+        if wrong or "" in tokens:
+            raise InputError(f"{added}: '{brief(wrong[0] if wrong else '')}' has no id")
+        n_pieces = backend.vocab_size()                           # some files name the model's own
+        backend.extra = {text: index for text, index in tokens.items() if index >= n_pieces}
+    return backend
 
 
 def load_backend(directory):
@@ -181,10 +227,8 @@ def load_backend(directory):
     for name, read in readers.items():
         path = Path(directory) / name
         if path.exists():
-            try:
+            with understanding(path, "is not a tokenizer that can be read"):
                 return read(str(path))
-            except Exception as error:                        # both libraries raise bare Exceptions
-                raise InputError(f"{path} is not a tokenizer that can be read ({error})")
     raise InputError(f"{directory} holds neither tokenizer.json nor tokenizer.model")
 
 
@@ -193,18 +237,35 @@ def tokenizer_config(directory):
     return read_json(path) if path.exists() else {}
 
 
-def declared_format(directory):
-    """The row of CHAT_FORMATS of a directory's chat template, or None where it has no template."""
+def read_chat_template(directory):
+    """The source of a directory's chat template, or None where it has none."""
     path = Path(directory) / "chat_template.jinja"
     if path.exists():
-        template = path.read_text(encoding="utf-8")
-    else:
-        template = tokenizer_config(directory).get("chat_template")
-    if isinstance(template, list):                                # several, by name
-        template = next((one["template"] for one in template if one["name"] == "default"), None)
-    if not template:
-        return None
-    return next(name for name, known in CHAT_FORMATS.items() if known.marker in template)
+        with understanding(path):
+            return path.read_text(encoding="utf-8")
+    path = path.with_name("tokenizer_config.json")
+    template = tokenizer_config(directory).get("chat_template")
+    with understanding(path):
+        if isinstance(template, list):                            # several, by name
+            named = {one["name"]: one["template"] for one in template}
+            template = named.get("default")
+        if not isinstance(template, str | None):
+            raise TypeError(f"chat_template is {template!r}")
+    return template or None
+
+
+def declared_tokens(directory) -> dict:
+    """{"bos_token": text, ...}: the special tokens that tokenizer_config.json names."""
+    tokens = {}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        with understanding(Path(directory) / "tokenizer_config.json"):
+            token = tokenizer_config(directory).get(key)
+            token = token["content"] if isinstance(token, dict) else token
+            if not isinstance(token, str | None):
+                raise TypeError(f"{key} is {token!r}")
+        if token:
+            tokens[key] = token
+    return tokens
 
 
 def special_id(backend, directory, key, fallback):
@@ -212,23 +273,26 @@ def special_id(backend, directory, key, fallback):
 
     InputError where there is none.
     """
-    token = tokenizer_config(directory).get(key)
-    token = token["content"] if isinstance(token, dict) else token
+    token = declared_tokens(directory).get(key)
     if isinstance(backend, tokenizers.Tokenizer):
         index = backend.token_to_id(token) if token else fallback
     else:
         index = backend.bos_id() if key == "bos_token" else backend.eos_id()
+        if token in backend.extra:
+            index = backend.extra[token]
     if index is None or index < 0:
-        named = f" '{token}'" if token else ""
+        named = f" '{brief(token)}'" if token else ""
         raise InputError(f"{directory}: the tokenizer has no {key}{named}; one begins every "
                          "prompt, one ends every answer")
     return index
 
 
-def load_text_tokenizer(directory, llama_config, channels, chat_format=None) -> TextTokenizer:
+def load_text_tokenizer(
+        directory, llama_config, channels, chat_format=None, template=None) -> TextTokenizer:
     """The tokenizer of an LLM directory with the special tokens of a dataset's channels.
 
-    chat_format: a row of CHAT_FORMATS, as `declared_format` finds it.
+    template: the source of a chat template, as `read_chat_template` finds it; chat_format: a row of
+    CHAT_FORMATS, which comes first.
     """
     backend = load_backend(directory)
     first_eos = next(iter(llama_config.eos_ids), None)
@@ -236,7 +300,15 @@ def load_text_tokenizer(directory, llama_config, channels, chat_format=None) -> 
     eos_id = special_id(backend, directory, "eos_token", first_eos)
     eos_ids = list(dict.fromkeys([eos_id, *llama_config.eos_ids]))
     added = new_tokens(channels)
-    return TextTokenizer(backend, llama_config.vocab_size, (bos_id, eos_ids), added, chat_format)
+    vocab_size = llama_config.vocab_size
+    if max(bos_id, *eos_ids, *getattr(backend, "extra", {}).values()) >= vocab_size:
+        raise InputError(f"{directory}: a special token has an id beyond the {vocab_size} "
+                         "embedding rows of the LLM; are both from the same model?")
+    if template and chat_format is None:
+        tokenizer = TextTokenizer(backend, vocab_size, (bos_id, eos_ids), added, "plain")
+        tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+        chat_format = ChatTemplate(template, tokens | declared_tokens(directory), directory)
+    return TextTokenizer(backend, vocab_size, (bos_id, eos_ids), added, chat_format)
 
 
 # ---- a tokenizer for a model trained from scratch ----

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
 from .config import read_chronos_configs, read_llama_config
-from .files import InputError, read_json, understanding
+from .files import InputError, brief, read_json, understanding
 from .llama import Llama
 from .t5_encoder import T5Encoder
 
@@ -53,8 +53,8 @@ def open_safetensors(path):
     except OSError:
         raise InputError(f"{path} not found or not readable")
     except SafetensorError as error:
-        raise InputError(f"{path} is truncated or not a safetensors file ({error}); it must be "
-                         "fetched, or made, again")
+        raise InputError(f"{path} is truncated or not a safetensors file ({brief(error)}); it must "
+                         "be fetched, or made, again")
 
 
 def safetensors_files(directory):
@@ -72,9 +72,9 @@ def safetensors_files(directory):
                          "often @refs/pr/1)")
     with understanding(index):
         shards = sorted(set(read_json(index)["weight_map"].values()))
-    for name in shards:
-        if Path(name).name != name:                               # never outside the directory
-            raise InputError(f"{index} names '{name}', which is not a file beside it")
+        outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise InputError(f"{index} names '{brief(outside[0])}', which is not a file beside it")
     return [directory / name for name in shards]
 
 
@@ -82,7 +82,7 @@ def rename_tensors(directory, names, dtype):
     """All tensors of a directory under our names -> (dict, the names that `names` lacks)."""
     tensors, unknown = {}, []
     for path in safetensors_files(directory):
-        with open_safetensors(path) as file:
+        with open_safetensors(path) as file, understanding(path):
             for name in file.keys():
                 pattern = next((p for p in names if re.fullmatch(p, name)), None)
                 if pattern is None:
@@ -118,8 +118,8 @@ def load_strictly(module, tensors, unknown, where):
     missing = sorted(wanted.keys() - tensors.keys())
     unused = sorted(tensors.keys() - wanted.keys()) + unknown
     if missing or unused:
-        raise InputError(f"{where}: missing {missing[:4] or 'nothing'}, unused "
-                         f"{unused[:4] or 'nothing'}; the weights do not fit config.json")
+        raise InputError(f"{where}: missing {brief(missing[:4] or 'nothing')}, unused "
+                         f"{brief(unused[:4] or 'nothing')}; the weights do not fit config.json")
     for name, shape in wanted.items():
         given = tensors[name].shape
         if given != shape:

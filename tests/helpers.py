@@ -122,7 +122,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])    
 class Run:
     """A run of a script on one or more processes; its output is collected in one file."""
 
-    def __init__(self, script, *options, cwd, processes=0, threads=1, answers="", **environment):
+    def __init__(self, script, *options, cwd, processes=0, threads=1, answers="", folders=None, **environment):
         from forked import script_process
         self.output = Path(cwd, f".{time.monotonic_ns()}.output")
         self.output.touch()
@@ -138,8 +138,8 @@ class Run:
                       "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
             ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
         self.processes = [FORKS.Process(target=script_process, args=(
-            script, [str(option) for option in options], str(cwd), base | rank, str(self.output), str(typed), threads))
-            for rank in ranks]
+            script, [str(option) for option in options], str(folder), base | rank, str(self.output), str(typed), threads))
+            for rank, folder in zip(ranks, folders or [cwd] * len(ranks))]
         for process in self.processes:
             process.start()
 

@@ -7,9 +7,10 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 
-from ..files import InputError
+from ..files import InputError, brief, understanding
 
 BLOCK = 1 << 20
 MAX_RATIO = 100                         # unpacked to packed: numbers reach 10, a zip bomb 1000
@@ -70,19 +71,26 @@ def fetch(dataset, path, say):
             answer = f"{error.code} {error.reason}"
             raise InputError(f"{dataset.url}: the server answers {answer}; fetch the archive by "
                              f"hand and unpack it into {path.parent}")
-    except OSError as error:                                      # also URLError, timeouts, resets
-        raise InputError(f"{dataset.url}: {error}; run the same command again, it resumes where "
-                         "this one stopped")
-    size, digest = part.stat().st_size, sha256(part)
+    except (OSError, HTTPException) as error:             # also URLError, timeouts, resets
+        raise InputError(f"{dataset.url}: {brief(error)}; run the same command again, it resumes "
+                         "where this one stopped")
+    problem = compare(dataset, part, path.name, say)
+    if problem:
+        part.unlink()
+        raise InputError(f"{dataset.url}: the archive has {problem}; it was removed. Try again; if "
+                         "it stays so, the source has changed: fetch and unpack it by hand")
+    os.replace(part, path)
+
+
+def compare(dataset, archive, name, say):
+    """What size or sha256 an archive has in place of the known one, or None; says both."""
+    size, digest = archive.stat().st_size, sha256(archive)
     for what, found, known in (("bytes", size, dataset.size), ("sha256", digest, dataset.sha256)):
         if known is not None and found != known:
-            part.unlink()
-            raise InputError(f"{dataset.url}: the archive has {what} {found}, expected {known}; it "
-                             "was removed. Try again; if it stays so, the source has changed: "
-                             "fetch and unpack it by hand")
+            return f"{what} {found}, expected {known}"
     unchecked = "" if dataset.sha256 else " (there is no known value to compare it with)"
-    say(f"{path.name}: {size} bytes, sha256 {digest}{unchecked}")
-    os.replace(part, path)
+    say(f"{name}: {size} bytes, sha256 {digest}{unchecked}")
+    return None
 
 
 def sha256(path):
@@ -100,8 +108,9 @@ def check_archive(archive, members, folder):
         raise InputError(f"{archive} needs {size / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB "
                          "are free")
     for member in members:
-        what = f"{archive}: '{member.filename}'"
-        if not (folder / member.filename).resolve().is_relative_to(folder):
+        what = f"{archive}: '{brief(member.filename)}'"
+        path = (folder / member.filename).resolve()
+        if path == folder or not path.is_relative_to(folder):
             raise InputError(f"{what} would lie outside {folder}; not unpacked")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(f"{what} is a link; not unpacked")
@@ -113,7 +122,7 @@ def unpack(archive, folder, inner_zips=0):
     A file is there whole or not at all; one that is there already with its size is left alone.
     """
     folder = Path(folder).resolve()
-    try:
+    with understanding(archive, "could not be unpacked", "; remove it and try again"):
         with zipfile.ZipFile(archive) as zipped:
             members = [member for member in zipped.infolist() if not member.is_dir()]
             check_archive(archive, members, folder)
@@ -132,9 +141,6 @@ def unpack(archive, folder, inner_zips=0):
                                          "hand")
                     unpack(path, path.parent, inner_zips + 1)
                     path.unlink()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{archive} could not be unpacked ({reason}); remove it and try again")
 
 
 def download(name, dataset, raw, say=print):
@@ -151,6 +157,8 @@ def download(name, dataset, raw, say=print):
     archive = folder / "archive.zip"
     if not archive.exists():
         fetch(dataset, archive, say)
+    elif problem := compare(dataset, archive, archive, say):
+        raise InputError(f"{archive} has {problem}; remove it to fetch it again")
     say(f"unpacking into {folder}")
     unpack(archive, folder)
     done.write_text(dataset.url)

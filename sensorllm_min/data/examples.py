@@ -22,6 +22,7 @@ class PromptFormat:
     text: tuple = ("smry", "Q")         # stage 2: parts of texts.HAR_TEXTS after the sensors
     channel_names: bool = False         # stage 2: before each channel's start marker
     answer: str = "class"               # stage 2: of HAR_ANSWERS
+    class_bos: bool = False             # stage 2: begin-of-text before a class prompt, in any case
 
     def check_length(self, samples, title):
         """InputError, which names the window, where the encoder cannot take this many samples."""
@@ -124,7 +125,8 @@ def har_prompt(prompts, window, dataset):
         user += "\n" + har_text(window, dataset, prompts.text)
     tokenizer = prompts.tokenizer
     if prompts.answer == "class":
-        return [tokenizer.bos_id] + tokenizer.encode(user)
+        begins = prompts.class_bos or tokenizer.starts_with_bos
+        return [tokenizer.bos_id] * begins + tokenizer.encode(user)
     return tokenizer.chat(har_system_prompt(len(window), dataset), user)
 
 
@@ -151,8 +153,6 @@ class HarExamples(Examples):
 
     def make(self, record, window):
         dataset, label, prompts = self.data.dataset, record["label"], self.prompts
-        if label not in range(len(dataset.classes)):
-            raise ValueError(f"label {label} is not one of {len(dataset.classes)} classes")
         answer = []
         if prompts.answer != "class":
             text = har_answer(window, dataset, label, reasoning=prompts.answer == "reasoning")

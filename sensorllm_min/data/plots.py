@@ -19,6 +19,7 @@ def plotting():
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    pyplot.rcParams["text.parse_math"] = False                    # a name may hold dollar signs
     return pyplot
 
 

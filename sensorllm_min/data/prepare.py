@@ -13,8 +13,10 @@ end. A run takes over the parts that an interrupted one finished.
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, read_json, write_json
+from ..files import InputError, brief, locked, read_json, write_json
 from .prepared import VERSION
-from .recordings import READERS
+from .recordings import READERS, passed_over
 from .sensors import DatasetInfo, choose_dataset, own_description
 from .texts import align_pair, pair_rng, trend_line
 
@@ -180,16 +182,26 @@ def prepare_part(job, part, raw_files, folder):
     return counts
 
 
+def begin_worker():
+    """Ctrl-C is for the parent alone, and a worker ends with its parent, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
 def run_jobs(jobs, workers):
     """prepare_part for {part: arguments}, on several processes -> (part, counts) as they end."""
     if workers == 1:
         for part, arguments in jobs.items():
             yield part, prepare_part(*arguments)
         return
-    # a fork of a process that has threads may hang; Ctrl-C is for the parent alone
-    context = multiprocessing.get_context("forkserver")
-    ignore_interrupts = signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, context, *ignore_interrupts) as pool:
+    # a fork of a process that has threads may hang; Windows knows none
+    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    with ProcessPoolExecutor(workers, context, begin_worker) as pool:
         running = {pool.submit(prepare_part, *arguments): part for part, arguments in jobs.items()}
         try:
             for future in as_completed(running):
@@ -201,24 +213,33 @@ def run_jobs(jobs, workers):
             pool.shutdown(cancel_futures=True)
 
 
+def read_or_none(path):
+    """The object in a JSON file of an interrupted run; None where there is none to rely on."""
+    try:
+        return read_json(path)
+    except InputError:
+        return None
+
+
 def prepare_parts(job, parts, folder, workers, say):
     """Prepares the parts that are not prepared yet -> {part: counts}; reports after each."""
     done, jobs = {}, {}
     for part, raw_files in parts.items():
         path = folder / str(part) / "counts.json"
-        if path.exists() and read_json(path)["raw_files"] == describe_files(raw_files):
-            done[part] = read_json(path)
+        counts = read_or_none(path)
+        if counts and counts.get("raw_files") == describe_files(raw_files):
+            done[part] = counts
         else:
             jobs[part] = job, part, raw_files, folder / str(part)
     if done:
         say(f"resuming an interrupted run: {len(done)} of {len(parts)} parts are done")
-    began, samples, pairs = time.time(), 0, 0
+    began, samples, pairs = time.monotonic(), 0, 0
     results = run_jobs(jobs, min(workers, len(jobs) or 1))
     for count, (part, counts) in enumerate(results, start=1):
         done[part] = counts
         samples += sum(subject["samples"] for subject in counts["subjects"].values())
         pairs += sum(subject["align_pairs"] for subject in counts["subjects"].values())
-        seconds = time.time() - began
+        seconds = max(time.monotonic() - began, 1e-9)
         left = seconds / count * (len(jobs) - count)
         say(f"part {part}: {len(done)}/{len(parts)} done; {samples} samples, {pairs} pairs, "
             f"{pairs / seconds:.0f} pairs/s, {left:.0f} s left")
@@ -269,6 +290,31 @@ def merge_parts(job, done, folder, out):
     return meta
 
 
+OURS = re.compile(r"meta\.json|samples(/[^/]+\.npy)?|recordings\.jsonl|window_\d+\.png|"
+                  r"(har|align)_(train|val|test)\.jsonl")
+
+
+def check_replaceable(out, name):
+    """The meta.json of what `out` holds, or None where it is empty or missing.
+
+    InputError unless all of it was written here, and for the same dataset: nothing else may go.
+    """
+    if not out.exists() or out.is_dir() and not any(out.iterdir()):
+        return None
+    path, advice = out / "meta.json", "choose another --out, or remove it"
+    if not path.is_file():
+        raise InputError(f"{out} exists and is not a prepared dataset; {advice}")
+    meta = read_json(path)
+    if meta.get("dataset") != name or "version" not in meta:
+        raise InputError(f"{out} holds the dataset {brief(meta.get('dataset'))}, not {name}; "
+                         f"{advice}")
+    for found in sorted(out.rglob("*")):
+        if not OURS.fullmatch(found.relative_to(out).as_posix()):
+            raise InputError(f"{out} holds {found.relative_to(out)}, which data_prep.py has not "
+                             "written and would remove; move it, or choose another --out")
+    return meta
+
+
 def discard(unfinished):
     """Removes OUT.unfinished, its settings first, so that no run resumes from what is left."""
     (unfinished / "settings.json").unlink(missing_ok=True)
@@ -281,30 +327,40 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
     settings: rate, smooth and band, as for `choose_dataset`; seed (default 0); answer_kinds, of
     texts.ANSWER_KINDS, and longest, the samples of the longest stage-1 window (default: the
     dataset's own). All is written to OUT.unfinished and moved when whole. InputError where raw
-    files are missing or broken, or `out` holds something else.
+    files are missing or broken, where `out` holds something else, or another run writes there.
     """
     out = Path(out).resolve()
-    in_use = out.is_file() or out.exists() and any(out.iterdir())
-    if in_use and not (out / "meta.json").exists():
-        raise InputError(f"{out} exists and is not a prepared dataset; choose another --out, or "
-                         "remove it")
+    reader = READERS[name]
     changes = {key: settings.pop(key, None) for key in ("rate", "smooth", "band")}
     job = make_job(*choose_dataset(name, raw, **changes), reader=name, **settings)
-    parts = READERS[name].files(raw)
-    unfinished, old = (out.with_name(out.name + ending) for ending in (".unfinished", ".old"))
+    name = job.name
+    check_replaceable(out, name)
+    parts = reader.files(raw)
+    if reader is READERS["own"] and (left_out := passed_over(raw)):
+        say(left_out)
+    unfinished = out.with_name(out.name + ".unfinished")
+    foreign = {path.name for path in unfinished.glob("*")} - {
+        "settings.json", "settings.json.unfinished", "parts", "whole", "old"}
+    if foreign:
+        raise InputError(f"{unfinished} holds {foreign.pop()}, which data_prep.py has not written; "
+                         "move it, or choose another --out")
+    old, whole = unfinished / "old", unfinished / "whole"
     job_path, settings = unfinished / "settings.json", {"version": VERSION, "job": repr(job)}
-    if not job_path.exists() or read_json(job_path) != settings:
-        discard(unfinished)
-        unfinished.mkdir(parents=True)
+    with locked(unfinished):
+        if old.exists() and not out.exists():                     # killed between the two moves
+            os.replace(old, out)
+        if read_or_none(job_path) != settings:
+            discard(unfinished)
+    with locked(unfinished):
         write_json(job_path, settings)
-    done = prepare_parts(job, parts, unfinished / "parts", workers, say)
-    whole = unfinished / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    meta = merge_parts(job, done, unfinished / "parts", whole)
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(whole, out)
-    shutil.rmtree(old, ignore_errors=True)
-    discard(unfinished)
+        done = prepare_parts(job, parts, unfinished / "parts", workers, say)
+        shutil.rmtree(whole, ignore_errors=True)
+        meta = merge_parts(job, done, unfinished / "parts", whole)
+        replaced = check_replaceable(out, name)
+        if replaced:
+            say(f"replacing {out}, which held {name} of seed {replaced.get('seed')}")
+        if out.exists():
+            os.replace(out, old)
+        os.replace(whole, out)
+        discard(unfinished)
     return meta

@@ -1,22 +1,27 @@
 """A prepared dataset, opened: memory-mapped samples, and the records that point at them."""
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, read_json, understanding
+from ..files import InputError, is_a, read_json, understanding
 from .sensors import known_dataset
+from .tables import check_samples
 
 VERSION = 2                             # of the layout that `prepare` writes; others are refused
 
 
 class JsonLines:
-    """A JSON-lines file, memory-mapped: a record is parsed when asked for. sizes: bytes of each."""
+    """A JSON-lines file, memory-mapped: a record is parsed when asked for. sizes: bytes of each.
 
-    def __init__(self, path):
+    check(record) raises a ValueError for one that is not as it should be.
+    """
+
+    def __init__(self, path, check):
         if not path.exists():
             raise InputError(f"{path} not found; prepare the dataset again with data_prep.py")
-        self.path = path
+        self.path, self.check = path, check
         empty = path.stat().st_size == 0
         self.bytes = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
         ends, step = [np.array([-1])], 1 << 24                    # 16 MiB: the file may be large
@@ -30,7 +35,10 @@ class JsonLines:
 
     def __getitem__(self, index):
         with understanding(f"{self.path}, line {index + 1},"):
-            return json.loads(self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes())
+            line = self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes()
+            record = json.loads(line)
+            self.check(record)
+            return record
 
 
 class RecordsOf:
@@ -77,18 +85,21 @@ class PreparedData:
             self.longest = {"har": self.dataset.n_window, "align": longest}   # samples of a window
             self.counts = {"har": dict(self.meta["har_windows"]),
                            "align": dict(self.meta["align_pairs"])}
+            self.subjects = {subject: str(counts["split"])
+                             for subject, counts in self.meta["subjects"].items()}
+        self.tokens = [channel.token for channel in self.dataset.channels]
         self.samples = {}                                         # subject -> memory-mapped (N, C)
 
     def records(self, kind, split) -> JsonLines:
         """The records of har_SPLIT.jsonl or align_SPLIT.jsonl. InputError unless all are there."""
         if self.fold and split in ("train", "val"):
             both = [self.read_records(kind, part) for part in ("train", "val")]
-            return RecordsOf(both, self.subjects(split))
+            return RecordsOf(both, self.subjects_of(split))
         return self.read_records(kind, split)
 
-    def subjects(self, split):
+    def subjects_of(self, split):
         """The subjects of a split, as texts."""
-        split_of = {subject: counts["split"] for subject, counts in self.meta["subjects"].items()}
+        split_of = self.subjects
         if self.fold and split != "test":
             k, n_folds = self.fold
             not_test = [subject for subject in split_of if split_of[subject] != "test"]
@@ -97,7 +108,8 @@ class PreparedData:
         return [subject for subject in split_of if split_of[subject] == split]
 
     def read_records(self, kind, split):
-        records = JsonLines(self.directory / f"{kind}_{split}.jsonl")
+        path = self.directory / f"{kind}_{split}.jsonl"
+        records = JsonLines(path, partial(self.check_record, kind))
         expected = self.counts[kind].get(split)
         if len(records) != expected:
             raise InputError(f"{records.path} holds {len(records)} lines, meta.json says "
@@ -107,7 +119,7 @@ class PreparedData:
     def levels(self):
         """The usual (mean, standard deviation) of each channel: of the training subjects."""
         samples = []
-        for subject in self.subjects("train"):
+        for subject in self.subjects_of("train"):
             stored = self.samples_of(subject)
             samples.append(stored[::len(stored) // 10_000 + 1])           # enough for both
         samples = np.concatenate(samples).astype(float)
@@ -115,15 +127,35 @@ class PreparedData:
         deviations[deviations == 0] = 1.0
         return tuple(zip(samples.mean(0).tolist(), deviations.tolist()))
 
+    def check_record(self, kind, record):
+        """ValueError unless a record names a subject, a window, and a class or a pair of texts."""
+        start, length = record["start"], record["length"]
+        if str(record["subject"]) not in self.subjects:
+            raise ValueError("it names a subject that meta.json does not know")
+        if not (is_a(start, int) and is_a(length, int) and 0 <= start):
+            raise ValueError("start and length must be whole numbers")
+        if not 1 <= length <= self.longest[kind]:
+            raise ValueError(f"a window of {length} samples, the longest has {self.longest[kind]}")
+        if kind == "har":
+            label, n_classes = record["label"], len(self.dataset.classes)
+            if not is_a(label, int) or not 0 <= label < n_classes:
+                raise ValueError(f"label {label} is not one of {n_classes} classes")
+        else:
+            texts = [record[key] for key in ("channel", "question", "answer")]
+            if texts[0] not in self.tokens or not is_a(tuple(texts), tuple[str, ...]):
+                raise ValueError("channel, question and answer must be a token and two texts")
+
     def samples_of(self, subject):
         """A subject's samples (N, C), memory-mapped. InputError where they cannot be read."""
         path = self.directory / "samples" / f"{subject}.npy"
         if subject not in self.samples:
-            try:
-                self.samples[subject] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:      # EOFError: an empty file
-                raise InputError(f"{path} is missing or truncated ({error}); prepare the dataset "
+            with understanding(path, "is missing or truncated", "; prepare the dataset again"):
+                samples = np.load(path, mmap_mode="r", allow_pickle=False)
+            check_samples(samples, len(self.dataset.channels), path)
+            if samples.dtype != np.float32:
+                raise InputError(f"{path} holds {samples.dtype}, not float32; prepare the dataset "
                                  "again")
+            self.samples[subject] = samples
         return self.samples[subject]
 
     def window(self, record):

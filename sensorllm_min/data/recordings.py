@@ -9,6 +9,7 @@ Some datasets have missing samples: NaN, or a time stamp that jumps. Gaps of up 
 interpolated; at a longer one the recording ends, and another begins after it.
 """
 import re
+import warnings
 from collections import namedtuple
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError
+from ..files import InputError, brief, understanding
 from .sensors import DATASETS
 from .simulate import simulate
+from .tables import broken, check_samples, check_whole, read_csv, read_npy, read_table
 
 GAP = 0.1                               # seconds; shorter than any movement that a text describes
+UNPACK_AGAIN = "; unpack the archive again"
 
 
 @dataclass
@@ -60,35 +63,6 @@ def one_file_a_subject(raw, pattern, name, dataset):
     return dict(sorted(parts.items()))
 
 
-def broken(path, problem):
-    """The InputError for a file of an archive that is not as it was shipped."""
-    return InputError(f"{path} {problem}; unpack the archive again")
-
-
-def read_table(path, n_columns=None, columns=None, counts=None):
-    """A text file of numbers separated by white space -> (rows, columns) float64.
-
-    n_columns: how many a line has; columns: which of them to read, in the file's order. A last line
-    with fewer, which an interrupted copy leaves, is dropped and counted.
-    """
-    import pandas as pd                                           # here, since it takes a second
-    try:
-        table = pd.read_csv(path, sep=r"\s+", header=None, usecols=columns, dtype=np.float64)
-        table = table.to_numpy()
-        if n_columns:
-            with open(path, "rb") as file:
-                file.seek(max(0, path.stat().st_size - 4096))
-                last_line = file.read().rstrip().rpartition(b"\n")[2]
-            if len(last_line.split()) < n_columns:
-                table = table[:-1]
-                counts["cut last lines"] += 1
-    except OSError:
-        raise broken(path, "not found or not readable")
-    except ValueError as error:
-        raise broken(path, f"is truncated or not a table of numbers ({error})")
-    return table
-
-
 # ---- from a log, which runs on through activities and gaps, to recordings ----
 
 def put_on_grid(samples, labels, seconds, rate, counts):
@@ -97,6 +71,8 @@ def put_on_grid(samples, labels, seconds, rate, counts):
     For a skip of up to GAP, these are as many NaN rows as are missing. For a longer one, or a clock
     that is set back, it is one row without a label, which ends the recording.
     """
+    if not np.isfinite(seconds).all() or len(seconds) > 1 and not (np.diff(seconds) > 0).any():
+        raise ValueError("a time stamp is missing, or the clock stands still")
     steps = np.rint(np.diff(seconds) * rate)
     long = (steps < 0) | (steps > int(GAP * rate) + 1)
     within_activity = (labels[1:] == labels[:-1]) & (labels[1:] >= 0)
@@ -110,9 +86,10 @@ def put_on_grid(samples, labels, seconds, rate, counts):
 
 
 def runs(values):
-    """(start, end) of the runs of equal neighbours."""
+    """(start, end) of the runs of equal neighbours; none in an empty array."""
     edges = np.flatnonzero(values[1:] != values[:-1]) + 1
-    return zip(np.concatenate([[0], edges]), np.concatenate([edges, [len(values)]]))
+    starts = [0] if len(values) else []
+    return zip(np.concatenate([starts, edges]).astype(int), np.concatenate([edges, [len(values)]]))
 
 
 def split_at_gaps(samples, rate, counts):
@@ -148,7 +125,7 @@ def resample(samples, raw_rate, rate):
 
     Straight lines, and so rest, stay as they are, up to both ends.
     """
-    if raw_rate in (None, rate):
+    if raw_rate in (None, rate) or len(samples) < 2:              # one sample makes no line
         return samples.astype(np.float32)
     from scipy.signal import resample_poly
     samples = samples.astype(np.float64)
@@ -159,6 +136,8 @@ def resample(samples, raw_rate, rate):
 
 def cut_log(subject, samples, labels, dataset, source, counts):
     """A log (N, C) with a label per sample, -1 for none -> Recordings at the dataset's rate."""
+    if not len(samples):
+        counts["recordings without a sample"] += 1
     for start, end in runs(labels):
         if labels[start] < 0:
             continue
@@ -167,16 +146,15 @@ def cut_log(subject, samples, labels, dataset, source, counts):
             yield Recording(subject, int(labels[start]), resampled, source)
 
 
-def label_indices(raw_labels, ids, path):
+def label_indices(raw_labels, ids, path, others=(0,)):
     """Labels of a file -> indices into the classes; ids are the file's numbers, in their order.
 
-    -1 for 0, which is no activity, and for numbers that are not of the classes.
+    -1 for the other numbers: 0, which is no activity, and activities that are not classes here.
     """
-    if not (raw_labels >= 0).all():
-        raise broken(path, "has a line that is cut short or has no label")
-    table = np.full(int(max(raw_labels.max(initial=0), *ids)) + 1, -1)
+    labels = check_whole(raw_labels, {*ids, *others}, path, "labels")
+    table = np.full(max(*ids, *others) + 1, -1)
     table[list(ids)] = np.arange(len(ids))
-    return table[raw_labels.astype(int)]
+    return table[labels]
 
 
 # ---- demo: ten simulated people ----
@@ -227,13 +205,9 @@ def read_usc_had(subject, files, dataset, seed, counts):
         n_classes = len(dataset.classes)
         if not 1 <= activity <= n_classes:
             raise InputError(f"{path}: activity {activity} is not one of 1 to {n_classes}")
-        try:
+        with understanding(path, "is truncated or not a USC-HAD .mat", UNPACK_AGAIN):
             samples = loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
-        except Exception as error:                                # scipy raises many kinds
-            reason = f"{type(error).__name__}: {error}"
-            raise broken(path, f"is truncated or not a USC-HAD .mat ({reason})")
-        if samples.ndim != 2 or samples.shape[1] != 6:
-            raise InputError(f"{path}: sensor_readings has shape {samples.shape}, expected (N, 6)")
+        check_samples(samples, 6, f"{path}: sensor_readings")
         source = f"Subject{subject}/{path.name}"
         samples = resample(samples, dataset.raw_rate, dataset.rate)
         yield Recording(subject, activity - 1, samples, source)
@@ -272,13 +246,12 @@ def read_uci_har(split, files, dataset, seed, counts):
     The files hold windows in the order of recording. Neighbours of one subject and activity whose
     overlapping halves are equal are one recording; cut at 128/64, it gives the shipped windows.
     """
-    activity, subject, *signals = [read_table(path).astype(np.float32) for path in files]
-    if not np.isin(activity, np.arange(1, 7)).all():
-        raise InputError(f"{files[0]}: holds activities other than 1 to 6; unpack the archive "
-                         "again")
+    activity, subject = (read_table(path, 1)[:, 0] for path in files[:2])
+    signals = [read_table(path, 128).astype(np.float32) for path in files[2:]]
+    activity = check_whole(activity, range(1, 7), f"{files[0]}:", "activities")
+    subject = check_whole(subject, range(1, 31), f"{files[1]}:", "subjects")
     if len({len(activity), len(subject), *map(len, signals)}) > 1:
         raise broken(files[0].parent, "holds files that differ in their number of rows")
-    activity, subject = activity[:, 0].astype(int), subject[:, 0].astype(int)
     windows = np.stack(signals, -1)                               # (W, 128, 6)
     follows = (subject[1:] == subject[:-1]) & (activity[1:] == activity[:-1])
     recordings = []
@@ -304,6 +277,7 @@ def read_mhealth(subject, files, dataset, seed, counts):
 
 
 PAMAP2_IDS = (1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 24)            # in the order of the classes
+PAMAP2_OTHERS = (0, 9, 10, 11, 18, 19, 20)                        # transitions; optional activities
 
 
 def pamap2_files(raw):
@@ -322,8 +296,9 @@ def read_pamap2(subject, files, dataset, seed, counts):
         columns += range(first + 1, first + 4)
         columns += range(first + 7, first + 13)
     table = read_table(files[0], 54, columns, counts)
-    labels = label_indices(table[:, 1], PAMAP2_IDS, files[0])
-    samples, labels = put_on_grid(table[:, 2:], labels, table[:, 0], 100, counts)
+    labels = label_indices(table[:, 1], PAMAP2_IDS, files[0], PAMAP2_OTHERS)
+    with understanding(files[0]):
+        samples, labels = put_on_grid(table[:, 2:], labels, table[:, 0], 100, counts)
     yield from cut_log(subject, samples, labels, dataset, files[0].name, counts)
 
 
@@ -343,41 +318,49 @@ def read_capture24(subject, files, dataset, seed, counts):
     """
     import pandas as pd
     path, dictionary_path = files
-    try:
+    with understanding(dictionary_path, "does not hold the labels of capture24", UNPACK_AGAIN):
         dictionary = pd.read_csv(dictionary_path).set_index("annotation")
         label_of = {annotation: dataset.classes.index(label) for annotation, label
                     in dictionary["label:WillettsSpecific2018"].items()}
-    except (KeyError, ValueError) as error:
-        raise broken(dictionary_path, f"does not hold the labels of capture24 ({error})")
     columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
-    pieces = []
-    try:
-        for piece in pd.read_csv(path, chunksize=100_000, usecols=list(columns), dtype=columns):
+    pieces = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int8), np.zeros(0))]
+    with (understanding(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN),
+          warnings.catch_warnings(action="error", category=pd.errors.ParserWarning)):
+        # without index_col, a line of more fields than the header would shift them all
+        for piece in pd.read_csv(path, chunksize=100_000, index_col=False, dtype=columns):
             piece = piece[piece["annotation"].notna()]
             labels = piece["annotation"].map(label_of)
             if labels.isna().any():
                 unknown = piece["annotation"][labels.isna()].iloc[0]
-                raise InputError(f"{path}: '{unknown}' is not in {dictionary_path}")
+                raise InputError(f"{path}: '{brief(unknown)}' is not in {dictionary_path}")
             times = pd.to_datetime(piece["time"], format="ISO8601").to_numpy("datetime64[ns]")
             seconds = times.astype(np.int64) / 1e9
             samples = piece[["x", "y", "z"]].to_numpy()
             pieces.append((samples, labels.to_numpy(np.int8), seconds))
-    except (OSError, EOFError, ValueError, KeyError) as error:
-        raise broken(path, f"is truncated or not a Capture-24 recording ({error})")
-    if pieces:
         samples, labels, seconds = map(np.concatenate, zip(*pieces))
         pieces.clear()
         samples, labels = put_on_grid(samples, labels, seconds, 100, counts)
-        yield from cut_log(subject, samples, labels, dataset, path.name, counts)
+    yield from cut_log(subject, samples, labels, dataset, path.name, counts)
 
 
 # ---- recordings of your own ----
+
+def is_left_behind(path):
+    """Whether a file manager or an editor has left a file there, of which nobody needs to know."""
+    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def is_own(path, raw):
+    """Whether a file is a recording: SUBJECT/ACTIVITY/NAME.csv or .npy, however that is spelled."""
+    depth = len(path.relative_to(raw).parts)
+    return depth == 3 and path.suffix.lower() in (".csv", ".npy") and not is_left_behind(path)
+
 
 def own_files(raw):
     """SUBJECT/ACTIVITY/NAME.csv or .npy beside dataset.json: {subject: files}."""
     parts = {}
     for path in sorted(Path(raw).glob("*/*/*")):
-        if path.suffix in (".csv", ".npy"):
+        if is_own(path, raw):
             parts.setdefault(path.parent.parent.name, []).append(path)
     if not parts:
         raise InputError(f"{raw} holds no recording; they lie in SUBJECT/ACTIVITY/NAME.csv or .npy "
@@ -385,24 +368,31 @@ def own_files(raw):
     return parts
 
 
+def passed_over(raw):
+    """One line about the files beside one's own recordings that are not read, or None."""
+    paths = sorted(path.relative_to(raw) for path in Path(raw).rglob("*") if path.is_file()
+                   and not is_own(path, raw) and not is_left_behind(path))
+    names = [str(path) for path in paths if str(path) != "dataset.json"]
+    if not names:
+        return None
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    return (f"not read: {files} in {raw} that are no SUBJECT/ACTIVITY/NAME.csv or .npy: "
+            f"{', '.join(names[:8])}{more}")
+
+
 def read_own(subject, files, dataset, seed, counts):
     """A CSV has a column per channel, named by its token; an npy is (N, C). NaN is missing."""
-    import pandas as pd
     tokens = [channel.token for channel in dataset.channels]
     for path in files:
         activity = path.parent.name
         if activity not in dataset.classes:
             raise InputError(f"{path}: '{activity}' is none of the classes in dataset.json: "
                              f"{', '.join(dataset.classes)}")
-        try:
-            if path.suffix == ".csv":
-                samples = pd.read_csv(path, usecols=tokens)[tokens].to_numpy(np.float64)
-            else:
-                samples = np.load(path, allow_pickle=False).astype(np.float64)
-        except (OSError, ValueError, EOFError) as error:          # EOFError: an empty .npy
-            raise InputError(f"{path} does not hold the channels {', '.join(tokens)} ({error})")
-        if samples.ndim != 2 or samples.shape[1] != len(tokens):
-            raise InputError(f"{path} has shape {samples.shape}, expected (samples, {len(tokens)})")
+        if path.suffix.lower() == ".csv":
+            samples, _ = read_csv(path, tokens)
+        else:
+            samples = read_npy(path, tokens).astype(np.float64)
         labels = np.full(len(samples), dataset.classes.index(activity))
         yield from cut_log(subject, samples, labels, dataset, "/".join(path.parts[-3:]), counts)
 

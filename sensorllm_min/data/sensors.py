@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..files import InputError, read_json, understanding
+from ..files import InputError, brief, check_types, is_a, read_json, understanding
 from .wording import DIRECTION_OF_WORD
 
 
@@ -38,11 +38,11 @@ def triaxial(kind, unit, token="", spoken=""):
 @dataclass(frozen=True)
 class DatasetInfo:
     rate: float                         # Hz, of the prepared samples
-    channels: tuple
-    classes: tuple                      # activity names; a label is an index into them
-    test_subjects: tuple
-    val_subjects: tuple                 # held out of the training subjects, for every choice
-    align_lengths: tuple                # samples of a stage-1 window: shortest, longest
+    channels: tuple[Channel, ...]
+    classes: tuple[str, ...]            # activity names; a label is an index into them
+    test_subjects: tuple[int | str, ...]
+    val_subjects: tuple[int | str, ...]  # held out of the training subjects, for every choice
+    align_lengths: tuple[int, ...]      # samples of a stage-1 window: shortest, longest
     window: float                       # samples of a stage-2 window; a fraction is rounded
     stride: float                       # samples from one stage-2 window to the next; likewise
     citation: str
@@ -52,7 +52,7 @@ class DatasetInfo:
     sha256: str | None = None           # checksum of the archive, where known
     raw_rate: float | None = None       # Hz, of the raw samples where they are resampled
     share: float = 1.0                  # fraction of the windows that is kept, drawn by the seed
-    answer: tuple = ("simple_trend", "summary")     # of texts.ANSWER_KINDS, for stage 1
+    answer: tuple[str, ...] = ("simple_trend", "summary")     # of texts.ANSWER_KINDS, for stage 1
     paraphrase: bool = True             # False: texts always take the first wording of each pool
     smooth: float = 0.0                 # seconds of the moving average behind stage-1 trends
     band: float = 0.0                   # a change below this share of a window's range is no trend
@@ -252,54 +252,80 @@ def own_dataset(raw):
     if not Path(raw).is_dir():
         raise InputError(f"{raw} is not a directory; --raw takes the folder of dataset.json")
     given = read_json(path)
-
-    def require(good, message):
-        if not good:
-            raise InputError(f"{path}: {message}")
-
     unknown = sorted(given.keys() - set(OWN_KEYS))
-    require(not unknown, f"unknown keys {', '.join(unknown)}; the keys are {', '.join(OWN_KEYS)}")
+    if unknown:
+        raise InputError(f"{path}: unknown keys {brief(', '.join(unknown))}; the keys are "
+                         f"{', '.join(OWN_KEYS)}")
     with understanding(path):
-        name, rate, classes = given["name"], given["rate"], given["classes"]
-        require(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) and name not in (*DATASETS, "own"),
-                f"name '{name}' must be of a-z, 0-9, - and _, and none of {', '.join(DATASETS)}")
-        require(rate > 0, f"rate {rate} must be a number of Hz above 0")
-        channels = tuple(Channel(**channel) for channel in given["channels"])
-        reserved = re.compile(r"\d|[.\n]|" + "|".join(DIRECTION_OF_WORD))
-        for channel in channels:
-            require(re.fullmatch("[a-z0-9_]+", channel.token),
-                    f"token '{channel.token}' must consist of a-z, 0-9 and _")
-            require(not reserved.search(channel.spoken),
-                    f"spoken name '{channel.spoken}' contains a digit, a dot or a trend word "
-                    f"({', '.join(DIRECTION_OF_WORD)}), which would be read as a claim of the text")
-        tests, vals = (tuple(map(str, given[key])) for key in ("test_subjects", "val_subjects"))
-        for what, values in (("channel tokens", [channel.token for channel in channels]),
-                             ("classes", classes), ("test and val subjects", [*tests, *vals])):
-            require(values and len(set(values)) == len(values),
-                    f"{what} {values} must neither be empty nor repeat a value")
-        require(tests and vals, "test_subjects and val_subjects need at least one subject each")
-        window = int(given.get("window", max(2, round(2 * rate))))
-        stride = int(given.get("stride", max(1, window // 2)))
-        require(window >= 2 and stride >= 1,
-                f"window {window} and stride {stride} must be at least 2 and 1")
-        shortest, longest = given.get("align_lengths", (min(5, window), window))
-        require(2 <= shortest <= longest,
-                f"align_lengths {shortest}, {longest} must ascend and be at least 2")
-        share = float(given.get("share", 1))
-        require(0 < share <= 1, f"share {share} must be above 0 and at most 1")
+        name, rate, window = given["name"], given["rate"], given.get("window")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name in (*DATASETS, "own"):
+            raise InputError(f"{path}: name '{brief(name)}' must be of a-z, 0-9, - and _, and none "
+                             f"of {', '.join(DATASETS)}")
+        window = max(2, round(2 * rate)) if window is None else window
+        stride = given["stride"] if "stride" in given else max(1, window // 2)
+        for key, value in (("window", window), ("stride", stride)):
+            if not is_a(value, int):
+                raise InputError(f"{path}: {key} {brief(value)} must be a whole number of samples")
         places = given.get("places")
         if places is not None:
-            tokens = [token for place in places for token in place]
-            known = {channel.token for channel in channels}
-            require(set(tokens) <= known and len(set(tokens)) == len(tokens)
-                    and all(len(place) % 3 == 0 for place in places),
-                    f"places {places} must name channels once each, x, y and z of each sensor")
-            places = tuple(map(tuple, places))
-        return name, DatasetInfo(
-            rate=rate, channels=channels, classes=tuple(map(str, classes)),
-            test_subjects=tests, val_subjects=vals, window=window, stride=stride,
-            align_lengths=(int(shortest), int(longest)), share=share, places=places,
-            citation=given.get("citation", ""), licence=given.get("licence", ""))
+            places = tuple(tuple(map(str, texts(place))) for place in texts(places))
+        named = {key: tuple(map(str, texts(given[key])))
+                 for key in ("classes", "test_subjects", "val_subjects")}
+        return name, check_dataset(name, DatasetInfo(
+            rate=rate, window=window, stride=stride, **named,
+            channels=tuple(Channel(**channel) for channel in given["channels"]),
+            align_lengths=tuple(given.get("align_lengths", (min(5, window), window))),
+            share=given.get("share", 1), citation=given.get("citation", ""),
+            licence=given.get("licence", ""), places=places), path)
+
+
+def texts(given):
+    """A list of JSON. ValueError for a text, which would pass for the list of its letters."""
+    if not isinstance(given, list):
+        raise ValueError(f"{given!r} must be a list")
+    return given
+
+
+def check_dataset(name, dataset, where):
+    """A DatasetInfo that is not of the table. InputError, which names what is wrong with it."""
+    def require(good, message):
+        if not good:
+            raise InputError(f"{where}: {message}")
+
+    check_types(dataset, where)
+    require(re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name), f"name '{brief(name)}' is none")
+    require(dataset.rate > 0, f"rate {dataset.rate} must be a number of Hz above 0")
+    reserved = re.compile(r"\d|[.\n]|" + "|".join(DIRECTION_OF_WORD))
+    for channel in dataset.channels:
+        check_types(channel, where)
+        require(re.fullmatch("[a-z0-9_]+", channel.token),
+                f"token '{brief(channel.token)}' must consist of a-z, 0-9 and _")
+        require(not reserved.search(channel.spoken),
+                f"spoken name '{brief(channel.spoken)}' contains a digit, a dot or a trend word "
+                f"({', '.join(DIRECTION_OF_WORD)}), which would be read as a claim of the text")
+    tests, vals = map(list, (dataset.test_subjects, dataset.val_subjects))
+    tokens = [channel.token for channel in dataset.channels]
+    for what, values in (("channel tokens", tokens), ("classes", list(dataset.classes)),
+                         ("test and val subjects", [*tests, *vals])):
+        require(values and len(set(values)) == len(values),
+                f"{what} {brief(values)} must neither be empty nor repeat a value")
+    for text in (*dataset.classes, *(channel.unit for channel in dataset.channels)):
+        require(text.isprintable(), f"{brief(repr(text))} must be text of one line")
+    require(tests and vals, "test_subjects and val_subjects need at least one subject each")
+    require(dataset.window >= 2 and dataset.stride >= 1,
+            f"window {dataset.window} and stride {dataset.stride} must be at least 2 and 1")
+    lengths = dataset.align_lengths
+    require(len(lengths) == 2 and 2 <= lengths[0] <= lengths[1],
+            f"align_lengths {brief(lengths)} must be two, ascend and be at least 2")
+    places = dataset.places or ()
+    placed = [token for place in places for token in place]
+    require(set(placed) <= set(tokens) and len(set(placed)) == len(placed)
+            and all(len(place) % 3 == 0 for place in places),
+            f"places {brief(places)} must name channels once each, x, y and z of each sensor")
+    require(dataset.smooth >= 0 and 0 <= dataset.band < 1,
+            f"smooth {dataset.smooth} must be seconds, band {dataset.band} a share below 1")
+    require(0 < dataset.share <= 1, f"share {dataset.share} must be above 0 and at most 1")
+    return dataset
 
 
 def own_description(name, dataset):
@@ -311,7 +337,8 @@ def known_dataset(name, description, where):
     """The DatasetInfo of an own_description, or of the table. InputError where there is neither."""
     if description is None:
         if name not in DATASETS:
-            raise InputError(f"{where}: unknown dataset '{name}'; known are {', '.join(DATASETS)}")
+            raise InputError(f"{where}: unknown dataset '{brief(name)}'; known are "
+                             f"{', '.join(DATASETS)}")
         return DATASETS[name]
     with understanding(where):
         values = {key: tuple(value) if isinstance(value, list) else value
@@ -319,4 +346,4 @@ def known_dataset(name, description, where):
         values["channels"] = tuple(Channel(**channel) for channel in description["channels"])
         if values.get("places") is not None:
             values["places"] = tuple(map(tuple, values["places"]))
-        return DatasetInfo(**values)
+        return check_dataset(name, DatasetInfo(**values), where)

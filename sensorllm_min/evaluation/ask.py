@@ -11,8 +11,9 @@ from ..data.claims import parse_activity
 from ..data.examples import align_prompt, har_prompt
 from ..data.plots import draw_window
 from ..data.sensors import DatasetInfo
+from ..data.tables import csv_header, read_csv
 from ..data.texts import window_trends_text
-from ..files import InputError
+from ..files import InputError, brief
 from ..generate import stream
 
 
@@ -60,28 +61,20 @@ def csv_window(path, dataset, kind, token=None) -> Window:
 
     InputError, which names the line, where a sample is missing or not finite.
     """
-    import pandas as pd                                           # takes a second to import
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as CSV ({error})")
-    columns = ", ".join(map(str, table.columns))
+    columns = csv_header(path)
     tokens = [channel.token for channel in dataset.channels]
     if kind == "align":
-        known = [token for token in tokens if token in table.columns]
+        known = [token for token in tokens if token in columns]
         if token is None and len(known) != 1:
             raise InputError(f"{path} holds {len(known)} columns that are named as a channel is "
-                             f"({', '.join(known) or columns}); choose one with --channel, of "
-                             f"{', '.join(tokens)}")
+                             f"({', '.join(known) or brief(', '.join(columns))}); choose one with "
+                             f"--channel, of {', '.join(tokens)}")
         tokens = [token or known[0]]
         dataset = one_channel(dataset, tokens[0])
-    missing = [token for token in tokens if token not in table.columns]
-    if missing:
-        raise InputError(f"{path} has no column {', '.join(missing)}; its columns are {columns}")
-    samples = table[tokens].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    samples, lines = read_csv(path, tokens)
     bad = ~np.isfinite(samples).all(1)
     if bad.any():
-        raise InputError(f"{path}, line {bad.argmax() + 2}: a sample is missing or not a finite "
+        raise InputError(f"{path}, line {lines[bad.argmax()]}: a sample is missing or not a finite "
                          "number")
     if len(samples) < 2:
         raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")

@@ -60,7 +60,7 @@ def plan_runs(settings, plan, data, processes):
     folds = [None]
     if plan.folds:
         folds = [(k, plan.folds) for k in range(plan.folds)]
-        n_subjects = len(data.subjects("train")) + len(data.subjects("val"))
+        n_subjects = len(data.subjects_of("train")) + len(data.subjects_of("val"))
         if not 2 <= plan.folds <= n_subjects:
             raise InputError(f"--folds {plan.folds}: give 2 to {n_subjects}, the number of "
                              "subjects that are not for the test")
@@ -131,7 +131,7 @@ def write_comparison(out, results, plan, data, command):
         runs = (f"{seeds} and {plan.folds} folds: each of the subjects that are not for the test "
                 "is scored once, by a model that has not seen it")
     else:
-        n_test = len(data.subjects("test"))
+        n_test = len(data.subjects_of("test"))
         runs = f"{seeds}, which share one stage 1 if there is one; the test has {n_test} people"
     table = comparison_table(results, runs)
     write_json(Path(out, "comparison.json"), {"command": command, "results": results})

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from ..batch import collate
 from ..data.claims import parse_activity
-from ..files import write_text
+from ..files import is_a, write_text
 from ..generate import GREEDY, Sampling, generate
 from ..training.processes import share
 from .class_scores import confusion_of
@@ -125,43 +126,86 @@ def json_line(record):
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def read_partial(path, settings) -> list[dict]:
-    """The complete records of a partial file; none where it is missing or has other settings."""
+def read_partial(path, settings, fits=lambda record: True) -> list[dict]:
+    """The good records of a partial file; none where it is missing or has other settings.
+
+    One that is garbage, does not fit, or is of a window that came before, is left out: its window
+    is answered again.
+    """
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")      # a kill may cut the last one
-    records = [json.loads(line) for line in lines]
-    return records[1:] if records and records[0] == settings else []
+    *lines, _ = path.read_bytes().split(b"\n")                    # a kill may cut the last one
+    first, *records = map(parse_or_none, lines or [b""])
+    good = {}
+    for record in records if first == settings else []:
+        if isinstance(record, dict) and is_a(record.get("window"), int) and fits(record):
+            good.setdefault(record["window"], record)
+    return list(good.values())
 
 
-def write_as_they_come(path, settings, examples, answer, say) -> list[dict]:
+def parse_or_none(line):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def answers_one_of(examples, record) -> bool:
+    """Whether a record is of one of the examples, as the dataset has it, with a whole answer."""
+    window, n_classes = record["window"], len(examples.data.dataset.classes)
+    if window not in examples.index:
+        return False
+    known = examples.records[window]
+    asked = ("subject", "label") if examples.kind == "har" else known.keys()
+    if any(record.get(key) != known[key] for key in asked):
+        return False
+    if examples.kind == "align":
+        return is_a(record.get("generated"), str) and is_a(record.get("ended"), bool)
+    predicted, chances = record.get("predicted", n_classes), record.get("probabilities")
+    if chances is None:
+        whole = is_a(record.get("generated"), str) and (predicted is None or is_a(predicted, int))
+    else:
+        whole = (isinstance(chances, list) and len(chances) == n_classes
+                 and is_a(tuple(chances), tuple[float, ...])
+                 and is_a(record.get("loss"), float) and is_a(predicted, int))
+    return whole and (predicted is None or 0 <= predicted < n_classes)
+
+
+def write_as_they_come(path, settings, examples, answer, say, batch_size=1) -> list[dict]:
     """Writes the records that answer(positions) yields, each with its "window" -> all records.
 
     Until all are there they stand in PATH.partial, behind the settings. The same evaluation,
-    started again, resumes after the last record; one with other settings starts afresh.
+    started again, resumes after the last record; one with other settings starts afresh. A batch of
+    which a record is missing is run whole again: in another batch the last bits may differ.
     """
-    partial = Path(f"{path}.partial")
-    records = read_partial(partial, settings)
-    write_text(partial, "".join(json_line(record) for record in (settings, *records)))
+    unfinished = Path(f"{path}.partial")
+    records = read_partial(unfinished, settings, partial(answers_one_of, examples))
+    write_text(unfinished, "".join(json_line(record) for record in (settings, *records)))
     done = {record["window"] for record in records}
     order = np.argsort(examples.sizes, kind="stable")
-    positions = [i for i in order if int(examples.index[i]) not in done]
+    positions = []
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        if not done.issuperset(examples.index[batch].tolist()):
+            positions += list(batch)
     if records:
         say(f"resuming an interrupted evaluation: {len(records)} of {len(examples)} windows are "
             "done")
-    began = said = time.time()
+    began = said = time.monotonic()
     size, all_sizes = 0, examples.sizes[positions].sum()          # long windows take longer
-    with open(partial, "a", encoding="utf-8", buffering=1) as file:           # a line at a time
+    with open(unfinished, "a", encoding="utf-8", buffering=1) as file:           # a line at a time
         for count, (i, record) in enumerate(zip(positions, answer(positions)), start=1):
+            if record["window"] in done:
+                continue
             file.write(json_line(record))
             records.append(record)
             size += examples.sizes[i]
-            if time.time() - said > 10:
-                said = time.time()
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
                 seconds = said - began
                 minutes = seconds / size * (all_sizes - size) / 60
                 say(f"{len(records)}/{len(examples)} windows, {count / seconds:.1f} windows/s, "
                     f"{minutes:.1f} min left")
     write_text(path, "".join(json_line(record) for record in records))
-    partial.unlink()
+    unfinished.unlink()
     return records

@@ -21,21 +21,25 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..ablations import ABLATIONS
-from ..chronos_tokenizer import ChronosTokenizer
-from ..config import ChronosConfig, LlamaConfig, RopeScaling, T5Config
-from ..data.examples import PromptFormat
+from ..chronos_tokenizer import SCALINGS, ChronosTokenizer
+from ..config import ChronosConfig, LlamaConfig, RopeScaling, T5Config, checked
+from ..data.examples import HAR_ANSWERS, PromptFormat
 from ..data.sensors import known_dataset
+from ..data.texts import HAR_TEXTS
 from ..efficient import quantize
-from ..files import InputError
+from ..files import InputError, brief, check_types, is_a, understanding
 from ..llama import Llama
-from ..sensorllm import SensorLLM
+from ..sensorllm import PARTS, SensorLLM
 from ..t5_encoder import T5Encoder
-from ..text_tokenizer import TextTokenizer, built_tokenizer, load_text_tokenizer
-from ..weights import load_llama, load_t5_encoder, open_safetensors, safetensors_files
+from ..text_tokenizer import (
+    CHAT_FORMATS, TextTokenizer, built_tokenizer, load_text_tokenizer)
+from ..weights import (
+    Unfilled, load_llama, load_t5_encoder, open_safetensors, safetensors_files)
 from .hub import HUB_ID, pin_revision, resolve_source
 
 FORMAT = 1                                                        # another one is refused
 KEY = "sensorllm_min"                                             # the metadata entry that is ours
+NO_CHECKPOINT = "is not a checkpoint of this project"
 # What earlier checkpoints call differently: fields of the recipe, and a tensor.
 RENAMED = {"control": "ablation", "row": "own_dataset"}
 OLD_TENSOR, NEW_TENSOR = "new_rows", "special_embeddings"
@@ -45,9 +49,9 @@ OLD_TENSOR, NEW_TENSOR = "new_rows", "special_embeddings"
 class Recipe:
     """All it takes to build the model, except the trained tensors."""
     dataset: str
-    added_tokens: tuple
+    added_tokens: tuple[str, ...]
     scaling: str                        # one of chronos_tokenizer.SCALINGS
-    projector: tuple                    # hidden widths
+    projector: tuple[int, ...]          # hidden widths
     llm: str | None                     # directory or hub id with commit; None: built-in size
     llm_fingerprint: str | None
     llm_config: LlamaConfig
@@ -56,14 +60,16 @@ class Recipe:
     encoder_config: T5Config
     chronos: ChronosConfig
     tokenizer_json: str | None          # the built-in LLM's; another's is read from its directory
-    classes: tuple = ()                 # none: stage 1
-    text: tuple = ()                    # parts of the stage-2 text
+    classes: tuple[str, ...] = ()       # none: stage 1
+    text: tuple[str, ...] = ()          # parts of the stage-2 text
     channel_names: bool = False         # in the stage-2 prompt
     answer: str = "class"               # in stage 2, one of examples.HAR_ANSWERS
     ablation: str | None = None         # one of ablations.ABLATIONS
     llm_seed: int | None = None         # for an LLM with random weights (an ablation)
-    trained: tuple = ()                 # parts trained so far, in either stage
-    chat_format: str | None = None      # one of CHAT_FORMATS; None: by the tokenizer's tokens
+    trained: tuple[str, ...] = ()       # parts trained so far, in either stage
+    chat_format: str | None = None      # one of CHAT_FORMATS; None: the template's, or by tokens
+    chat_template: str | None = None    # the LLM's own; None: it has none, or the checkpoint is old
+    class_bos: bool = True              # whether each class prompt begins with bos; not since then
     own_dataset: dict | None = None     # the DatasetInfo, where it is not that of the table
     levels: tuple | None = None         # mean and deviation of each channel; None: not added
 
@@ -87,19 +93,28 @@ class Recipe:
         return {"projector", "tokens", "head", *self.trained, *scratch}
 
     @classmethod
-    def from_json(cls, raw):
+    def from_json(cls, raw, where):
+        """A recipe from a checkpoint. InputError where a value is of another type or unknown."""
         fields = {RENAMED.get(key, key): tuple(value) if isinstance(value, list) else value
                   for key, value in raw.items()}
         llm = fields["llm_config"]
         llm["eos_ids"] = tuple(llm["eos_ids"])
         if llm["rope_scaling"]:
             llm["rope_scaling"] = RopeScaling(**llm["rope_scaling"])
-        fields["llm_config"] = LlamaConfig(**llm)
-        fields["encoder_config"] = T5Config(**fields["encoder_config"])
-        fields["chronos"] = ChronosConfig(**fields["chronos"])
+        fields["llm_config"] = checked(LlamaConfig(**llm), where)
+        fields["encoder_config"] = checked(T5Config(**fields["encoder_config"]), where)
+        fields["chronos"] = checked(ChronosConfig(**fields["chronos"]), where)
         if fields.get("levels") is not None:
             fields["levels"] = tuple(map(tuple, fields["levels"]))
-        return cls(**fields)
+        recipe = check_types(cls(**fields), where)
+        for values, known in (
+                ((recipe.scaling,), SCALINGS), (recipe.text, HAR_TEXTS), (recipe.trained, PARTS),
+                ((recipe.answer,), HAR_ANSWERS), ((recipe.ablation,), (None, *ABLATIONS)),
+                ((recipe.chat_format,), (None, *CHAT_FORMATS))):
+            unknown = [value for value in values if value not in known]
+            if unknown or min(recipe.projector, default=0) < 1:
+                raise ValueError(f"the recipe holds {unknown or recipe.projector}")
+        return recipe
 
 
 class Loaded(NamedTuple):
@@ -115,7 +130,7 @@ class Loaded(NamedTuple):
         recipe = self.recipe
         return PromptFormat(
             self.tokenizer, recipe.chronos.context_length, recipe.llm_config.max_positions,
-            recipe.text, recipe.channel_names, recipe.answer)
+            recipe.text, recipe.channel_names, recipe.answer, recipe.class_bos)
 
 
 def fingerprint(directory):
@@ -161,12 +176,14 @@ def build_model(recipe, dtype=torch.float32, int8=False) -> Loaded:
     if recipe.llm is None:
         llm = Llama(recipe.llm_config)
         llm.init_from_scratch()
-        backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
+        with understanding("the tokenizer in the checkpoint's recipe"):
+            backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
         tokenizer = built_tokenizer(backend, channels, recipe.llm_config.vocab_size)
     else:
         directory = resolve_source(recipe.llm)
         llm = load_llama(directory, dtype)
-        tokenizer = load_text_tokenizer(directory, llm.config, channels, recipe.chat_format)
+        tokenizer = load_text_tokenizer(directory, llm.config, channels, recipe.chat_format,
+                                        recipe.chat_template)
     if recipe.llm_seed is not None:                               # the ablation random-llm
         with torch.random.fork_rng():
             torch.manual_seed(recipe.llm_seed)
@@ -219,8 +236,10 @@ def save_checkpoint(path, model, recipe, progress, optimizer=None):
                 "recipe": asdict(recipe), "progress": progress}
     unfinished = Path(f"{path}.unfinished")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode                          # as the umask says
         save_file(tensors, unfinished, metadata={KEY: json.dumps(metadata)})
-        unfinished.chmod(0o644)                                   # save_file allows only its owner
+        unfinished.chmod(mode)                                    # save_file allows only its owner
         with open(unfinished, "rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -245,20 +264,30 @@ def read_checkpoint(path):
     if not Path(path).exists():
         raise InputError(f"{path} not found; train_align.py and train_har.py write it into their "
                          "--out")
-    with open_safetensors(path) as file:
-        try:
-            metadata = json.loads((file.metadata() or {})[KEY])
-            if metadata["format"] != FORMAT:
-                raise InputError(f"{path}: checkpoint format {metadata['format']}, this code reads "
-                                 f"{FORMAT}; train it again")
-            recipe, progress = Recipe.from_json(metadata["recipe"]), metadata["progress"]
-            known_dataset(recipe.dataset, recipe.own_dataset, path)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not a checkpoint of this project "
-                             f"({type(error).__name__}: {error})")
+    with open_safetensors(path) as file, understanding(path, NO_CHECKPOINT):
+        metadata = json.loads((file.metadata() or {})[KEY])
+        if metadata["format"] != FORMAT:
+            raise InputError(f"{path}: checkpoint format {brief(metadata['format'])}, this code "
+                             f"reads {FORMAT}; train it again")
+        recipe, progress = Recipe.from_json(metadata["recipe"], path), metadata["progress"]
+        known_dataset(recipe.dataset, recipe.own_dataset, path)
+        good = (is_a(progress["step"], int) and is_a(progress["best"], float | None)
+                and is_a(progress["best_step"], int | None) and is_a(progress["seconds"], float)
+                and is_a(progress["settings"], dict))
+        if not good:
+            raise ValueError(f"the progress is {progress}")
         tensors = {name.replace(OLD_TENSOR, NEW_TENSOR): file.get_tensor(name)
                    for name in file.keys()}
         return recipe, progress, tensors
+
+
+def check_shapes(shapes, tensors, path):
+    """InputError unless a checkpoint's tensors have these shapes; None: there should be none."""
+    different = sorted(name for name, shape in shapes.items()
+                       if name not in tensors or tensors[name].shape != shape)
+    if different:
+        raise InputError(f"{path} does not fit the model it describes: "
+                         f"{brief(', '.join(different[:4]))}")
 
 
 def fill_model(model, recipe, tensors, path, new_parts=()):
@@ -267,11 +296,13 @@ def fill_model(model, recipe, tensors, path, new_parts=()):
               if model.part_of(name) not in new_parts}
     given = {name: tensor for name, tensor in tensors.items()
              if not name.startswith("optimizer.") and model.part_of(name) not in new_parts}
-    different = sorted(wanted.keys() ^ given.keys())
-    if not different:
-        different = sorted(name for name in wanted if wanted[name].shape != given[name].shape)
-    if different:
-        raise InputError(f"{path} does not fit the model it describes: {', '.join(different[:4])}")
+    shapes = {name: parameter.shape for name, parameter in wanted.items()}
+    check_shapes(shapes | dict.fromkeys(given.keys() - shapes.keys()), given, path)
+    broken = [name for name in wanted
+              if not given[name].is_floating_point() or not given[name].isfinite().all()]
+    if broken:
+        raise InputError(f"{path}: {broken[0]} is {given[broken[0]].dtype}, or not all of it is "
+                         "finite")
     for name, parameter in wanted.items():                        # trained parts are float32
         parameter.data = given[name].to(parameter.device, torch.float32, copy=True)
 
@@ -280,6 +311,13 @@ def load_checkpoint(path, llm=None, encoder=None, dtype=torch.float32, int8=Fals
     """A checkpoint -> Loaded. llm, encoder: where the sources are now, if they were moved."""
     path = checkpoint_file(path)
     recipe, progress, tensors = read_checkpoint(path)
+    for part, network, config in (("llm", Llama, recipe.llm_config),
+                                  ("encoder", T5Encoder, recipe.encoder_config)):
+        if getattr(recipe, part) is None:                         # before memory is taken for it
+            with torch.device("meta"), Unfilled():
+                shapes = {f"{part}.{name}": parameter.shape
+                          for name, parameter in network(config).named_parameters()}
+            check_shapes(shapes, tensors, path)
     loaded = build_model(move_sources(recipe, llm, encoder), dtype, int8)
     fill_model(loaded.model, loaded.recipe, tensors, path)
     return loaded._replace(progress=progress)
@@ -317,6 +355,11 @@ def fill_optimizer(model, optimizer, tensors, path):
         except KeyError as error:
             raise InputError(f"{path} holds no optimizer state for {error}; --resume with the "
                              "run's own --train")
+        for moment, tensor in state.items():
+            shape = torch.Size() if moment == "step" else parameter.shape
+            if tensor.shape != shape or not tensor.is_floating_point():
+                raise InputError(f"{path}: the optimizer's {moment} of {name} is {tensor.dtype} of "
+                                 f"shape {tuple(tensor.shape)}, expected {tuple(shape)}")
         for moment in ("exp_avg", "exp_avg_sq"):                  # the step stays on the CPU
             state[moment] = state[moment].to(parameter.device)
         optimizer.state[parameter] = state

@@ -1,4 +1,5 @@
 """A checkpoint made ready to be shared: the trained tensors and a model card."""
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def export(loaded, run, folder):
     recipe, progress, folder = loaded.recipe, loaded.progress, Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give --export a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(folder.name + ".unfinished")    # again, after an interruption
+    unfinished.mkdir(parents=True, exist_ok=True)
     for part in ("llm", "encoder"):
         source = getattr(recipe, part)
         if source and not HUB_ID.fullmatch(source):
@@ -33,8 +35,11 @@ def export(loaded, run, folder):
         for key, value in content.items():
             if isinstance(value, (int, float)):
                 scores[f"{path.stem}, {key}"] = round(value, 4)
-    save_checkpoint(folder / "best.safetensors", loaded.model, recipe, progress)
-    write_text(folder / "README.md", card(loaded.model, recipe, progress, scores))
+    save_checkpoint(unfinished / "best.safetensors", loaded.model, recipe, progress)
+    write_text(unfinished / "README.md", card(loaded.model, recipe, progress, scores))
+    if folder.exists():
+        folder.rmdir()
+    os.replace(unfinished, folder)
 
 
 def card(model, recipe, progress, scores):
@@ -46,9 +51,11 @@ def card(model, recipe, progress, scores):
     for name, tensor in trained_tensors(model, recipe).items():
         part = model.part_of(name)
         sizes[part] = sizes.get(part, 0) + tensor.numel()
+    chat = recipe.chat_format or ("the LLM's chat template" if recipe.chat_template
+                                  else "by the tokenizer's tokens")
     about = {
         "LLM": recipe.llm or BUILT_IN, "encoder": recipe.encoder or BUILT_IN,
-        "chat format": recipe.chat_format or "llama3, of the built-in tokenizer",
+        "chat format": chat,
         "scaling": recipe.scaling,
         "parts": ", ".join(f"{part} ({size:,})" for part, size in sorted(sizes.items()))}
     if recipe.classes:

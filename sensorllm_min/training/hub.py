@@ -8,10 +8,10 @@ import functools
 import re
 from pathlib import Path
 
-from ..files import InputError
+from ..files import InputError, brief
 
 FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model",
-         "tokenizer_config.json", "chat_template.jinja", "model.safetensors",
+         "added_tokens.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors",
          "model.safetensors.index.json", "model-*-of-*.safetensors")
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")     # NAME/MODEL[@REVISION]
 
@@ -25,7 +25,7 @@ def resolve_source(source, files=FILES):
         return source
     match = HUB_ID.fullmatch(str(source))
     if not match:
-        raise InputError(f"{source} is not a directory, and no hub id such as "
+        raise InputError(f"{brief(source)} is not a directory, and no hub id such as "
                          "HuggingFaceTB/SmolLM2-135M-Instruct either")
     return fetch(*match.groups(), tuple(files))
 
@@ -49,9 +49,11 @@ def fetch(name, revision, files):
         raise InputError(f"{source} is no directory here, it is not in the cache, and the hub "
                          "cannot be reached (no network, or HF_HUB_OFFLINE is set); fetch it where "
                          "there is one, or give a directory")
-    except (errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{source} could not be fetched from the hub ({reason})")
+    except errors.HFValidationError:                              # before ValueError, its base
+        raise InputError(f"{brief(source)} is no directory here, and no name that the hub takes "
+                         "(NAME/MODEL or NAME/MODEL@REVISION)")
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"{brief(source)} could not be fetched from the hub ({brief(error)})")
 
 
 def pin_revision(source):

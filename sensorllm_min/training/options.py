@@ -1,5 +1,6 @@
 """What both training scripts start from: options as settings, the data, a new model's recipe."""
 import argparse
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from ..data.examples import sample_texts
 from ..data.prepare import prepare
 from ..data.prepared import PreparedData
 from ..efficient import compile_blocks
-from ..files import InputError, write_text
+from ..files import InputError, locked, write_text
 from ..layers import use_backend
 from ..sensorllm import PARTS
-from ..text_tokenizer import CHAT_FORMATS, declared_format, new_tokens, train_backend
+from ..text_tokenizer import CHAT_FORMATS, new_tokens, read_chat_template, train_backend
 from .checkpoint import Recipe, fingerprint, read_checkpoint
 from .hub import pin_revision, resolve_source
 
@@ -128,7 +129,7 @@ def add_shared_arguments(parser, test_limit):
     add("--llm", help="LLaMA-family directory or hub id (default: tiny, trained from scratch)")
     add("--encoder", help="Chronos T5 directory or hub id (default: tiny, trained from scratch)")
     add("--chat-format", choices=CHAT_FORMATS,
-        help="how a dialogue is written (default: as the LLM's tokenizer declares)")
+        help="how a dialogue is written (default: as the LLM's chat template says)")
     add("--projector", type=widths,
         help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
     add("--scaling", choices=SCALINGS,
@@ -173,11 +174,23 @@ def open_or_make_data(directory, processes) -> PreparedData:
         print("making the demo dataset in data/demo: simulated people, no download", flush=True)
         prepare("demo", None, directory, say=lambda text: None)
     processes.wait()
-    return PreparedData(directory)
+    data = PreparedData(directory)
+    processes.check_same((data.directory / "meta.json").read_bytes(), "--data")
+    return data
 
 
-def check_out(settings, stage):
+@functools.cache                                                  # once in a process
+def hold(folder):
+    """Locks a folder for as long as this process lives. InputError where another one has it."""
+    lock = locked(folder)
+    lock.__enter__()
+    return lock
+
+
+def check_out(settings, stage, processes):
     """InputError where --out holds another run; a demo of the same stage may be replaced."""
+    if processes.first:
+        hold(settings.out)
     last = Path(settings.out, "last.safetensors")
     if last.exists() and not settings.resume:
         old, _, _ = read_checkpoint(last)
@@ -194,15 +207,19 @@ def new_recipe(settings, data, processes) -> Recipe:
     last = Path(settings.out, "last.safetensors")
     old = read_checkpoint(last)[0] if settings.resume else None
     llm, llm_fingerprint, tokenizer_json = TINY_LLAMA, None, None
-    chat_format = settings.chat_format
+    chat_format, template = settings.chat_format, None
     if settings.llm:
         directory = resolve_source(settings.llm)
         llm, llm_fingerprint = read_llama_config(directory), fingerprint(directory)
-        if chat_format is None:
-            chat_format = old.chat_format if old else declared_format(directory)
+        if chat_format is None and old:
+            chat_format, template = old.chat_format, old.chat_template
+        elif chat_format is None:
+            template = read_chat_template(directory)
     elif chat_format:
         raise InputError(f"--chat-format {chat_format} is for an LLM of --llm; the built-in one "
                          "knows only its own")
+    elif old and old.llm:
+        raise InputError(f"{last} was trained with --llm {old.llm}; --resume needs it again")
     elif old:
         tokenizer_json = old.tokenizer_json
     else:
@@ -221,7 +238,8 @@ def new_recipe(settings, data, processes) -> Recipe:
         dataset=data.name, own_dataset=data.meta.get("row"),
         added_tokens=tuple(new_tokens(data.dataset.channels)),
         scaling=settings.scaling, projector=settings.projector, trained=settings.train,
-        tokenizer_json=tokenizer_json, chat_format=chat_format,
+        tokenizer_json=tokenizer_json, chat_format=chat_format, chat_template=template,
+        class_bos=old is not None and old.class_bos,
         llm=pin_revision(settings.llm), llm_config=llm, llm_fingerprint=llm_fingerprint,
         encoder=pin_revision(settings.encoder), encoder_config=encoder,
         encoder_fingerprint=encoder_fingerprint, chronos=chronos,

@@ -1,4 +1,5 @@
 """One process, or the several that torchrun starts, and what each of them computes on."""
+import hashlib
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ..files import InputError
+from ..files import InputError, brief
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Processes:
             dist.all_reduce(total)
         return total.tolist()
 
+    def check_same(self, content, option):
+        """InputError unless all processes hold the same bytes. Every process takes part."""
+        digest = int(hashlib.sha256(content).hexdigest()[:12], 16)    # exact in float64
+        bounds = torch.tensor([digest, -digest], dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        if bounds.sum() != 0:
+            raise InputError(f"the processes have different {option}; give all of them the same")
+
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
@@ -57,7 +67,12 @@ def start_processes(bf16=False) -> Processes:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:               # a port in use, or none
+            place = ":".join(os.environ.get(f"MASTER_{part}", "?") for part in ("ADDR", "PORT"))
+            raise InputError(f"the processes cannot meet at {place} ({brief(error)}); choose "
+                             "another --master_port of torchrun, or --standalone")
     return Processes(rank, world, device, bf16)
 
 

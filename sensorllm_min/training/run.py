@@ -1,8 +1,8 @@
 """The output folder of a run: what it prints, measures, saves, and how it resumes."""
 import json
 import math
-import resource
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from ..cli import Stopped
 from ..data.plots import draw_curves
-from ..files import InputError, write_json, write_text
+from ..files import InputError, understanding, write_json, write_text
 from .checkpoint import Loaded, fill_model, fill_optimizer, read_checkpoint, save_checkpoint
 from .processes import distributed
 from .step import Steps
@@ -24,10 +24,28 @@ BEFORE = {"rotate": 0.0, "fold": None}
 
 
 def peak_memory(device):
-    """The most bytes this process has held: on the GPU, else in memory, mapped files included."""
+    """The most bytes this process has held: on the GPU, else in memory, mapped files included.
+
+    0 on Windows, which does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_aside(folder):
+    """Renames what a run without a checkpoint has left in a folder, to NAME.1.ENDING and so on."""
+    for name in ("best.safetensors", "results.json", "metrics.jsonl", "log.txt"):
+        path, number = folder / name, 1
+        while path.with_suffix(f".{number}{path.suffix}").exists():
+            number += 1
+        if path.exists() and path.stat().st_size:
+            path.rename(path.with_suffix(f".{number}{path.suffix}"))
 
 
 class Run:
@@ -42,7 +60,7 @@ class Run:
         self.model, self.recipe, self.optimizer = loaded.model, loaded.recipe, optimizer
         self.plan = Steps(train, settings, processes, loaded.tokenizer.pad_id)
         self.eval_every = settings.eval_every or math.ceil(self.plan.count / 8)
-        self.began = self.logged = time.time()
+        self.began = self.logged = time.monotonic()
         self.tokens, self.losses = 0, []                          # since the last printed line
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained_parameters = sum(parameter.numel() for parameter in trained)
@@ -54,6 +72,8 @@ class Run:
             self.resume()
         elif processes.first:
             self.out.mkdir(parents=True, exist_ok=True)
+            if not (self.out / "last.safetensors").exists():
+                keep_aside(self.out)
             for name in ("best.safetensors", "last.safetensors", "results.json"):
                 (self.out / name).unlink(missing_ok=True)         # a demo's look like this run's
         self.first_step = self.progress["step"]                   # of this part of the run
@@ -66,6 +86,9 @@ class Run:
         self.wrapped = distributed(self.model, processes)
         self.say(f"LLM {self.recipe.llm or 'built-in'} (chat format "
                  f"{loaded.tokenizer.chat_format}), encoder {self.recipe.encoder or 'built-in'}")
+        if self.recipe.llm and not (self.recipe.chat_template or self.recipe.chat_format):
+            self.say(f"{self.recipe.llm} has no chat template (in tokenizer_config.json); the chat "
+                     "format is a guess, choose the right one with --chat-format")
         self.say(f"{train.data.name}: {len(train)} training {train.called}, {self.plan.count} "
                  f"steps of {self.plan.size}; trained: {', '.join(settings.train)}, "
                  f"{self.trained_parameters:,} parameters")
@@ -89,8 +112,10 @@ class Run:
         self.began -= progress["seconds"]
         metrics = self.out / "metrics.jsonl"
         if self.processes.first and metrics.exists():
-            *lines, _ = metrics.read_text(encoding="utf-8").split("\n")   # a kill may cut one
-            kept = [line for line in lines if json.loads(line)["step"] <= progress["step"]]
+            advice = f"; repair it, or move it away from {self.out}"
+            with understanding(metrics, advice=advice):
+                *lines, _ = metrics.read_text(encoding="utf-8").split("\n")  # a kill may cut one
+                kept = [line for line in lines if json.loads(line)["step"] <= progress["step"]]
             write_text(metrics, "".join(line + "\n" for line in kept))
 
     def say(self, text):
@@ -106,12 +131,12 @@ class Run:
 
     def steps(self):
         """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
-        self.began = self.logged = time.time()                    # the samples before do not count
+        self.began = self.logged = time.monotonic()          # not the samples before
         self.began -= self.progress["seconds"]
         for step in self.plan.starting_at(self.progress["step"]):
             yield step
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
-                self.progress |= {"step": step.index + 1, "seconds": time.time() - self.began}
+                self.progress |= {"step": step.index + 1, "seconds": time.monotonic() - self.began}
                 if self.processes.first:
                     self.save("last", self.optimizer)
                 raise Stopped(f"ended on request after step {step.index + 1}; --resume continues "
@@ -130,9 +155,9 @@ class Run:
         self.announce(done)
         self.measure({"step": done, "loss": loss, "grad_norm": norm, "lr": step.lr})
         if done % self.settings.log_every == 0 or done == n_steps:
-            now = time.time()
+            now = time.monotonic()
             minutes = (now - self.began) / done * (n_steps - done) / 60
-            rate = self.tokens / (now - self.logged)
+            rate = self.tokens / max(now - self.logged, 1e-9)
             memory = peak_memory(self.processes.device) / 1e9
             mean_loss = sum(self.losses) / len(self.losses)       # of steps of like lengths each
             self.say(f"step {done:5}/{n_steps}  loss {mean_loss:.4f}  lr {step.lr:.2e}  "
@@ -143,9 +168,9 @@ class Run:
         """Says after a few steps how long the run will take; the first one is slow."""
         n_seen = done - self.first_step
         if n_seen == 1:
-            self.second_step_began = time.time()
+            self.second_step_began = time.monotonic()
         elif n_seen == min(4, self.plan.count - self.first_step):
-            seconds = (time.time() - self.second_step_began) / (n_seen - 1)
+            seconds = (time.monotonic() - self.second_step_began) / (n_seen - 1)
             hours = seconds * (self.plan.count - done) / 3600
             length = f"{hours:.1f} hours" if hours > 2 else f"{hours * 60:.1f} minutes"
             self.say(f"{seconds:.2g} s a step: {length} to go, and the validations")
@@ -171,14 +196,14 @@ class Run:
         self.say(f"step {done:5}  validation: {shown}")
         score, best = scores[key], self.progress["best"]
         improved = best is None or (score > best if higher_is_better else score < best)
-        self.progress |= {"step": done, "seconds": time.time() - self.began}
+        self.progress |= {"step": done, "seconds": time.monotonic() - self.began}
         if improved:
             self.progress |= {"best": score, "best_step": done}
         if self.processes.first:
             if improved:
                 self.save("best")
             self.save("last", self.optimizer)
-        self.logged, self.tokens = time.time(), 0                 # validation is not training time
+        self.logged, self.tokens = time.monotonic(), 0            # validation is not training time
 
     def load_best(self):
         """Puts the best checkpoint's tensors into the model."""
@@ -189,15 +214,15 @@ class Run:
 
     def finish(self, results) -> dict:
         """Writes results.json and curves.png -> the results."""
-        seconds = round(time.time() - self.began, 1)
+        seconds = round(time.monotonic() - self.began, 1)
         results |= {"seconds": seconds, "trained_parameters": self.trained_parameters}
         if self.processes.first:
-            write_json(self.out / "results.json", results)
             try:
                 records = [json.loads(line) for line in open(self.out / "metrics.jsonl")]
                 draw_curves(self.out / "curves.png", records)
             except ImportError:
                 self.say("no curves.png: matplotlib is not installed")
+            write_json(self.out / "results.json", results)        # last: with it the run is done
         shown = {name: value for name, value in results.items() if not isinstance(value, dict)}
         self.say(f"wrote {self.out}/results.json: " + json.dumps(shown))
         return results

@@ -274,11 +274,11 @@ def test_folds_validate_each_subject_that_is_not_for_the_test_once(folder, tmp_p
     settings, plan = train_har.read_arguments()
     assert plan == train_har.Plan(("full",), 1, 3)
     data = PreparedData(folder / "data/demo")
-    test, all_subjects = set(data.subjects("test")), set(data.meta["subjects"])
+    test, all_subjects = set(data.subjects_of("test")), set(data.meta["subjects"])
     validated = []
     for name, run_settings in plan_runs(settings, plan, data, ALONE):
         data.fold = run_settings.fold
-        parts = {split: set(data.subjects(split)) for split in ("train", "val", "test")}
+        parts = {split: set(data.subjects_of(split)) for split in ("train", "val", "test")}
         assert set.union(*parts.values()) == all_subjects
         assert sum(map(len, parts.values())) == len(all_subjects) and parts["test"] == test
         for split, subjects in parts.items():

@@ -252,7 +252,7 @@ def mistake(asked, *options):
         ("x_acc,y_acc\n1,2\n1,2\n", (), ["x_acc, y_acc", "--channel"]),
         ("x_acc\n1\n2\n", ("--channel", "z_acc"), ["no column z_acc"]),
         ("x_acc\n1\n2\n", ("--channel", "nose"), ["--channel nose", "z_gyro"]),
-        ("x_acc\n1\n\n2\nten\n", (), ["line 4", "not a finite number"]),
+        ("x_acc\n1\n\n2\nten\n", (), ["line 5", "not a finite number"]),
         ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["line 3", "missing"]),
         ("x_acc\n1\n", (), ["1 samples", "two"]),
         ("x_acc\n" + "1\n" * 600, (), ["600 samples", "context holds 512"]),

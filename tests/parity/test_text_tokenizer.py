@@ -21,7 +21,7 @@ from sensorllm_min.data.examples import AlignExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.text_tokenizer import (
-    SENSOR, built_tokenizer, declared_format, load_text_tokenizer, train_backend)
+    SENSOR, built_tokenizer, load_text_tokenizer, read_chat_template, train_backend)
 
 CHANNELS = DATASETS["usc-had"].channels
 TEXTS = ["Once upon a time", "0.0s to 0.06s: rising\n0.06s to 1.2s: steady\n\nOverall, it rises.", " leading space",
@@ -231,8 +231,11 @@ def check_chat_format(kind, name, spelling, folder):
     theirs.chat_template = TEMPLATES[name]
     theirs.save_pretrained(folder, save_jinja_files=spelling == "in chat_template.jinja")
     assert (folder / "chat_template.jinja").exists() == (spelling == "in chat_template.jinja")
-    assert declared_format(folder) == name
-    ours = load_text_tokenizer(folder, kind.config(), CHANNELS, declared_format(folder))
+    assert read_chat_template(folder) == TEMPLATES[name]
+    ours = load_text_tokenizer(folder, kind.config(), CHANNELS, template=TEMPLATES[name])
+    of_table = load_text_tokenizer(folder, kind.config(), CHANNELS, name)     # as older checkpoints have it
+    assert (of_table.chat(SYSTEM, USER), of_table.stop_ids) == (ours.chat(SYSTEM, USER), ours.stop_ids)
+    assert of_table.answer(ANSWER) == ours.answer(ANSWER)
     turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     prompt = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     turns.append({"role": "assistant", "content": ANSWER})
@@ -303,14 +306,12 @@ def test_a_chat_format_whose_end_is_no_token_is_refused(kinds):
         kinds["llama3"].ours("chatml")
 
 
-def test_a_template_names_its_format_and_an_unknown_one_is_plain(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "USER: {{ messages }}"}))
-    assert declared_format(tmp_path) == "plain"
+def test_the_default_of_several_templates_is_read(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
         {"name": "tool_use", "template": "[INST]"}, {"name": "default", "template": "<|im_start|>"}]}))
-    assert declared_format(tmp_path) == "chatml"
+    assert read_chat_template(tmp_path) == "<|im_start|>"
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert declared_format(tmp_path) is None
+    assert read_chat_template(tmp_path) is None
 
 
 def test_a_tokenizer_trained_from_texts_is_the_same_each_time():
