@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
-from test_text_tokenizer import CHANNELS, Kind, kinds                         # noqa: F401
+from test_text_tokenizer import CHANNELS, Kind, kinds  # noqa: F401
 
 from sensorllm_min.config import LlamaConfig
 from sensorllm_min.data.examples import PromptFormat, har_prompt
