@@ -1,4 +1,4 @@
-"""data_prep.py --rate: what resampling keeps, windows that keep their seconds, names, and what is refused."""
+"""data_prep.py --rate: what the filter keeps, windows that keep their seconds, what is refused."""
 import json
 from collections import Counter
 from dataclasses import replace
@@ -54,7 +54,8 @@ def write_tones_uci_har(raw):
 def write_tones_own(raw):
     write_small_own(raw, rate=50)
     for trial in (1, 2):
-        np.save(raw / "carl" / "waving" / f"{trial - 1}.npy", tones(300, 50, trial * STEP_UP)[:, :3])
+        samples = tones(300, 50, trial * STEP_UP)[:, :3]
+        np.save(raw / "carl" / "waving" / f"{trial - 1}.npy", samples)
 
 
 @pytest.mark.parametrize("name,write", [
@@ -150,7 +151,7 @@ def test_windows_keep_their_seconds(name, raw_rate, rate):
 @pytest.mark.slow
 @pytest.mark.shared("data/USC-HAD")
 def test_real_usc_had_holds_the_published_counts_at_20_hz(shared):
-    """As many windows as at 100 Hz: 20,194 and 2,596 of training subjects, 4,555 of test subjects."""
+    """As many as at 100 Hz: 20,194 and 2,596 of training subjects, 4,555 of test subjects."""
     _, dataset = at_rate("usc-had", DATASETS["usc-had"], 20)
     reader, counts = READERS["usc-had"], Counter()
     for subject, files in reader.files(shared / "data" / "USC-HAD").items():
@@ -180,14 +181,15 @@ def test_the_options_reach_the_dataset_whose_name_and_meta_json_tell_the_rate(tm
     out = run("data_prep.py", "--dataset", "own", "--raw", "raw", "--rate", 12.5, "--smooth", 0.4,
               "--band", 0.1, "--workers", 1, cwd=tmp_path)
     folder = tmp_path / "data" / "gloves-12.5hz"
+    changes = {"rate": 12.5, "smooth": 0.4, "band": 0.1}
     assert "look at a window with --show 0 --out data/gloves-12.5hz" in out
     data = PreparedData(folder)
     assert (data.name, data.meta["rate"]) == ("gloves-12.5hz", 12.5)
     assert data.meta["answer"] == "simple_trend" and data.meta["align_lengths"] == [12, 50]
-    _, expected = choose_dataset("own", tmp_path / "raw", rate=12.5, smooth=0.4, band=0.1)
+    _, expected = choose_dataset("own", tmp_path / "raw", **changes)
     assert data.dataset == expected
     assert (expected.smooth, expected.band, expected.raw_rate) == (0.4, 0.1, OWN["rate"])
-    prepare("own", tmp_path / "raw", tmp_path / "called", rate=12.5, smooth=0.4, band=0.1, say=quiet)
+    prepare("own", tmp_path / "raw", tmp_path / "called", **changes, say=quiet)
     assert digest(folder) == digest(tmp_path / "called")
     usual = prepare("own", tmp_path / "raw", tmp_path / "usual", say=quiet)
     assert usual["dataset"] == "gloves" and usual["rate"] == 25
