@@ -213,7 +213,7 @@ def choose_dataset(name, raw, rate=None, smooth=None, band=None):
     return name, dataset
 
 
-KIND_WORDS = re.compile("acc|accel|accelerometer|gyr|gyro|gyroscope|mag|magnetometer")
+KIND_WORDS = re.compile("a|g|m|acc|accel|accelerometer|gyr|gyro|gyroscope|mag|magnetometer")
 
 
 def rotations(dataset):

@@ -245,7 +245,7 @@ def test_the_rate_of_own_recordings_is_held_against_theirs(tmp_path):
     write_small_own(tmp_path / "raw", window=30, stride=1)
     with pytest.raises(InputError, match="recordings of gloves have 25 Hz"):
         choose_dataset("own", tmp_path / "raw", rate=26)
-    with pytest.raises(InputError, match="1.2 s would hold 24 samples, 0.8 apart; give a higher rate"):
+    with pytest.raises(InputError, match="would hold 24 samples, 0.8 apart; give a higher rate"):
         choose_dataset("own", tmp_path / "raw", rate=20)
     name, dataset = choose_dataset("own", tmp_path / "raw", rate=25)
     assert name == "gloves-25hz" and (dataset.window, dataset.stride) == (30, 1)
