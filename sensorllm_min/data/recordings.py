@@ -8,6 +8,7 @@ so that no window crosses an activity, a subject or a gap.
 Some datasets have missing samples: NaN, or a time stamp that jumps. Gaps of up to GAP seconds are
 interpolated; at a longer one the recording ends, and another begins after it.
 """
+import math
 import re
 import warnings
 from collections import namedtuple
@@ -129,7 +130,7 @@ def resample(samples, raw_rate, rate):
         return samples.astype(np.float32)
     from scipy.signal import resample_poly
     samples = samples.astype(np.float64)
-    ratio = Fraction(rate / raw_rate).limit_denominator(1000)
+    ratio = Fraction(rate / raw_rate).limit_denominator(1000 * math.ceil(raw_rate / rate))
     resampled = resample_poly(samples, *ratio.as_integer_ratio(), axis=0, padtype="line")
     return resampled.astype(np.float32)
 

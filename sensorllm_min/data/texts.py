@@ -32,10 +32,15 @@ def trend_segments(series):
 
 
 def moving_average(series, width):
-    """Each sample's mean over `width` samples around it, fewer at the ends: (T,) -> (T,) float."""
-    window = np.ones(min(width, len(series)))
-    n_samples = np.convolve(np.ones(len(series)), window, "same")
-    return np.convolve(series, window, "same") / n_samples
+    """Each sample's mean over `width` samples, an odd number, around it: (T,) -> (T,) float64.
+
+    There are fewer at the ends. Rest stays exactly at rest: no rounding error makes it a trend.
+    """
+    half = min(width // 2, len(series) - 1)
+    window, within = np.ones(2 * half + 1), slice(half, half + len(series))
+    n_samples = np.convolve(np.ones(len(series)), window)[within]
+    changes = np.asarray(series, np.float64) - series[0]
+    return series[0] + np.convolve(changes, window)[within] / n_samples
 
 
 def turning_points(series, band):
