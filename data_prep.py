@@ -4,6 +4,7 @@
     python data_prep.py --dataset own --raw MY_DIR          # your recordings and a dataset.json
     python data_prep.py --dataset usc-had --show 17         # one window, drawn and as prompts
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import os
 from pathlib import Path

@@ -4,6 +4,7 @@
     python evaluate.py --checkpoint out/har --data data/usc-had
     python evaluate.py --checkpoint out/align --ask "When does it rise?" --window 17
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import hashlib
 import shlex

@@ -4,6 +4,7 @@
     torchrun --nproc_per_node 8 train_align.py --data data/usc-had --llm DIR --encoder DIR \\
         --dtype bfloat16 --out out/align
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 from dataclasses import dataclass
 

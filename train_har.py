@@ -6,6 +6,7 @@
     torchrun train_har.py --compare                        # does the LLM help? compares ablations
     torchrun train_har.py --folds 6                        # cross-validation over training subjects
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import copy
 import shlex
@@ -211,7 +212,8 @@ def train(settings, processes, data) -> dict:
     test = HarExamples(data, scored, loaded.prompts, settings.test_limit, settings.seed)
     train.degrees = settings.rotate
     settings = settings.with_epochs(BUILT_IN_WINDOWS, len(train), of_sample=3)
-    model.class_weights = class_weights(train.labels(), len(recipe.classes))
+    if model.head is not None:
+        model.class_weights = class_weights(train.labels(), len(recipe.classes))
     model.to(processes.device)
 
     # ---- optimizer and run ----

@@ -58,7 +58,8 @@ class SensorLLM(nn.Module):
         mean_embedding = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)        # (D,)
         self.special_embeddings = nn.Parameter(mean_embedding.repeat(len(tokenizer.added), 1))
         self.head = self.new_head(len(self.markers), n_classes) if n_classes else None
-        self.register_buffer("class_weights", torch.ones(n_classes or 0), persistent=False)
+        weights = torch.ones(n_classes) if n_classes else None    # of the loss, (n_classes,)
+        self.register_buffer("class_weights", weights)
 
     def new_head(self, n_channels, n_classes):
         return nn.Linear(self.llm.config.d_model, n_classes, bias=False)
@@ -144,8 +145,9 @@ class SensorLLM(nn.Module):
 
     @staticmethod
     def part_of(name):
-        """Which of PARTS a parameter belongs to."""
-        return {"special_embeddings": "tokens"}.get(name, name.split(".")[0])
+        """Which of PARTS a parameter belongs to, or the class weights."""
+        moved = {"special_embeddings": "tokens", "class_weights": "head"}
+        return moved.get(name, name.split(".")[0])
 
     def train_only(self, parts):
         """Freezes all but `parts`. Trained parameters are float32, whatever the frozen ones are."""

@@ -93,13 +93,13 @@ def runs(values):
 
 
 def split_at_gaps(samples, rate, counts):
-    """Samples (N, C) of one activity -> stretches without missing samples.
+    """Samples (N, C) of one activity -> (start, samples) of stretches without missing samples.
 
     Short gaps are interpolated; what is interpolated, dropped and split is counted.
     """
     missing = ~np.isfinite(samples).all(1)                        # (N,)
     if not missing.any():
-        yield samples
+        yield 0, samples
         return
     samples, n = samples.copy(), len(samples)
     keep = np.ones(n, dtype=bool)
@@ -117,7 +117,7 @@ def split_at_gaps(samples, rate, counts):
             channel[bad] = np.interp(np.flatnonzero(bad), good, channel[good])
     for start, end in runs(keep):
         if keep[start]:
-            yield samples[start:end]
+            yield int(start), samples[start:end]
 
 
 def resample(samples, raw_rate, rate):
@@ -141,7 +141,8 @@ def cut_log(subject, samples, labels, dataset, source, counts):
     for start, end in runs(labels):
         if labels[start] < 0:
             continue
-        for stretch in split_at_gaps(samples[start:end], dataset.raw_rate or dataset.rate, counts):
+        rate = dataset.raw_rate or dataset.rate
+        for _, stretch in split_at_gaps(samples[start:end], rate, counts):
             resampled = resample(stretch, dataset.raw_rate, dataset.rate)
             yield Recording(subject, int(labels[start]), resampled, source)
 

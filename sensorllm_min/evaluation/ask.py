@@ -101,6 +101,7 @@ def draw(window, chronos, folder, say):
 def batch_of(window, question, loaded, device):
     """The prompt about a window as a batch of one. InputError where the LLM cannot take it."""
     samples, dataset, prompts = window.samples, window.dataset, loaded.prompts
+    prompts.check_length(samples, window.title)
     if loaded.recipe.stage == "align":
         prompt = align_prompt(prompts, dataset.channels[0], len(samples), dataset.rate, question)
     else:

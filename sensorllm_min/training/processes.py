@@ -53,6 +53,24 @@ class Processes:
         return model.no_sync() if self.world > 1 and skip else nullcontext()
 
 
+def choose_device(name=None) -> torch.device:
+    """cpu, cuda, cuda:N or mps; None: an NVIDIA GPU where there is one, else the CPU.
+
+    InputError for another name, and where there is no such device.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    n_devices = {"cpu": 1, "cuda": torch.cuda.device_count(),
+                 "mps": int(torch.backends.mps.is_available())}
+    if kind not in n_devices or number and not number.isdecimal():
+        raise InputError(f"device {brief(name)}: give cpu, cuda, cuda:N or mps")
+    if int(number or 0) >= n_devices[kind]:
+        raise InputError(f"device {brief(name)}: there is none here; leave the option out, or give "
+                         "cpu")
+    return torch.device(name)
+
+
 def start_processes(bf16=False) -> Processes:
     """Joins the processes that torchrun started: nccl on GPUs, gloo on CPUs. Else there is one."""
     rank = int(os.environ.get("RANK", 0))

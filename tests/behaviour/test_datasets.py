@@ -388,7 +388,8 @@ def test_short_gaps_are_interpolated_and_long_ones_end_a_recording():
     broken = samples.copy()
     broken[:3] = broken[10:20] = broken[40:51] = np.nan
     broken[70, 1] = np.inf                                                    # one channel alone
-    first, second = split_at_gaps(broken, 100, counts)
+    (at, first), (then, second) = split_at_gaps(broken, 100, counts)
+    assert (at, then) == (3, 51)
     np.testing.assert_allclose(first, samples[3:40])
     np.testing.assert_allclose(second, samples[51:])
     assert counts == {"samples interpolated": 11, "samples lost at ends and in long gaps": 14, "recordings split at a gap": 1}
@@ -405,7 +406,7 @@ def test_what_is_interpolated_is_the_lost_value_alone():
     broken = samples.copy()
     broken[20:24, 1] = np.nan
     broken[40, 2] = -np.inf
-    (filled,) = split_at_gaps(broken, 100, Counter())
+    ((_, filled),) = split_at_gaps(broken, 100, Counter())
     expected = samples.copy()
     expected[20:24, 1] = samples[19, 1] + (samples[24, 1] - samples[19, 1]) * np.arange(1, 5) / 5
     expected[40, 2] = (samples[39, 2] + samples[41, 2]) / 2
