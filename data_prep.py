@@ -31,6 +31,7 @@ def print_counts(meta):
     for what in ("har_windows", "align_pairs", "dropped_windows_with_nan_or_inf", "lost_samples"):
         if meta[what]:
             print(f"{what}: " + ", ".join(f"{key} {count}" for key, count in meta[what].items()))
+    print(f"held out: {meta['held_out']}")
     balance = meta["class_balance"]
     print(f"\n{'stage-2 windows':28}" + "".join(f"{split:>8}" for split in balance))
     for name in meta["classes"]:

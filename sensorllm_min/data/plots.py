@@ -53,7 +53,7 @@ def draw_window(path, window, dataset, chronos, title, texts):
         series = window[:, i]
         axis.step(seconds, bins[i], where="mid", color=ORANGE, linewidth=2.5, alpha=0.7)
         draw_trend_line(axis, series, dataset)
-        axis.set_title(f"{channel.spoken} ({channel.unit})", fontsize=9)
+        axis.set_title(channel.titled, fontsize=9)
         axis.set_xlabel(textwrap.fill(texts[i], 92), fontsize=6.5, loc="left")
         axis.tick_params(labelsize=7)
     handles = [pyplot.Line2D([], [], color=COLOURS[direction], label=name)

@@ -71,7 +71,7 @@ def csv_window(path, dataset, kind, token=None) -> Window:
                              f"--channel, of {', '.join(tokens)}")
         tokens = [token or known[0]]
         dataset = one_channel(dataset, tokens[0])
-    samples, lines = read_csv(path, tokens)
+    samples, lines, _ = read_csv(path, tokens)
     bad = ~np.isfinite(samples).all(1)
     if bad.any():
         raise InputError(f"{path}, line {lines[bad.argmax()]}: a sample is missing or not a finite "

@@ -8,7 +8,7 @@ from ..batch import IGNORED, Example, collate
 from ..data.claims import parse_activity
 from ..data.examples import har_prompt
 from ..data.prepare import strided_windows
-from ..data.recordings import split_at_gaps
+from ..data.logs import split_at_gaps
 from ..files import InputError
 from ..generate import generate
 

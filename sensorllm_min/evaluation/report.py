@@ -116,7 +116,7 @@ def describe_run(loaded, data, split, command):
     settings = [(name.replace("_", " "), value) for name, value in progress["settings"].items()
                 if value is not None]
     packages = [f"{name} {version(name)}" for name in ("torch", "numpy", "tokenizers", "pandas")]
-    channels = [f"{channel.spoken} ({channel.unit})" for channel in dataset.channels]
+    channels = [channel.titled for channel in dataset.channels]
     windows = [f"{name} {count}" for name, count in meta["har_windows"].items()]
     return {
         "Settings": [

@@ -18,8 +18,8 @@ from raw_files import (ANNOTATIONS, OWN, PEOPLE, STEP, UCI_SIGNALS, labels_of, u
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.prepare import prepare, strided_windows
-from sensorllm_min.data.recordings import (
-    join_overlapping, put_on_grid, resample, runs, split_at_gaps)
+from sensorllm_min.data.logs import put_on_grid, resample, runs, split_at_gaps
+from sensorllm_min.data.recordings import join_overlapping
 from sensorllm_min.data.sensors import DATASETS, own_dataset
 
 # ---- windows against the raw truth ----
@@ -454,7 +454,7 @@ def test_window_stride_and_lengths_of_dataset_json_are_used(tmp_path):
     (dict(channels=None), "'channels' is missing"), (dict(channels=[]), "channel tokens"),
     (dict(channels=[{"token": "a b", "spoken": "x", "unit": "g"}]), "token 'a b'"),
     (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "trend word"),
-    (dict(val_subjects=[]), "need at least one subject each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
+    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
     (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(align_lengths=[9, 3]), "align_lengths"),
     (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra"),
 ], ids=str)
