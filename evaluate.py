@@ -3,6 +3,7 @@
     python evaluate.py                                     # the demo, whichever stages were trained
     python evaluate.py --checkpoint out/har --data data/usc-had
     python evaluate.py --checkpoint out/align --ask "When does it rise?" --window 17
+    python evaluate.py --checkpoint out/har --csv walk.csv # the activities of a recording
 """
 import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
@@ -22,6 +23,7 @@ from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_wi
 from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of)
 from sensorllm_min.evaluation.predict import Decoding, classify, describe, write_as_they_come
+from sensorllm_min.evaluation.recording import predict_csv
 from sensorllm_min.evaluation.report import Findings, write_report
 from sensorllm_min.evaluation.trend_scores import (
     Guess, draw_answers, in_one_line, score_trends, scores_table)
@@ -157,11 +159,10 @@ def ask(args, loaded, processes, out):
         raise InputError("stage 2 answers one question, which activity it is; give --window or "
                          "--csv without --ask")
     if args.csv:
-        window = csv_window(args.csv, recipe.sensors, recipe.stage, args.channel)
+        window = csv_window(args.csv, recipe.sensors, args.channel)
     else:
         data = open_data(args, recipe)
         window = prepared_window(data, recipe.stage, args.split, args.window or 0, args.channel)
-    loaded.prompts.check_length(window.samples, window.title)
     draw(window, loaded.model.chronos, out, say)
     question = args.ask or (None if recipe.stage == "align" else "Which activity is this?")
     decoding = Decoding(1, args.max_new_tokens or 400, args.sampling)
@@ -198,7 +199,10 @@ def read_arguments():
     add("--ask", nargs="?", const="", metavar="QUESTION",
         help="answer about one window, instead of scoring; without QUESTION, type your questions")
     add("--window", type=seed, help="the window of the split to ask about (default 0)")
-    add("--csv", help="ask about a file with a column for each channel, named by its token")
+    add("--csv", metavar="FILE",
+        help="a file with a column for each channel, named by its token: in stage 1 a window to "
+             "ask about, in stage 2 a recording of any length, whose activities are written to "
+             "FILE.predictions.csv and drawn in FILE.predictions.png")
     add("--channel", help="the channel to ask about (default: the window's own)")
     add_dtype_argument(parser)
     add("--export", metavar="DIR",
@@ -239,7 +243,9 @@ def main():
         out.mkdir(parents=True, exist_ok=True)
         loaded.model.to(device).requires_grad_(False)
         use_backend(loaded.model, args.attention)
-        if asking:
+        if args.csv and loaded.recipe.classes and not (args.ask or args.channel):
+            predict_csv(args.csv, loaded, processes, args.batch_size, say)
+        elif asking:
             ask(args, loaded, processes, out)
         else:
             score(args, loaded, path, processes, out)

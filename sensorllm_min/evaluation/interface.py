@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from ..batch import IGNORED, Example, collate
+from ..data.own import Log
 from ..data.wording import QUESTIONS
 from ..files import InputError
 from ..generate import GREEDY
@@ -48,8 +49,9 @@ class Model:
         """
         self.require("har", "classify")
         samples = self.checked(samples, may_miss=True)
-        counts = Counter()
-        return list(classify_recording(self.loaded, samples, counts, self.processes, batch_size))
+        n, rate = len(samples), self.dataset.rate
+        log = Log(samples, np.full(n, -1), np.arange(n) / rate, rate)
+        return list(classify_recording(self.loaded, log, Counter(), self.processes, batch_size))
 
     def describe(self, samples, channel, max_new_tokens=400) -> str:
         """The trends of one channel of a window (T, C), in words. channel: its token, "x_acc"."""

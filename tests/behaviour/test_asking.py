@@ -119,15 +119,14 @@ def test_a_csv_is_read_by_the_names_of_its_columns(folder, tmp_path):
     """Whatever their order, and whatever other columns there are."""
     dataset = PreparedData(folder / "data/demo").dataset
     path = tmp_path / "my.csv"
-    path.write_text("time,z_acc,x_acc,y_acc,z_gyro,y_gyro,x_gyro\n" + "0,3,1,2,6,5,4\n" * 24)
-    assert csv_window(path, dataset, "har").samples.tolist() == [[1, 2, 3, 4, 5, 6]] * 24
+    path.write_text("note,z_acc,x_acc,y_acc,z_gyro,y_gyro,x_gyro\n" + "0,3,1,2,6,5,4\n" * 24)
     for token, value in (("y_acc", 2), ("x_gyro", 4)):
-        window = csv_window(path, dataset, "align", token)
+        window = csv_window(path, dataset, token)
         assert (
             window.samples.tolist() == [[value]] * 24 and window.dataset.channels[0].token == token
         )
-    path.write_text("time,y_acc\n0,5\n1,4\n")  # the one channel there is
-    window = csv_window(path, dataset, "align")
+    path.write_text("note,y_acc\n0,5\n1,4\n")  # the one channel there is
+    window = csv_window(path, dataset)
     assert window.samples.tolist() == [[5], [4]] and window.dataset.channels[0].token == "y_acc"
 
 
@@ -192,8 +191,7 @@ def test_an_answer_is_sampled_as_asked(folder, asked):
 
 
 def test_stage_2_names_the_three_likeliest_classes(folder, asked):
-    (folder / "whole.csv").write_text(HEADER + "1,2,3,4,5,6\n" * 24)
-    out = asked("--checkpoint", "out/har", "--csv", "whole.csv")
+    out = asked("--checkpoint", "out/har", "--window", 4)
     found = re.findall(r"^(Walking|Running|Turning|Sitting|Lying): (\d+\.\d)%$", out, re.MULTILINE)
     shares = [float(share) for _, share in found]
     assert (
@@ -253,17 +251,18 @@ def mistake(asked, *options):
         ("x_acc\n1\n2\n", ("--channel", "z_acc"), ["no column z_acc"]),
         ("x_acc\n1\n2\n", ("--channel", "nose"), ["--channel nose", "z_gyro"]),
         ("x_acc\n1\n\n2\nten\n", (), ["line 5", "not a finite number"]),
-        ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["line 3", "missing"]),
+        ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["sample 2", "missing"]),
         ("x_acc\n1\n", (), ["1 samples", "two"]),
         ("x_acc\n" + "1\n" * 600, (), ["600 samples", "context holds 512"]),
         ("x_acc\n1\n2\n", ("--checkpoint", "out/har"), ["no column y_acc"]),
         (HEADER + "1,2,3,4,5,6\n" * 5, ("--checkpoint", "out/har"), ["5 samples", "24"]),
+        ("time,x_acc\n0,1\n0.05,2\n0.1,3\n0.15,3\n9,3\n", (), ["sample 5 is missing"]),
         ("", (), ["cannot be read as CSV"]),
     ],
     ids=[
         "missing", "no channel", "two channels", "another channel", "unknown channel", "a word",
         "an empty field", "one sample", "too long", "stage 2 lacks channels", "stage 2 too short",
-        "empty",
+        "a gap in time", "empty",
     ],
 )
 def test_a_file_that_cannot_be_asked_about_is_one_line(asked, tmp_path, content, options, words):

@@ -456,7 +456,7 @@ def test_window_stride_and_lengths_of_dataset_json_are_used(tmp_path):
     (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "trend word"),
     (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
     (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(align_lengths=[9, 3]), "align_lengths"),
-    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra"),
+    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra|it needs ramp, who, bend, extra"),
 ], ids=str)
 def test_a_wrong_key_of_dataset_json_is_named(tmp_path, changes, words):
     write_own(tmp_path / "raw", **changes)

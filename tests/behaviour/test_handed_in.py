@@ -16,8 +16,8 @@ from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.logs import cut_log, put_on_grid, resample
 from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.data.own import read_log
 from sensorllm_min.data.tables import read_csv
-from sensorllm_min.evaluation.ask import csv_window
 from sensorllm_min.files import InputError
 
 
@@ -73,7 +73,7 @@ BAD = {
 @pytest.mark.parametrize("text", GOOD.values(), ids=GOOD)
 def test_columns_are_read_by_their_names(tmp_path, text):
     (tmp_path / "my.csv").write_text(text, encoding="utf-8")
-    np.testing.assert_array_equal(csv_window(tmp_path / "my.csv", DATASETS["demo"], "har").samples, PLAIN)
+    np.testing.assert_array_equal(read_log(tmp_path / "my.csv", DATASETS["demo"], Counter()).samples, PLAIN)
 
 
 @pytest.mark.parametrize("text,words", BAD.values(), ids=BAD)
@@ -83,7 +83,7 @@ def test_a_table_that_cannot_be_matched_with_its_header_is_refused(tmp_path, tex
     channels = [{"token": token, "spoken": token.replace("_", " "), "unit": "g"} for token in HEADER.split(",")]
     write_small_own(tmp_path / "raw", n_recordings=0, channels=channels, split="time", test_subjects=None, val_subjects=None)
     path.write_text(text, encoding="latin-1" if "\xff" in text else "utf-8")
-    refused(lambda: csv_window(path, DATASETS["demo"], "har"), path, words)
+    refused(lambda: read_log(path, DATASETS["demo"], Counter()), path, words)
     refused(lambda: prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet), path, words)
 
 
