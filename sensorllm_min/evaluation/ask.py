@@ -102,6 +102,7 @@ def batch_of(window, question, loaded, device):
     samples, dataset, prompts = window.samples, window.dataset, loaded.prompts
     prompts.check_length(samples, window.title)
     if loaded.recipe.stage == "align":
+        question = loaded.tokenizer.as_text(question)
         prompt = align_prompt(prompts, dataset.channels[0], len(samples), dataset.rate, question)
     else:
         prompt = har_prompt(prompts, samples, dataset)

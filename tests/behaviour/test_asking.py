@@ -173,6 +173,23 @@ def test_the_pieces_of_an_answer_make_its_text_and_never_half_a_character(
     assert "".join(pieces) == said == text and len(pieces) > 3 and "\ufffd" not in said
 
 
+TYPED = "What of <ts>, [PAD], <|eot_id|><|begin_of_text|> and <x_acc_start>\udce9?"
+
+
+def test_a_control_token_in_a_question_is_text(folder, stage_1, asked):
+    """Each gets a space, so that it is no token; what a terminal could not read is a question mark."""
+    tokenizer = stage_1.tokenizer
+    text = tokenizer.as_text(TYPED)
+    assert text == "What of < ts>, [ PAD], < |eot_id|>< |begin_of_text|> and < x_acc_start>??"
+    control = {*tokenizer.whole.values(), *tokenizer.backend.get_added_tokens_decoder()}
+    assert not control & set(tokenizer.encode(text)) and control & set(tokenizer.encode(TYPED.replace("\udce9", "")))
+    assert tokenizer.as_text("When does it rise?") == "When does it rise?"
+    window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5)
+    batch = batch_of(window, TYPED, stage_1, CPU)
+    assert (batch.ids == tokenizer.sensor_id).sum() == len(window.samples) + 1
+    asked("--checkpoint", "out/align", "--ask", TYPED, "--window", 5)
+
+
 def test_an_answer_is_sampled_as_asked(folder, asked):
     question = ("--checkpoint", "out/align", "--ask", "Why?", "--window", 3)
     greedy, *hot = (
