@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sensorllm_min.cli import amount, count, run_script, seed
 from sensorllm_min.data.examples import AlignExamples, HarExamples
@@ -32,8 +31,9 @@ from sensorllm_min.generate import Sampling
 from sensorllm_min.layers import use_backend
 from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.training.export import export
-from sensorllm_min.training.options import add_attention_argument, add_dtype_argument, precision
-from sensorllm_min.training.processes import Processes
+from sensorllm_min.training.options import (
+    add_attention_argument, add_device_argument, add_dtype_argument, precision)
+from sensorllm_min.training.processes import Processes, choose_device
 
 
 def sample_size(text):
@@ -209,6 +209,7 @@ def read_arguments():
         help="write the model and a card into a folder to share, instead of scoring; `hf upload "
              "NAME/MODEL DIR` puts it on the hub")
     add_attention_argument(parser)
+    add_device_argument(parser)
     args = parser.parse_args()
     if args.export and len(args.checkpoint or ()) != 1:
         raise InputError("--export takes one --checkpoint")
@@ -229,7 +230,7 @@ def main():
         raise InputError("no checkpoint in out/align or out/har; run train_align.py first, or "
                          "give --checkpoint")
     asking = any(option is not None for option in (args.ask, args.window, args.csv, args.channel))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     processes = Processes(0, 1, device, bf16=args.dtype != "float32")
     for checkpoint in checkpoints[:1] if asking else checkpoints:
         path = checkpoint_file(checkpoint)

@@ -52,7 +52,7 @@ def read_arguments() -> AlignSettings:
 def main():
     # ---- arguments, processes, data ----
     settings = read_arguments()
-    processes = start_processes(bf16=settings.dtype != "float32")
+    processes = start_processes(settings.dtype != "float32", settings.device)
     data = open_or_make_data(settings.data, processes)
     torch.manual_seed(settings.seed)
     check_out(settings, "align", processes)

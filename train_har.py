@@ -118,7 +118,7 @@ def read_arguments():
 def main():
     # ---- arguments, processes, data ----
     settings, plan = read_arguments()
-    processes = start_processes(bf16=settings.dtype != "float32")
+    processes = start_processes(settings.dtype != "float32", settings.device)
     align, _ = read_align(settings)                               # to fail early
     if settings.text is None:
         settings = replace(settings, text=defaults_of(settings, align)["text"])

@@ -10,8 +10,9 @@ README.md beside this file says what comes next.
 import sys
 
 if sys.version_info < (3, 11):
-    sys.exit("sensorllm-min needs Python 3.11 or newer, this is "
-             f"{sys.version_info[0]}.{sys.version_info[1]}")
+    sys.stderr.write("sensorllm-min needs Python 3.11 or newer, this is "
+                     f"{sys.version_info[0]}.{sys.version_info[1]}\n")
+    sys.exit(2)
 
 from .chronos_tokenizer import ChronosTokenizer    # noqa: E402
 from .files import InputError    # noqa: E402

@@ -100,11 +100,13 @@ class SensorLLM(nn.Module):
         left. What standardising takes from a series, its mean and scale, is added as levels.
         """
         ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
+        ids, observed = ids.to(batch.ids.device), observed.to(batch.ids.device)
         features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
         if self.chronos.n_levels:
             levels = self.chronos.level_features(mean, scale, batch.channels)     # (N, n_levels)
             levels = levels[:, None].expand(-1, features.shape[1], -1)    # the same at each step
-            features = torch.cat([features, levels.to(features)], -1)
+            levels = levels.to(features.dtype).to(features.device)
+            features = torch.cat([features, levels], -1)
         steps = torch.arange(ids.shape[1], device=ids.device)
         first = ids.shape[1] - 1 - batch.series_lengths           # (N,) where each series begins
         is_real = steps >= first[:, None]                         # (N, S+1)

@@ -125,7 +125,8 @@ def draw_recording(path, log, dataset, bars):
     draw_units(axes[1:, 0], log.seconds[::every], log.samples[::every], dataset)
     shown = {}                                                    # activity -> colour
     names = [*dataset.classes, *(activity for bar in bars.values() for _, _, activity in bar)]
-    colours = {name: pyplot.get_cmap("tab20")(i % 20) for i, name in enumerate(dict.fromkeys(names))}
+    paint = pyplot.get_cmap("tab20")
+    colours = {name: paint(i % 20) for i, name in enumerate(dict.fromkeys(names))}
     for height, bar in enumerate(bars.values()):
         for start, end, activity in bar:
             shown[activity] = colours[activity]

@@ -95,7 +95,7 @@ class PartWriter:
     def __init__(self, folder, job):
         self.folder, self.job, self.dataset = folder, job, job.dataset
         (folder / "samples").mkdir(parents=True)
-        self.files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8")
+        self.files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8", newline="\n")
                       for name in job.files}
         self.subjects, self.dropped, self.balance = {}, Counter(), Counter()
 

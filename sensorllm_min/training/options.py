@@ -48,6 +48,7 @@ class RunSettings:
     dtype: str
     gradient_checkpointing: bool
     attention: str | None
+    device: str | None
     compile: bool
     train_limit: int | None
     eval_limit: int
@@ -121,6 +122,11 @@ def add_attention_argument(parser):
                         help="attention backend (default: triton on NVIDIA GPUs, torch elsewhere)")
 
 
+def add_device_argument(parser):
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: an NVIDIA GPU where "
+                                         "there is one, else cpu)")
+
+
 def add_shared_arguments(parser, test_limit):
     """Adds the options that mean the same in both training scripts."""
     add = parser.add_argument
@@ -151,6 +157,7 @@ def add_shared_arguments(parser, test_limit):
     add("--gradient-checkpointing", action="store_true",
         help="recompute each LLM block in the backward pass: less memory, a third more time")
     add_attention_argument(parser)
+    add_device_argument(parser)
     add("--compile", action="store_true",
         help="torch.compile the LLM's blocks: faster after a slow first step; needs a C++ compiler")
     add("--train-limit", type=count,

@@ -218,7 +218,8 @@ class Run:
         results |= {"seconds": seconds, "trained_parameters": self.trained_parameters}
         if self.processes.first:
             try:
-                records = [json.loads(line) for line in open(self.out / "metrics.jsonl")]
+                lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                records = [json.loads(line) for line in lines]
                 draw_curves(self.out / "curves.png", records)
             except ImportError:
                 self.say("no curves.png: matplotlib is not installed")

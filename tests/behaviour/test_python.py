@@ -77,7 +77,7 @@ def test_a_python_that_is_too_old_is_told_so_in_one_line(script):
     """Before anything is imported that such a Python lacks or cannot read."""
     code = ("import builtins, runpy, sys; sys.version_info = (3, 10, 13); sys.modules['torch'] = sys.modules['numpy'] = None; "
             f"runpy.run_path('{script}', run_name='__main__')")
-    assert launch("-c", code, cwd=ROOT, expect=1) == "sensorllm-min needs Python 3.11 or newer, this is 3.10\n"
+    assert launch("-c", code, cwd=ROOT, expect=2) == "sensorllm-min needs Python 3.11 or newer, this is 3.10\n"
 
 
 # ---- classify ----
