@@ -76,7 +76,8 @@ def show(data, index, llm):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=READERS, default="demo")
+    parser.add_argument("--dataset", choices=READERS, default="demo",
+                        help="which recordings (default demo; own: yours, with a dataset.json)")
     parser.add_argument("--raw", help="the unpacked archive, or your own recordings (demo: none)")
     parser.add_argument("--download", action="store_true",
                         help="first fetch the official archive into --raw (default raw/DATASET)")
@@ -100,7 +101,8 @@ def main():
                         help="processes, which do not change the result (default: at most 3)")
     parser.add_argument("--show", type=seed, metavar="N",
                         help="only draw window N of the dataset in --out, and print its prompts")
-    parser.add_argument("--llm", help="with --show: take the tokenizer and chat format of this LLM")
+    parser.add_argument("--llm", help="with --show: take the tokenizer and chat format of this LLM "
+                                      "(default: those of the built-in one)")
     args = parser.parse_args()
 
     raw = args.raw

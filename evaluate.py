@@ -2,13 +2,12 @@
 
     python evaluate.py                                     # the demo, whichever stages were trained
     python evaluate.py --checkpoint out/har --data data/usc-had
-    python evaluate.py --checkpoint out/align --ask "When does it rise?" --window 17
+    python evaluate.py --checkpoint out/align --ask "When does it rise?" --window 2
     python evaluate.py --checkpoint out/har --csv walk.csv # the activities of a recording
 """
 import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import hashlib
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +32,7 @@ from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.training.export import export
 from sensorllm_min.training.options import (
     add_attention_argument, add_device_argument, add_dtype_argument, precision)
+from sensorllm_min.training.provenance import command_line, provenance
 from sensorllm_min.training.processes import Processes, choose_device
 
 
@@ -74,7 +74,8 @@ def evaluate_align(args, loaded, data, processes, settings, out):
     scores = score_trends(records, data, guess, say)
     table = scores_table(scores)
     path = out / f"scores_{args.split}.md"
-    write_text(path, f"# {data.name}, stage 1\n\n`{args.command}`\n\n{table}")
+    tested = f"Scored on {data.dataset.held_out}."
+    write_text(path, f"# {data.name}, stage 1\n\n`{args.command}`\n\n{tested}\n\n{table}")
     answers, guessed = scores["all"]["answers"], scores["all"]["guess"]
     say(f"{table}\n{in_one_line(answers, guessed)}\nwrote {path}")
     guessed = {f"guess_{name}": score for name, score in guessed.items()}
@@ -105,7 +106,8 @@ def evaluate_har(args, loaded, data, processes, settings, out):
     say(class_report(confusion, classes))
     say("\n95 % over subjects: macro F1 {:.3f} to {:.3f}, accuracy {:.3f} to {:.3f}"
         .format(*intervals["macro_f1"], *intervals["accuracy"]))
-    findings = Findings(records, confusion, scores, intervals, args.split, args.command)
+    source = provenance(processes.device)
+    findings = Findings(records, confusion, scores, intervals, args.split, source)
     try:
         write_report(out / f"report_{args.split}", findings, loaded, data)
         say(f"wrote {out}/report_{args.split}.html and .md, with pictures and the windows it got "
@@ -144,7 +146,9 @@ def score(args, loaded, path, processes, out):
     result = out / f"evaluation_{args.split}.json"
     result.unlink(missing_ok=True)                                # if interrupted, there is none
     evaluate = evaluate_har if recipe.classes else evaluate_align
-    write_json(result, evaluate(args, loaded, data, processes, settings, out))
+    found = evaluate(args, loaded, data, processes, settings, out)
+    write_json(result, found | {"provenance": provenance(processes.device),
+                                "training": progress.get("provenance")})
     say(f"wrote {result}\n")
 
 
@@ -163,10 +167,11 @@ def ask(args, loaded, processes, out):
     else:
         data = open_data(args, recipe)
         window = prepared_window(data, recipe.stage, args.split, args.window or 0, args.channel)
+    loaded.prompts.check_length(window.samples, window.title)     # before a person types questions
     draw(window, loaded.model.chronos, out, say)
     question = args.ask or (None if recipe.stage == "align" else "Which activity is this?")
     decoding = Decoding(1, args.max_new_tokens or 400, args.sampling)
-    converse(loaded, window, question, processes, decoding)
+    converse(loaded, window, question, processes, decoding, out)
 
 
 def read_arguments():
@@ -177,8 +182,8 @@ def read_arguments():
         help="outputs of train_align.py or train_har.py, checkpoint files, or hub ids (default: "
              "out/align and out/har, whichever exist)")
     add("--data", help="prepared dataset (default data/DATASET, the one it was trained on)")
-    add("--llm", help="where the LLM's directory is now, if it was moved since training")
-    add("--encoder", help="where the encoder's directory is now, if it was moved since training")
+    add("--llm", help="where the LLM's directory is now (default: where it was in training)")
+    add("--encoder", help="where the encoder's directory is now (default: likewise)")
     add("--split", choices=("val", "test"), default="test",
         help="whose windows are scored (default test)")
     add("--limit", type=sample_size,
@@ -217,7 +222,7 @@ def read_arguments():
         raise InputError("--csv and --window are two windows; give one of them")
     if not 0 < args.top_p <= 1:
         raise InputError(f"--top-p {args.top_p}: a probability above 0, at most 1")
-    args.command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    args.command = command_line()
     args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     return args
 

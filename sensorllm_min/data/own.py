@@ -37,7 +37,8 @@ def sort_files(raw, dataset):
         if not path.is_file() or is_left_behind(place) or str(place) == "dataset.json":
             continue
         if not path.name.lower().endswith(endings):
-            passed_over.setdefault(f"no {', '.join(endings)}", []).append(str(place))
+            kind = f"of another kind than {', '.join(endings)}"
+            passed_over.setdefault(kind, []).append(str(place))
         elif len(place.parts) not in depths:
             passed_over.setdefault("not in SUBJECT/ACTIVITY", []).append(str(place))
         else:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from ..batch import IGNORED, Example, collate
-from ..data.claims import parse_activity
+from ..data.claims import parse_activity, parse_segments
 from ..data.examples import align_prompt, har_prompt
 from ..data.logs import resample
 from ..data.own import read_log
-from ..data.plots import draw_window
+from ..data.plots import draw_descriptions, draw_window
 from ..data.sensors import DatasetInfo
 from ..data.tables import csv_header
 from ..data.texts import window_trends_text
@@ -152,13 +152,32 @@ def typed_questions():
         return
 
 
-def converse(loaded, window, question, processes, decoding):
-    """Prints the answer to a question about a window, or to each that a person types."""
+def draw_claim(window, text, folder, say):
+    """Draws the trends that an answer of stage 1 claims, if it does, below the true ones."""
+    claimed = parse_segments(text)
+    if not claimed:
+        return
+    path = folder / f"answered_{window.name}.png"
+    title = f"{window.title}: {window.dataset.channels[0].spoken}"
+    try:
+        draw_descriptions(path, [(title, window.samples[:, 0], claimed)], window.dataset)
+    except ImportError:
+        return                                                    # `draw` has said so
+    say(f"(drawn with the true trends in {path})")
+
+
+def converse(loaded, window, question, processes, decoding, folder):
+    """Prints the answer to a question about a window, or to each that a person types.
+
+    What an answer claims is drawn into the folder.
+    """
     say = partial(print, end="", flush=True)
     if question is None:
         print("ask about it; an empty line ends", flush=True)
     for asked in [question] if question else typed_questions():
-        answer(loaded, window, asked, processes, decoding, say)
+        text = answer(loaded, window, asked, processes, decoding, say)
         print()
+        if loaded.recipe.stage == "align":
+            draw_claim(window, text, folder, print)
     if question and window.truth:
         print(f"\n(the dataset says:\n{window.truth})", flush=True)

@@ -59,6 +59,9 @@ def plan_runs(settings, plan, data, processes):
         raise InputError("--compare compares class heads; leave --answer and --ablate out")
     folds = [None]
     if plan.folds:
+        if data.dataset.split:
+            raise InputError(f"--folds leaves people out; {settings.data} is split by "
+                             f"{data.dataset.split}, within each person")
         folds = [(k, plan.folds) for k in range(plan.folds)]
         n_subjects = len(data.subjects_of("train")) + len(data.subjects_of("val"))
         if not 2 <= plan.folds <= n_subjects:
@@ -131,8 +134,9 @@ def write_comparison(out, results, plan, data, command):
         runs = (f"{seeds} and {plan.folds} folds: each of the subjects that are not for the test "
                 "is scored once, by a model that has not seen it")
     else:
-        n_test = len(data.subjects_of("test"))
-        runs = f"{seeds}, which share one stage 1 if there is one; the test has {n_test} people"
+        runs = f"{seeds}, which share one stage 1 if there is one; the test has " + (
+            data.dataset.held_out if data.dataset.split
+            else f"{len(data.subjects_of('test'))} people")
     table = comparison_table(results, runs)
     write_json(Path(out, "comparison.json"), {"command": command, "results": results})
     write_text(Path(out, "comparison.md"), f"# Comparison\n\n`{command}`\n\n{table}")

@@ -274,7 +274,8 @@ def read_checkpoint(path):
         known_dataset(recipe.dataset, recipe.own_dataset, path)
         good = (is_a(progress["step"], int) and is_a(progress["best"], float | None)
                 and is_a(progress["best_step"], int | None) and is_a(progress["seconds"], float)
-                and is_a(progress["settings"], dict))
+                and is_a(progress["settings"], dict)
+                and is_a(progress.get("provenance", {}), dict))
         if not good:
             raise ValueError(f"the progress is {progress}")
         tensors = {name.replace(OLD_TENSOR, NEW_TENSOR): file.get_tensor(name)

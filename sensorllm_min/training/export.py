@@ -29,6 +29,7 @@ def export(loaded, run, folder):
             recipe = replace(recipe, **{part: Path(source).name})
     settings = progress["settings"] | {"data": Path(progress["settings"]["data"]).name}
     progress = progress | {"settings": settings}
+    progress.pop("provenance", None)                              # it names paths of this machine
     scores = {}
     for path in (Path(run, name) for name in SCORES):
         content = read_json(path) if path.exists() else {}
@@ -70,7 +71,8 @@ def card(model, recipe, progress, scores):
         "dataset": recipe.dataset, "source": dataset.source, "rate": f"{dataset.rate} Hz",
         "channels": ", ".join(channel.spoken for channel in dataset.channels),
         "test subjects, never trained on": ", ".join(map(str, dataset.test_subjects)),
-        "validation subjects": ", ".join(map(str, dataset.val_subjects))}
+        "validation subjects": ", ".join(map(str, dataset.val_subjects)),
+        "the test is of": dataset.held_out}
     front = ["library_name: sensorllm-min",
              "tags: [sensorllm, time-series, human-activity-recognition]"]
     bases, arguments, options = [], "", ""

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import json_lines, run
+from helpers import ROOT, json_lines, run
 from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
 from sensorllm_min.data.prepared import PreparedData
@@ -130,6 +130,13 @@ def test_a_csv_is_read_by_the_names_of_its_columns(folder, tmp_path):
     assert window.samples.tolist() == [[5], [4]] and window.dataset.channels[0].token == "y_acc"
 
 
+def test_the_window_that_the_readmes_ask_about_rises(demo):
+    for readme in ("README.md", "sensorllm_min/evaluation/README.md", "evaluate.py"):
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        (index,) = re.findall(r'--ask "When does it rise\?" --window (\d+)', text)
+        assert "rising" in json_lines(demo / "align_test.jsonl")[int(index)]["answer"], readme
+
+
 # ---- the answer ----
 
 
@@ -247,6 +254,20 @@ def test_a_picture_shows_the_window_with_the_trends_of_its_channel(folder, asked
         align_pair(samples[:, 0], channel, dataset.rate, ("summary",), FirstWording)[1]
     ]
     assert "y-axis accelerometer, 3 samples" in out
+
+
+def test_what_an_answer_claims_is_drawn_below_the_true_trends(folder, asked, stage_1, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ask, "draw_descriptions", lambda *args: drawn.append(args))
+    monkeypatch.setattr(ask, "answer", lambda *args: "0.0s to 0.2s: rising\n0.2s to 0.3s: steady")
+    out = asked("--checkpoint", "out/align", "--ask", "When?", "--window", 5, "--channel", "y_acc")
+    ((path, ((title, series, claimed),), dataset),) = drawn
+    window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5, "y_acc")
+    assert f"drawn with the true trends in {path}" in out and path.name == "answered_test_5_y_acc.png"
+    assert claimed == [(0.0, 0.2, 1), (0.2, 0.3, 0)] and np.array_equal(series, window.samples[:, 0])
+    assert title.endswith("y-axis accelerometer") and dataset.rate == 20
+    monkeypatch.setattr(ask, "answer", lambda *args: "Perhaps.")
+    assert "drawn with" not in asked("--checkpoint", "out/align", "--ask", "When?", "--window", 5)
 
 
 # ---- what cannot be asked ----

@@ -173,7 +173,7 @@ def test_files_that_are_not_read_are_named(tmp_path):
     assert meta["lost_samples"] == {"files too short for a window": 1}
     assert said[0].endswith(
         "2 files not in SUBJECT/ACTIVITY (anna/waving/deeper/seven.csv, anna/waving/deeper/six.csv); "
-        "1 file no .csv, .csv.gz, .npy (anna/waving/four.txt)"), said[0]
+        "1 file of another kind than .csv, .csv.gz, .npy (anna/waving/four.txt)"), said[0]
 
 
 # ---- raw logs ----

@@ -49,7 +49,7 @@ def test_no_float64_reaches_a_device_that_has_none(monkeypatch):
 def test_prepared_trained_and_evaluated_without_fork_locks_and_resource(tmp_path, demo):
     """As on Windows: workers are spawned."""
     small_dataset(demo, tmp_path / "small")
-    hidden = "import os, runpy, sys; sys.modules['resource'] = sys.modules['fcntl'] = None; del os.fork, os.register_at_fork; "
+    hidden = "import os, runpy, sys; sys.modules['resource'] = sys.modules['fcntl'] = None; del os.fork; "
 
     def launched(script, *options):
         code = f"sys.argv = {[script, *map(str, options)]}; sys.path.insert(0, {str(ROOT)!r}); "

@@ -2,6 +2,7 @@
 import json
 import unicodedata
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sensorllm_min.data.own import read_clock, read_log
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import own_dataset
+from sensorllm_min.evaluation.compare import plan_runs
 from sensorllm_min.files import InputError
 
 CHANNELS = [{"token": "ramp", "spoken": "ramp sensor"}, {"token": "wave", "spoken": "bend sensor", "unit": "deg"}]
@@ -186,6 +188,8 @@ def test_one_person_is_split_by_time_with_a_window_left_out(tmp_path):
         np.testing.assert_allclose(samples, np.tile(np.arange(first, last), 2), atol=1e-2)
         assert data.records("har", split)[0]["subject"] == f"anna-{split}" and data.subjects_of(split) == [f"anna-{split}"]
     assert "says nothing about other people" in meta["held_out"] == data.dataset.held_out
+    with pytest.raises(InputError, match="--folds leaves people out"):
+        next(plan_runs(SimpleNamespace(answer="class", ablate=None, data="d"), SimpleNamespace(rows=("full",), n_seeds=1, folds=2), data, None))
 
 
 def test_one_person_is_split_by_recordings(tmp_path):

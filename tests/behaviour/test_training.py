@@ -217,7 +217,7 @@ def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):
     monkeypatch.chdir(trained)
     model, _, _, _ = load_checkpoint("align")
     model.train_only(PARTS)
-    optimizer = new_optimizer(model, SimpleNamespace(lr=1e-3, weight_decay=0.1, train=PARTS))
+    optimizer = new_optimizer(model, SimpleNamespace(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, train=PARTS))
     ours = {id(p) for p in optimizer.param_groups[0]["params"]}
     theirs = set(get_parameter_names(model, [RMSNorm], [r"bias"]))
     for name, parameter in model.named_parameters():
