@@ -20,6 +20,7 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_window
 from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of)
+from sensorllm_min.evaluation.compare import table_over_datasets
 from sensorllm_min.evaluation.predict import Decoding, classify, describe, write_as_they_come
 from sensorllm_min.evaluation.recording import predict_csv
 from sensorllm_min.evaluation.report import Findings, write_report
@@ -184,6 +185,8 @@ def read_arguments():
     add("--data", help="prepared dataset (default data/DATASET, the one it was trained on)")
     add("--llm", help="where the LLM's directory is now (default: where it was in training)")
     add("--encoder", help="where the encoder's directory is now (default: likewise)")
+    add("--comparisons", nargs="+", metavar="DIR",
+        help="print one table over several outputs of train_har.py --compare, instead of scoring")
     add("--split", choices=("val", "test"), default="test",
         help="whose windows are scored (default test)")
     add("--limit", type=sample_size,
@@ -229,6 +232,9 @@ def read_arguments():
 
 def main():
     args = read_arguments()
+    if args.comparisons:
+        say(table_over_datasets(args.comparisons))
+        return
     trained = [path for path in ("out/align", "out/har") if checkpoint_file(path).is_file()]
     checkpoints = args.checkpoint or trained
     if not checkpoints:

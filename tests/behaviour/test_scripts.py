@@ -164,7 +164,7 @@ def options_of(script, monkeypatch):
 
 # Options that do something else, or nothing, where they are not given: they have no default.
 MODES = {"resume", "help", "compile", "gradient_checkpointing", "channel_names", "download", "ablate", "compare", "folds",
-         "ask", "csv", "export", "show", "raw"}
+         "ask", "csv", "export", "show", "raw", "comparisons"}
 
 
 @pytest.mark.parametrize("script", ["data_prep", "train_align", "train_har", "evaluate"])
