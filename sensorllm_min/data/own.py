@@ -110,8 +110,8 @@ def read_labels(texts, lines, dataset, path):
 def read_clock(texts, lines, dataset, path):
     """The texts of a time column -> seconds (N,) from the first: numbers, dates or times of day.
 
-    Without a unit in dataset.json the one is taken in which the samples come at the rate or faster.
-    InputError, with the line, for what is no time.
+    Without a unit in dataset.json the one is taken in which the samples come at the rate, or up to
+    ten times as fast. InputError, with the line, for what is no time, and for numbers of lines.
     """
     try:
         times = np.array([number(text) for text in texts])
@@ -124,14 +124,13 @@ def read_clock(texts, lines, dataset, path):
     if not (steps > 0).any():
         return np.zeros(len(times))
     rate, step = dataset.raw_rate or dataset.rate, np.median(steps[steps > 0])
-    fitting = [unit for unit, seconds in UNITS.items() if is_near(1 / (step * seconds), rate)]
+    fitting = [unit for unit, seconds in UNITS.items()
+               if 0.9 * rate <= 1 / (step * seconds) <= 10 * rate]
     unit = dataset.time_unit or (fitting or ["s"])[0]
+    if unit != dataset.time_unit and unit != "s" and (steps == 1).all():
+        raise InputError(f"{path}: its time column only counts the lines; rename it, or give the "
+                         "unit of time in dataset.json")
     return (times - times[0]) * UNITS[unit]
-
-
-def is_near(found, rate):
-    """Whether samples that come at `found` Hz may be those of a recording at `rate`."""
-    return 0.9 * rate <= found <= 100 * rate
 
 
 def read_dates(texts, path):
@@ -171,7 +170,7 @@ def put_on_clock(log, dataset, path, counts) -> Log:
     if step <= 0:
         raise InputError(f"{path}: the time column stands still in most lines; give finer times, "
                          "or remove it where the rate is steady")
-    if not is_near(1 / step, rate):
+    if not 0.9 * rate <= 1 / step <= 100 * rate:
         raise InputError(f"{path}: by its time column the samples come at {1 / step:.4g} Hz, "
                          f"dataset.json says {rate:g} Hz; correct the rate there, or the unit of "
                          "time")

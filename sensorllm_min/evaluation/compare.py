@@ -146,7 +146,7 @@ def write_comparison(out, results, plan, data, command):
 
 
 def table_over_datasets(folders):
-    """Folders of several comparisons -> Markdown: macro F1, a row for each of theirs, a column each.
+    """Folders of comparisons -> Markdown: macro F1, a column for each, a row for each of theirs.
 
     InputError where a folder holds no comparison, or two are of the same dataset.
     """

@@ -120,11 +120,19 @@ def test_the_unit_of_dataset_json_comes_first(tmp_path):
 
 @pytest.mark.parametrize("times,words", [
     (["0"] * 5, "stands still"), (["0", "0.04", "", "0.12", "0.16"], "line 4: the time is missing"),
+    (["7", "8", "9", "10", "11"], "by its time column the samples come at 1 Hz"),
     (["0", "x", "y", "z", "1"], "neither numbers nor dates"), (["0", "200", "400", "600", "800"], "0.005 Hz")], ids=str)
 def test_a_time_column_that_makes_no_sense_is_refused(tmp_path, dataset, times, words):
     (tmp_path / "a.csv").write_text("time,ramp,wave\n" + "".join(f"{time},1,2\n" for time in times))
     with pytest.raises(InputError, match=words):
         read_log(tmp_path / "a.csv", dataset, Counter())
+
+
+def test_numbers_of_lines_are_no_times(tmp_path):
+    """At 100 Hz they would pass for milliseconds of a file at 1,000 Hz."""
+    dataset = describe(tmp_path / "raw", rate=100)
+    with pytest.raises(InputError, match="only counts the lines"):
+        read_clock(list(map(str, range(50))), range(50), dataset, "a.csv")
 
 
 def test_a_channel_that_comes_less_often_is_interpolated_and_missing_in_its_long_gaps(tmp_path, dataset):
