@@ -4,6 +4,7 @@
     python data_prep.py --dataset own --raw MY_DIR          # your recordings and a dataset.json
     python data_prep.py --dataset usc-had --show 17         # one window, drawn and as prompts
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import os
 from pathlib import Path
@@ -30,6 +31,7 @@ def print_counts(meta):
     for what in ("har_windows", "align_pairs", "dropped_windows_with_nan_or_inf", "lost_samples"):
         if meta[what]:
             print(f"{what}: " + ", ".join(f"{key} {count}" for key, count in meta[what].items()))
+    print(f"held out: {meta['held_out']}")
     balance = meta["class_balance"]
     print(f"\n{'stage-2 windows':28}" + "".join(f"{split:>8}" for split in balance))
     for name in meta["classes"]:
@@ -74,7 +76,8 @@ def show(data, index, llm):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=READERS, default="demo")
+    parser.add_argument("--dataset", choices=READERS, default="demo",
+                        help="which recordings (default demo; own: yours, with a dataset.json)")
     parser.add_argument("--raw", help="the unpacked archive, or your own recordings (demo: none)")
     parser.add_argument("--download", action="store_true",
                         help="first fetch the official archive into --raw (default raw/DATASET)")
@@ -98,7 +101,8 @@ def main():
                         help="processes, which do not change the result (default: at most 3)")
     parser.add_argument("--show", type=seed, metavar="N",
                         help="only draw window N of the dataset in --out, and print its prompts")
-    parser.add_argument("--llm", help="with --show: take the tokenizer and chat format of this LLM")
+    parser.add_argument("--llm", help="with --show: take the tokenizer and chat format of this LLM "
+                                      "(default: those of the built-in one)")
     args = parser.parse_args()
 
     raw = args.raw

@@ -2,17 +2,17 @@
 
     python evaluate.py                                     # the demo, whichever stages were trained
     python evaluate.py --checkpoint out/har --data data/usc-had
-    python evaluate.py --checkpoint out/align --ask "When does it rise?" --window 17
+    python evaluate.py --checkpoint out/align --ask "When does it rise?" --window 2
+    python evaluate.py --checkpoint out/har --csv walk.csv # the activities of a recording
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import hashlib
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sensorllm_min.cli import amount, count, run_script, seed
 from sensorllm_min.data.examples import AlignExamples, HarExamples
@@ -20,7 +20,9 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_window
 from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of)
+from sensorllm_min.evaluation.compare import table_over_datasets
 from sensorllm_min.evaluation.predict import Decoding, classify, describe, write_as_they_come
+from sensorllm_min.evaluation.recording import predict_csv
 from sensorllm_min.evaluation.report import Findings, write_report
 from sensorllm_min.evaluation.trend_scores import (
     Guess, draw_answers, in_one_line, score_trends, scores_table)
@@ -29,8 +31,10 @@ from sensorllm_min.generate import Sampling
 from sensorllm_min.layers import use_backend
 from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.training.export import export
-from sensorllm_min.training.options import add_attention_argument, add_dtype_argument, precision
-from sensorllm_min.training.processes import Processes
+from sensorllm_min.training.options import (
+    add_attention_argument, add_device_argument, add_dtype_argument, precision)
+from sensorllm_min.training.provenance import command_line, provenance
+from sensorllm_min.training.processes import Processes, choose_device
 
 
 def sample_size(text):
@@ -71,7 +75,8 @@ def evaluate_align(args, loaded, data, processes, settings, out):
     scores = score_trends(records, data, guess, say)
     table = scores_table(scores)
     path = out / f"scores_{args.split}.md"
-    write_text(path, f"# {data.name}, stage 1\n\n`{args.command}`\n\n{table}")
+    tested = f"Scored on {data.dataset.held_out}."
+    write_text(path, f"# {data.name}, stage 1\n\n`{args.command}`\n\n{tested}\n\n{table}")
     answers, guessed = scores["all"]["answers"], scores["all"]["guess"]
     say(f"{table}\n{in_one_line(answers, guessed)}\nwrote {path}")
     guessed = {f"guess_{name}": score for name, score in guessed.items()}
@@ -102,7 +107,8 @@ def evaluate_har(args, loaded, data, processes, settings, out):
     say(class_report(confusion, classes))
     say("\n95 % over subjects: macro F1 {:.3f} to {:.3f}, accuracy {:.3f} to {:.3f}"
         .format(*intervals["macro_f1"], *intervals["accuracy"]))
-    findings = Findings(records, confusion, scores, intervals, args.split, args.command)
+    source = provenance(processes.device)
+    findings = Findings(records, confusion, scores, intervals, args.split, source)
     try:
         write_report(out / f"report_{args.split}", findings, loaded, data)
         say(f"wrote {out}/report_{args.split}.html and .md, with pictures and the windows it got "
@@ -141,7 +147,9 @@ def score(args, loaded, path, processes, out):
     result = out / f"evaluation_{args.split}.json"
     result.unlink(missing_ok=True)                                # if interrupted, there is none
     evaluate = evaluate_har if recipe.classes else evaluate_align
-    write_json(result, evaluate(args, loaded, data, processes, settings, out))
+    found = evaluate(args, loaded, data, processes, settings, out)
+    write_json(result, found | {"provenance": provenance(processes.device),
+                                "training": progress.get("provenance")})
     say(f"wrote {result}\n")
 
 
@@ -156,15 +164,15 @@ def ask(args, loaded, processes, out):
         raise InputError("stage 2 answers one question, which activity it is; give --window or "
                          "--csv without --ask")
     if args.csv:
-        window = csv_window(args.csv, recipe.sensors, recipe.stage, args.channel)
+        window = csv_window(args.csv, recipe.sensors, args.channel)
     else:
         data = open_data(args, recipe)
         window = prepared_window(data, recipe.stage, args.split, args.window or 0, args.channel)
-    loaded.prompts.check_length(window.samples, window.title)
+    loaded.prompts.check_length(window.samples, window.title)     # before a person types questions
     draw(window, loaded.model.chronos, out, say)
     question = args.ask or (None if recipe.stage == "align" else "Which activity is this?")
     decoding = Decoding(1, args.max_new_tokens or 400, args.sampling)
-    converse(loaded, window, question, processes, decoding)
+    converse(loaded, window, question, processes, decoding, out)
 
 
 def read_arguments():
@@ -175,8 +183,10 @@ def read_arguments():
         help="outputs of train_align.py or train_har.py, checkpoint files, or hub ids (default: "
              "out/align and out/har, whichever exist)")
     add("--data", help="prepared dataset (default data/DATASET, the one it was trained on)")
-    add("--llm", help="where the LLM's directory is now, if it was moved since training")
-    add("--encoder", help="where the encoder's directory is now, if it was moved since training")
+    add("--llm", help="where the LLM's directory is now (default: where it was in training)")
+    add("--encoder", help="where the encoder's directory is now (default: likewise)")
+    add("--comparisons", nargs="+", metavar="DIR",
+        help="print one table over several outputs of train_har.py --compare, instead of scoring")
     add("--split", choices=("val", "test"), default="test",
         help="whose windows are scored (default test)")
     add("--limit", type=sample_size,
@@ -197,13 +207,17 @@ def read_arguments():
     add("--ask", nargs="?", const="", metavar="QUESTION",
         help="answer about one window, instead of scoring; without QUESTION, type your questions")
     add("--window", type=seed, help="the window of the split to ask about (default 0)")
-    add("--csv", help="ask about a file with a column for each channel, named by its token")
+    add("--csv", metavar="FILE",
+        help="a file with a column for each channel, named by its token: in stage 1 a window to "
+             "ask about, in stage 2 a recording of any length, whose activities are written to "
+             "FILE.predictions.csv and drawn in FILE.predictions.png")
     add("--channel", help="the channel to ask about (default: the window's own)")
     add_dtype_argument(parser)
     add("--export", metavar="DIR",
         help="write the model and a card into a folder to share, instead of scoring; `hf upload "
              "NAME/MODEL DIR` puts it on the hub")
     add_attention_argument(parser)
+    add_device_argument(parser)
     args = parser.parse_args()
     if args.export and len(args.checkpoint or ()) != 1:
         raise InputError("--export takes one --checkpoint")
@@ -211,20 +225,23 @@ def read_arguments():
         raise InputError("--csv and --window are two windows; give one of them")
     if not 0 < args.top_p <= 1:
         raise InputError(f"--top-p {args.top_p}: a probability above 0, at most 1")
-    args.command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    args.command = command_line()
     args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     return args
 
 
 def main():
     args = read_arguments()
+    if args.comparisons:
+        say(table_over_datasets(args.comparisons))
+        return
     trained = [path for path in ("out/align", "out/har") if checkpoint_file(path).is_file()]
     checkpoints = args.checkpoint or trained
     if not checkpoints:
         raise InputError("no checkpoint in out/align or out/har; run train_align.py first, or "
                          "give --checkpoint")
     asking = any(option is not None for option in (args.ask, args.window, args.csv, args.channel))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     processes = Processes(0, 1, device, bf16=args.dtype != "float32")
     for checkpoint in checkpoints[:1] if asking else checkpoints:
         path = checkpoint_file(checkpoint)
@@ -238,7 +255,9 @@ def main():
         out.mkdir(parents=True, exist_ok=True)
         loaded.model.to(device).requires_grad_(False)
         use_backend(loaded.model, args.attention)
-        if asking:
+        if args.csv and loaded.recipe.classes and not (args.ask or args.channel):
+            predict_csv(args.csv, loaded, processes, args.batch_size, say)
+        elif asking:
             ask(args, loaded, processes, out)
         else:
             score(args, loaded, path, processes, out)

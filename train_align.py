@@ -4,7 +4,9 @@
     torchrun --nproc_per_node 8 train_align.py --data data/usc-had --llm DIR --encoder DIR \\
         --dtype bfloat16 --out out/align
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +28,8 @@ from sensorllm_min.training.warm_up import warm_up
 
 # The defaults with the built-in LLM, and the pairs that it trains on where --epochs is not given;
 # with public weights they are the paper's.
-BUILT_IN = {"projector": (256,), "batch_size": 8, "accumulate": 1, "lr": 1e-3}
+BUILT_IN = {"projector": (256,), "batch_size": 8, "accumulate": 1, "lr": 1e-3,
+            "betas": (0.9, 0.95)}
 BUILT_IN_PAIRS = 30_000
 
 
@@ -42,7 +45,7 @@ def read_arguments() -> AlignSettings:
                         help="where checkpoints and logs go (default out/align)")
     parser.add_argument("--max-new-tokens", type=count,
                         help="longest description (default: the longest true one)")
-    add_shared_arguments(parser, test_limit=200)
+    add_shared_arguments(parser, BUILT_IN, test_limit=200)
     settings = AlignSettings(**vars(parser.parse_args()))
     parts = default_parts(settings.llm, settings.encoder, "projector", "tokens")
     defaults = BUILT_IN if settings.llm is None else PUBLIC
@@ -52,7 +55,7 @@ def read_arguments() -> AlignSettings:
 def main():
     # ---- arguments, processes, data ----
     settings = read_arguments()
-    processes = start_processes(bf16=settings.dtype != "float32")
+    processes = start_processes(settings.dtype != "float32", settings.device)
     data = open_or_make_data(settings.data, processes)
     torch.manual_seed(settings.seed)
     check_out(settings, "align", processes)
@@ -114,6 +117,17 @@ def main():
         run.say(f"wrote {picture}: true trends and those that the model claims")
     run.finish({"val_loss": run.progress["best"], "direction_accuracy": ours["direction"],
                 "direction_chance": fixed["direction"], "scores": ours, "guess": fixed})
+    run.say("next: " + next_command(settings))
+
+
+def next_command(settings):
+    """The command that continues with stage 2; defaults are left out."""
+    command = ["torchrun", "train_har.py"]
+    if settings.data != "data/demo":
+        command += ["--data", settings.data]
+    if settings.out != "out/align":
+        command += ["--align", settings.out]
+    return shlex.join(command)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
     torchrun train_har.py --compare                        # does the LLM help? compares ablations
     torchrun train_har.py --folds 6                        # cross-validation over training subjects
 """
+import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import copy
 import shlex
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from sensorllm_min.evaluation.class_scores import class_report, class_scores
 from sensorllm_min.evaluation.compare import (
     ROWS, plan_runs, read_finished, score_majority, write_comparison)
 from sensorllm_min.evaluation.predict import score_classes
-from sensorllm_min.files import InputError
+from sensorllm_min.files import InputError, read_json
 from sensorllm_min.sensorllm import class_weights
 from sensorllm_min.training.checkpoint import (
     build_model, checkpoint_file, fill_model, move_sources, read_checkpoint)
@@ -31,13 +31,14 @@ from sensorllm_min.training.options import (
     PUBLIC, RunSettings, add_shared_arguments, check_out, default_parts, new_recipe,
     open_or_make_data, precision, set_up)
 from sensorllm_min.training.processes import start_processes
+from sensorllm_min.training.provenance import command_line
 from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import new_optimizer, train_step
 
 # The defaults with the built-in LLM, and the windows that it trains on where --epochs is not given;
 # with public weights they are the paper's.
-BUILT_IN = {"projector": (256,), "batch_size": 32, "accumulate": 1, "lr": 1e-3, "text": (),
-            "rotate": 20.0}
+BUILT_IN = {"projector": (256,), "batch_size": 32, "accumulate": 1, "lr": 1e-3,
+            "betas": (0.9, 0.95), "text": (), "rotate": 20.0}
 BUILT_IN_WINDOWS = 40_000
 PAPER = PUBLIC | {"text": ("smry", "Q"), "rotate": 0.0}
 
@@ -102,7 +103,7 @@ def read_arguments():
     add("--folds", type=count, metavar="K",
         help="cross-validation: K runs, each trained without a K-th of the training subjects and "
              "scored on them; the test subjects stay unseen")
-    add_shared_arguments(parser, test_limit=None)
+    add_shared_arguments(parser, BUILT_IN, test_limit=None)
     options = vars(parser.parse_args())
     rows, n_seeds, folds = (options.pop(name) for name in ("compare", "seeds", "folds"))
     comparing = any((rows, n_seeds, folds))
@@ -117,7 +118,7 @@ def read_arguments():
 def main():
     # ---- arguments, processes, data ----
     settings, plan = read_arguments()
-    processes = start_processes(bf16=settings.dtype != "float32")
+    processes = start_processes(settings.dtype != "float32", settings.device)
     align, _ = read_align(settings)                               # to fail early
     if settings.text is None:
         settings = replace(settings, text=defaults_of(settings, align)["text"])
@@ -126,6 +127,11 @@ def main():
     # ---- one run, or a comparison of several ----
     if plan is None:
         train(settings, processes, data)
+        if processes.first:
+            command = ["python", "evaluate.py", "--checkpoint", settings.out]
+            if settings.data != "data/demo":
+                command += ["--data", settings.data]
+            print(f"next, scores of each person and class: {shlex.join(command)}")
         return
     results = {}
     for name, run_settings in plan_runs(settings, plan, data, processes):
@@ -134,8 +140,7 @@ def main():
         scores = read_finished(run_settings.out) or train(run_settings, processes, data)
         results.setdefault(name, []).append(scores)
     if processes.first:
-        command = shlex.join(["train_har.py", *sys.argv[1:]])
-        print("\n" + write_comparison(settings.out, results, plan, data, command))
+        print("\n" + write_comparison(settings.out, results, plan, data, command_line()))
         print(f"wrote {settings.out}/comparison.md and comparison.json")
 
 
@@ -152,6 +157,15 @@ def read_align(settings):
             raise InputError(f"--{option} comes from {settings.align}; leave it out, or start "
                              "with --align none")
     return move_sources(align, settings.llm, settings.encoder), tensors
+
+
+def describe_align(align) -> dict:
+    """Stage 1's checkpoint and the scores of its run, for results.json."""
+    path = checkpoint_file(align)
+    run = path.with_name("results.json")
+    content = read_json(run) if run.exists() else {}
+    scores = {name: value for name, value in content.items() if isinstance(value, (int, float))}
+    return {"checkpoint": str(path), "scores": scores}
 
 
 def defaults_of(settings, align):
@@ -211,12 +225,15 @@ def train(settings, processes, data) -> dict:
     test = HarExamples(data, scored, loaded.prompts, settings.test_limit, settings.seed)
     train.degrees = settings.rotate
     settings = settings.with_epochs(BUILT_IN_WINDOWS, len(train), of_sample=3)
-    model.class_weights = class_weights(train.labels(), len(recipe.classes))
+    if model.head is not None:
+        model.class_weights = class_weights(train.labels(), len(recipe.classes))
     model.to(processes.device)
 
     # ---- optimizer and run ----
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, loaded, optimizer, train)
+    if align and not settings.resume:
+        run.progress["provenance"]["stage_1"] = describe_align(settings.align)
 
     # ---- loop ----
     for step in run.steps():

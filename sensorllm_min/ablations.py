@@ -65,6 +65,7 @@ class Statistics(SensorLLM):
         series = batch.series                                     # (N, S), of windows of one length
         series, _ = self.chronos.in_usual_units(series, series[:, 0], batch.channels)
         statistics = window_statistics(series).to(self.special_embeddings.dtype)
+        statistics = statistics.to(batch.ids.device)
         return self.head(statistics.reshape(len(batch.labels), -1))
 
 

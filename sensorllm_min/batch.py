@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from .chronos_tokenizer import pad_left
+from .layers import exact_device
 
 IGNORED = -100                          # a target that no loss looks at
 
@@ -32,9 +33,12 @@ class Batch:
     channels: torch.Tensor              # (N,) the dataset's channel of each series
 
     def to(self, device):
+        """The batch on a device; samples stay, with their channels, where there is float64."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         examples = tensors.pop("examples")
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        places = dict.fromkeys(("series", "channels"), exact_device(device))
+        moved = {name: tensor.to(places.get(name, device), non_blocking=True)
+                 for name, tensor in tensors.items()}
         return Batch(**moved, examples=examples)
 
 

@@ -23,6 +23,7 @@ def run_script(main):
     Of several processes the first one prints it. Another waits a little, until torchrun ends it,
     and prints only if it is still running then: the mistake is on its side alone.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")             # a console may lack a letter
     code, message = 0, None
     first = int(os.environ.get("RANK", 0)) == 0
     try:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from .layers import exact_device
 from .llama import KVCache
 
 
@@ -49,12 +50,13 @@ def next_tokens(logits, sampling, streams):
     """Logits (B, V) -> token ids (B,). Each row draws one number from its numpy generator."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probs = token_probabilities(logits, sampling).double()
+    probs = token_probabilities(logits, sampling)
+    probs = probs.to(exact_device(probs.device)).double()
     reached = probs.cumsum(-1)                               # (B, V): where each token's share ends
     drawn = [[stream.random()] for stream in streams]
-    drawn = torch.tensor(drawn, dtype=torch.float64, device=logits.device)        # (B, 1)
+    drawn = torch.tensor(drawn, dtype=torch.float64, device=probs.device)         # (B, 1)
     tokens = (reached <= drawn * reached[:, -1:]).sum(-1)
-    return tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens.clamp(max=logits.shape[-1] - 1).to(logits.device)
 
 
 @torch.no_grad()

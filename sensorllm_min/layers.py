@@ -113,6 +113,15 @@ def has_triton():
     return importlib.util.find_spec("triton") is not None
 
 
+WITHOUT_FLOAT64 = {"mps"}               # kinds of device
+
+
+def exact_device(device) -> torch.device:
+    """The device itself, or the CPU in place of one that knows no float64."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
 def use_backend(model, backend):
     """Has every attention of a model run on "torch" or "triton"; None: the default of `attend`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

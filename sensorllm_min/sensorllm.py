@@ -58,7 +58,8 @@ class SensorLLM(nn.Module):
         mean_embedding = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)        # (D,)
         self.special_embeddings = nn.Parameter(mean_embedding.repeat(len(tokenizer.added), 1))
         self.head = self.new_head(len(self.markers), n_classes) if n_classes else None
-        self.register_buffer("class_weights", torch.ones(n_classes or 0), persistent=False)
+        weights = torch.ones(n_classes) if n_classes else None    # of the loss, (n_classes,)
+        self.register_buffer("class_weights", weights)
 
     def new_head(self, n_channels, n_classes):
         return nn.Linear(self.llm.config.d_model, n_classes, bias=False)
@@ -99,11 +100,13 @@ class SensorLLM(nn.Module):
         left. What standardising takes from a series, its mean and scale, is added as levels.
         """
         ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
+        ids, observed = ids.to(batch.ids.device), observed.to(batch.ids.device)
         features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
         if self.chronos.n_levels:
             levels = self.chronos.level_features(mean, scale, batch.channels)     # (N, n_levels)
             levels = levels[:, None].expand(-1, features.shape[1], -1)    # the same at each step
-            features = torch.cat([features, levels.to(features)], -1)
+            levels = levels.to(features.dtype).to(features.device)
+            features = torch.cat([features, levels], -1)
         steps = torch.arange(ids.shape[1], device=ids.device)
         first = ids.shape[1] - 1 - batch.series_lengths           # (N,) where each series begins
         is_real = steps >= first[:, None]                         # (N, S+1)
@@ -144,8 +147,9 @@ class SensorLLM(nn.Module):
 
     @staticmethod
     def part_of(name):
-        """Which of PARTS a parameter belongs to."""
-        return {"special_embeddings": "tokens"}.get(name, name.split(".")[0])
+        """Which of PARTS a parameter belongs to, or the class weights."""
+        moved = {"special_embeddings": "tokens", "class_weights": "head"}
+        return moved.get(name, name.split(".")[0])
 
     def train_only(self, parts):
         """Freezes all but `parts`. Trained parameters are float32, whatever the frozen ones are."""

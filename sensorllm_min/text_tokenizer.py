@@ -146,6 +146,18 @@ class TextTokenizer:
                 ids += self.encode_plain(part)
         return ids
 
+    def as_text(self, text) -> str:
+        """What a person typed, without control tokens: a space breaks each, "<ts>" to "< ts>"."""
+        text = text.encode("utf-8", "replace").decode("utf-8")    # a terminal may give half letters
+        control = set(self.whole)
+        if self.is_bpe:
+            added = self.backend.get_added_tokens_decoder().values()
+            control |= {token.content for token in added if token.special}
+        for token in sorted(control, key=len, reverse=True):
+            if len(token) > 1:
+                text = text.replace(token, token[0] + " " + token[1:])
+        return text
+
     def decode(self, ids) -> str:
         """Ids -> text. Our special tokens appear as they are written, the underlying ones not."""
         text, run = "", []

@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import traceback
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,9 @@ from helpers import digest
 from sensorllm_min.config import read_llama_config
 from sensorllm_min.data.download import unpack
 from sensorllm_min.data.prepare import prepare
+from sensorllm_min.data.own import read_log
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
-from sensorllm_min.evaluation.ask import csv_window
 from sensorllm_min.evaluation.predict import write_as_they_come
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import load_text_tokenizer, read_chat_template
@@ -75,7 +76,7 @@ def read_archive(folder):
 
 
 def read_question(folder):
-    return csv_window(folder / "my.csv", DATASETS["demo"], "har").samples.tolist(), []
+    return read_log(folder / "my.csv", DATASETS["demo"], Counter()).samples.tolist(), []
 
 
 def read_partial(folder):

@@ -53,7 +53,7 @@ def draw_window(path, window, dataset, chronos, title, texts):
         series = window[:, i]
         axis.step(seconds, bins[i], where="mid", color=ORANGE, linewidth=2.5, alpha=0.7)
         draw_trend_line(axis, series, dataset)
-        axis.set_title(f"{channel.spoken} ({channel.unit})", fontsize=9)
+        axis.set_title(channel.titled, fontsize=9)
         axis.set_xlabel(textwrap.fill(texts[i], 92), fontsize=6.5, loc="left")
         axis.tick_params(labelsize=7)
     handles = [pyplot.Line2D([], [], color=COLOURS[direction], label=name)
@@ -105,6 +105,40 @@ def draw_descriptions(path, windows, dataset):
     handles = [pyplot.Line2D([], [], color=COLOURS[direction], label=name, linewidth=4)
                for direction, name in DIRECTION_NAMES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+MOST_POINTS = 20_000                    # of a line in a picture; more would not be seen
+
+
+def draw_recording(path, log, dataset, bars):
+    """Draws a Log to a PNG: its signals, above them a bar of activities for each of `bars`.
+
+    bars: {"predicted": [(start, end, activity), ...], ...}, in seconds.
+    """
+    pyplot = plotting()
+    n = len(units_of(dataset))
+    figure, axes = pyplot.subplots(
+        n + 1, 1, figsize=(11, 0.6 + 0.35 * len(bars) + 1.9 * n), squeeze=False, sharex=True,
+        layout="constrained", height_ratios=[0.35 * len(bars), *[1.9] * n])
+    top, every = axes[0, 0], len(log.samples) // MOST_POINTS + 1
+    draw_units(axes[1:, 0], log.seconds[::every], log.samples[::every], dataset)
+    shown = {}                                                    # activity -> colour
+    names = [*dataset.classes, *(activity for bar in bars.values() for _, _, activity in bar)]
+    paint = pyplot.get_cmap("tab20")
+    colours = {name: paint(i % 20) for i, name in enumerate(dict.fromkeys(names))}
+    for height, bar in enumerate(bars.values()):
+        for start, end, activity in bar:
+            shown[activity] = colours[activity]
+            top.broken_barh([(start, end - start)], (-height - 0.4, 0.8), color=colours[activity])
+    top.set_yticks([-height for height in range(len(bars))], bars, fontsize=8)
+    top.set_xlim(0, float(np.nanmax(log.seconds)) + 1 / log.rate)
+    for side in ("top", "right", "left", "bottom"):
+        top.spines[side].set_visible(False)
+    top.tick_params(length=0)
+    handles = [pyplot.Line2D([], [], color=colour, label=name, linewidth=6)
+               for name, colour in shown.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
     save(figure, path)
 
 
@@ -187,19 +221,28 @@ def draw_class_bars(per_class, classes):
     return svg_of(figure)
 
 
-def draw_signals(window, dataset):
-    """A window (S, C) -> SVG: a panel for each unit, a line for each of its channels."""
-    units = list(dict.fromkeys(channel.unit for channel in dataset.channels))
-    figure, axes = plotting().subplots(len(units), 1, figsize=(6.5, 1.7 * len(units)),
-                                       squeeze=False, sharex=True, layout="constrained")
-    seconds = np.arange(len(window)) / dataset.rate
-    for axis, unit in zip(axes.flat, units):
-        for channel, series in zip(dataset.channels, window.T):
+def units_of(dataset):
+    """The units of its channels, each once, in order."""
+    return list(dict.fromkeys(channel.unit for channel in dataset.channels))
+
+
+def draw_units(axes, seconds, samples, dataset):
+    """Samples (N, C) at `seconds` (N,): an axis for each of units_of, a line for each channel."""
+    for axis, unit in zip(axes, units_of(dataset)):
+        for channel, series in zip(dataset.channels, samples.T):
             if channel.unit == unit:
                 axis.plot(seconds, series, linewidth=1, label=channel.spoken)
         axis.set_ylabel(unit, fontsize=8)
         axis.tick_params(labelsize=7)
         if len(axis.lines) <= 9:                                  # more names would hide the lines
             axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes[-1, 0].set_xlabel("seconds", fontsize=8)
+    axes[-1].set_xlabel("seconds", fontsize=8)
+
+
+def draw_signals(window, dataset):
+    """A window (S, C) -> SVG: a panel for each unit, a line for each of its channels."""
+    n = len(units_of(dataset))
+    figure, axes = plotting().subplots(n, 1, figsize=(6.5, 1.7 * n), squeeze=False, sharex=True,
+                                       layout="constrained")
+    draw_units(axes[:, 0], np.arange(len(window)) / dataset.rate, window, dataset)
     return svg_of(figure)

@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from ..files import InputError, brief, locked, read_json, write_json
+from .own import passed_over
 from .prepared import VERSION
-from .recordings import READERS, passed_over
+from .recordings import READERS
 from .sensors import DatasetInfo, choose_dataset, own_description
 from .texts import align_pair, pair_rng, trend_line
 
@@ -95,7 +96,7 @@ class PartWriter:
     def __init__(self, folder, job):
         self.folder, self.job, self.dataset = folder, job, job.dataset
         (folder / "samples").mkdir(parents=True)
-        self.files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8")
+        self.files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8", newline="\n")
                       for name in job.files}
         self.subjects, self.dropped, self.balance = {}, Counter(), Counter()
 
@@ -272,7 +273,7 @@ def merge_parts(job, done, folder, out):
         "version": VERSION, "dataset": job.name, "seed": job.seed,
         "answer": "+".join(job.answer_kinds), "rate": dataset.rate, "align_lengths": job.lengths,
         "channels": [channel.token for channel in dataset.channels],
-        "classes": list(dataset.classes), "source": dataset.source,
+        "classes": list(dataset.classes), "source": dataset.source, "held_out": dataset.held_out,
         "row": own_description(job.name, dataset),
         "har_windows": dict.fromkeys(dataset.splits, 0),
         "align_pairs": dict.fromkeys(dataset.splits, 0),
@@ -289,6 +290,18 @@ def merge_parts(job, done, folder, out):
                                         for label, name in enumerate(dataset.classes)}
     write_json(out / "meta.json", meta)
     return meta
+
+
+def check_splits(meta, raw):
+    """InputError where recordings of your own leave a split without a window or a pair."""
+    for what in ("har_windows", "align_pairs"):
+        empty = [split for split, count in meta[what].items() if not count]
+        if empty:
+            lost = ", ".join(f"{key} {count}" for key, count in meta["lost_samples"].items())
+            raise InputError(
+                f"{raw} gives no {what} for {' and '.join(empty)}; its recordings may be shorter "
+                f"than a window of dataset.json ({lost or 'nothing was lost'}), or its subjects "
+                "too few")
 
 
 OURS = re.compile(r"meta\.json|samples(/[^/]+\.npy)?|recordings\.jsonl|window_\d+\.png|"
@@ -357,6 +370,8 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
         done = prepare_parts(job, parts, unfinished / "parts", workers, say)
         shutil.rmtree(whole, ignore_errors=True)
         meta = merge_parts(job, done, unfinished / "parts", whole)
+        if reader is READERS["own"]:
+            check_splits(meta, raw)
         replaced = check_replaceable(out, name)
         if replaced:
             say(f"replacing {out}, which held {name} of seed {replaced.get('seed')}")

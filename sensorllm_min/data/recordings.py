@@ -4,36 +4,23 @@ A reader is two functions. `files` says what lies in the raw directory, part by 
 its subjects whole, so that several processes can read the parts. `read` turns one part into
 `Recording`s, all of one subject before the next. `prepare.py` cuts windows from recordings alone,
 so that no window crosses an activity, a subject or a gap.
-
-Some datasets have missing samples: NaN, or a time stamp that jumps. Gaps of up to GAP seconds are
-interpolated; at a longer one the recording ends, and another begins after it.
 """
-import math
 import re
 import warnings
 from collections import namedtuple
-from dataclasses import dataclass
-from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from ..files import InputError, brief, understanding
+from .logs import Recording, cut_log, put_on_grid, resample
+from .own import own_files, read_own
 from .sensors import DATASETS
 from .simulate import simulate
-from .tables import broken, check_samples, check_whole, read_csv, read_npy, read_table
+from .tables import broken, check_samples, check_whole, read_table
 
-GAP = 0.1                               # seconds; shorter than any movement that a text describes
 UNPACK_AGAIN = "; unpack the archive again"
-
-
-@dataclass
-class Recording:
-    subject: int | str
-    activity: int                       # index into the dataset's classes
-    samples: np.ndarray                 # (N, C) float32, channels in the dataset's order and units
-    source: str                         # the raw file that it comes from
 
 
 def find_files(raw, pattern, dataset):
@@ -62,89 +49,6 @@ def one_file_a_subject(raw, pattern, name, dataset):
                              "hold the archive once")
         parts[subject] = [path]
     return dict(sorted(parts.items()))
-
-
-# ---- from a log, which runs on through activities and gaps, to recordings ----
-
-def put_on_grid(samples, labels, seconds, rate, counts):
-    """Inserts rows where time stamps (N,) skip samples -> samples, labels.
-
-    For a skip of up to GAP, these are as many NaN rows as are missing. For a longer one, or a clock
-    that is set back, it is one row without a label, which ends the recording.
-    """
-    if not np.isfinite(seconds).all() or len(seconds) > 1 and not (np.diff(seconds) > 0).any():
-        raise ValueError("a time stamp is missing, or the clock stands still")
-    steps = np.rint(np.diff(seconds) * rate)
-    long = (steps < 0) | (steps > int(GAP * rate) + 1)
-    within_activity = (labels[1:] == labels[:-1]) & (labels[1:] >= 0)
-    counts["recordings split at a gap"] += int((long & within_activity).sum())
-    skips = np.flatnonzero(long | (steps > 1))
-    missing = np.where(long[skips], 1, steps[skips] - 1).astype(int)
-    index = np.repeat(skips + 1, missing)
-    new_labels = np.where(long[skips], -1, labels[skips])
-    return (np.insert(samples, index, np.nan, axis=0),
-            np.insert(labels, index, np.repeat(new_labels, missing)))
-
-
-def runs(values):
-    """(start, end) of the runs of equal neighbours; none in an empty array."""
-    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
-    starts = [0] if len(values) else []
-    return zip(np.concatenate([starts, edges]).astype(int), np.concatenate([edges, [len(values)]]))
-
-
-def split_at_gaps(samples, rate, counts):
-    """Samples (N, C) of one activity -> stretches without missing samples.
-
-    Short gaps are interpolated; what is interpolated, dropped and split is counted.
-    """
-    missing = ~np.isfinite(samples).all(1)                        # (N,)
-    if not missing.any():
-        yield samples
-        return
-    samples, n = samples.copy(), len(samples)
-    keep = np.ones(n, dtype=bool)
-    for start, end in runs(missing):
-        at_end = start == 0 or end == n
-        if missing[start] and (at_end or end - start > int(GAP * rate)):
-            keep[start:end] = False
-            counts["samples lost at ends and in long gaps"] += int(end - start)
-            counts["recordings split at a gap"] += int(not at_end)
-    counts["samples interpolated"] += int((missing & keep).sum())
-    for channel in samples.T:                                     # a view: filled in place
-        bad = ~np.isfinite(channel)
-        if not bad.all():
-            good = np.flatnonzero(~bad)
-            channel[bad] = np.interp(np.flatnonzero(bad), good, channel[good])
-    for start, end in runs(keep):
-        if keep[start]:
-            yield samples[start:end]
-
-
-def resample(samples, raw_rate, rate):
-    """Resamples (N, C) through scipy's anti-aliasing filter -> float32.
-
-    Straight lines, and so rest, stay as they are, up to both ends.
-    """
-    if raw_rate in (None, rate) or len(samples) < 2:              # one sample makes no line
-        return samples.astype(np.float32)
-    from scipy.signal import resample_poly
-    samples = samples.astype(np.float64)
-    ratio = Fraction(rate / raw_rate).limit_denominator(1000 * math.ceil(raw_rate / rate))
-    resampled = resample_poly(samples, *ratio.as_integer_ratio(), axis=0, padtype="line")
-    return resampled.astype(np.float32)
-
-
-def cut_log(subject, samples, labels, dataset, source, counts):
-    """A log (N, C) with a label per sample, -1 for none -> Recordings at the dataset's rate."""
-    if not len(samples):
-        counts["recordings without a sample"] += 1
-    for start, end in runs(labels):
-        if labels[start] < 0:
-            continue
-        for stretch in split_at_gaps(samples[start:end], dataset.raw_rate or dataset.rate, counts):
-            resampled = resample(stretch, dataset.raw_rate, dataset.rate)
-            yield Recording(subject, int(labels[start]), resampled, source)
 
 
 def label_indices(raw_labels, ids, path, others=(0,)):
@@ -342,60 +246,6 @@ def read_capture24(subject, files, dataset, seed, counts):
         pieces.clear()
         samples, labels = put_on_grid(samples, labels, seconds, 100, counts)
     yield from cut_log(subject, samples, labels, dataset, path.name, counts)
-
-
-# ---- recordings of your own ----
-
-def is_left_behind(path):
-    """Whether a file manager or an editor has left a file there, of which nobody needs to know."""
-    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
-
-
-def is_own(path, raw):
-    """Whether a file is a recording: SUBJECT/ACTIVITY/NAME.csv or .npy, however that is spelled."""
-    depth = len(path.relative_to(raw).parts)
-    return depth == 3 and path.suffix.lower() in (".csv", ".npy") and not is_left_behind(path)
-
-
-def own_files(raw):
-    """SUBJECT/ACTIVITY/NAME.csv or .npy beside dataset.json: {subject: files}."""
-    parts = {}
-    for path in sorted(Path(raw).glob("*/*/*")):
-        if is_own(path, raw):
-            parts.setdefault(path.parent.parent.name, []).append(path)
-    if not parts:
-        raise InputError(f"{raw} holds no recording; they lie in SUBJECT/ACTIVITY/NAME.csv or .npy "
-                         "beside dataset.json")
-    return parts
-
-
-def passed_over(raw):
-    """One line about the files beside one's own recordings that are not read, or None."""
-    paths = sorted(path.relative_to(raw) for path in Path(raw).rglob("*") if path.is_file()
-                   and not is_own(path, raw) and not is_left_behind(path))
-    names = [str(path) for path in paths if str(path) != "dataset.json"]
-    if not names:
-        return None
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    files = "1 file" if len(names) == 1 else f"{len(names)} files"
-    return (f"not read: {files} in {raw} that are no SUBJECT/ACTIVITY/NAME.csv or .npy: "
-            f"{', '.join(names[:8])}{more}")
-
-
-def read_own(subject, files, dataset, seed, counts):
-    """A CSV has a column per channel, named by its token; an npy is (N, C). NaN is missing."""
-    tokens = [channel.token for channel in dataset.channels]
-    for path in files:
-        activity = path.parent.name
-        if activity not in dataset.classes:
-            raise InputError(f"{path}: '{activity}' is none of the classes in dataset.json: "
-                             f"{', '.join(dataset.classes)}")
-        if path.suffix.lower() == ".csv":
-            samples, _ = read_csv(path, tokens)
-        else:
-            samples = read_npy(path, tokens).astype(np.float64)
-        labels = np.full(len(samples), dataset.classes.index(activity))
-        yield from cut_log(subject, samples, labels, dataset, "/".join(path.parts[-3:]), counts)
 
 
 # files: raw -> {part: its files}; read: (part, files, dataset, seed, counts) -> Recordings

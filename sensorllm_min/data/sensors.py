@@ -4,6 +4,7 @@ A new public dataset needs an entry here and a reader in `recordings.py`. Record
 need no code: a `dataset.json` beside them takes the place of the entry (`own_dataset`).
 """
 import re
+import unicodedata
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from .wording import DIRECTION_OF_WORD
 class Channel:
     token: str                          # its marker tokens are <token_start> and <token_end>
     spoken: str                         # its name in texts
-    unit: str
+    unit: str = ""
+    column: str | None = None           # its name in a CSV; None: the token
+
+    @property
+    def heading(self):
+        """The name of its column in a CSV."""
+        return self.column or self.token
+
+    @property
+    def titled(self):
+        """Its name with its unit, as pictures and reports show it."""
+        return f"{self.spoken} ({self.unit})" if self.unit else self.spoken
 
     @property
     def start(self):
@@ -33,6 +45,15 @@ def triaxial(kind, unit, token="", spoken=""):
     """The x, y and z channels of one sensor; the prefixes token and spoken say where it is worn."""
     return tuple(Channel(f"{token}{axis}_{kind}", f"{spoken}{axis}-axis {KINDS[kind]}", unit)
                  for axis in "xyz")
+
+
+# How training, validation and test differ; what that leaves to be tested.
+SPLITS = {
+    None: "people who were not trained on",
+    "recordings": "other recordings of the people who were trained on: it says nothing about other "
+                  "people",
+    "time": "later stretches of recordings that were trained on, a window apart: it says nothing "
+            "about other people, and little about other days"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +78,17 @@ class DatasetInfo:
     smooth: float = 0.0                 # seconds of the moving average behind stage-1 trends
     band: float = 0.0                   # a change below this share of a window's range is no trend
     places: tuple | None = None         # of own recordings: channels worn together (see rotations)
+    # of own recordings, as dataset.json says (see own.py):
+    time_column: str | None = None      # of a CSV; None: "time", where there is one
+    time_unit: str | None = None        # of own.UNITS; None: told from the rate
+    label_column: str | None = None     # None: the folder names the activity
+    label_values: dict | None = None    # {value in that column: class}; None: the class itself
+    split: str | None = None            # one of SPLITS; None: by subjects
     splits = ("train", "val", "test")   # the same for all datasets: not a field
 
     def split_of(self, subject):
+        if self.split:                                            # as own.split_recordings names it
+            return subject.rpartition("-")[2]
         if subject in self.test_subjects:
             return "test"
         return "val" if subject in self.val_subjects else "train"
@@ -68,6 +97,11 @@ class DatasetInfo:
     def n_window(self):
         """Samples of a stage-2 window."""
         return round(self.window)
+
+    @property
+    def held_out(self):
+        """What the test is made of, for reports."""
+        return SPLITS[self.split]
 
     @property
     def source(self):
@@ -243,8 +277,14 @@ def rotations(dataset):
 
 # ---- recordings of your own ----
 
-OWN_KEYS = ("name", "rate", "channels", "classes", "test_subjects", "val_subjects",
-            "window", "stride", "align_lengths", "share", "places", "citation", "licence")
+OWN_KEYS = ("name", "rate", "channels", "classes", "test_subjects", "val_subjects", "split", "time",
+            "label", "window", "stride", "align_lengths", "share", "places", "citation", "licence")
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}            # of a time column, in seconds
+
+
+def normalised(name):
+    """A name in Unicode's composed form: a Mac's folders have the decomposed one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def own_dataset(raw):
@@ -273,14 +313,28 @@ def own_dataset(raw):
         places = given.get("places")
         if places is not None:
             places = tuple(tuple(map(str, texts(place))) for place in texts(places))
-        named = {key: tuple(map(str, texts(given[key])))
-                 for key in ("classes", "test_subjects", "val_subjects")}
+        split = given.get("split")
+        subjects = {key: tuple(normalised(str(name)) for name in texts(given.get(key, [])))
+                    for key in ("test_subjects", "val_subjects")}
+        if not split and not all(subjects.values()):
+            raise InputError(f"{path}: give test_subjects and val_subjects, at least one each, or, "
+                             'for a single person, "split": "recordings" or "time"')
         return name, check_dataset(name, DatasetInfo(
-            rate=rate, window=window, stride=stride, **named,
+            rate=rate, window=window, stride=stride, split=split, **subjects,
+            classes=tuple(map(str, texts(given["classes"]))),
+            **named_columns("time", given.get("time", {}), ("column", "unit")),
+            **named_columns("label", given.get("label", {}), ("column", "values")),
             channels=tuple(Channel(**channel) for channel in given["channels"]),
             align_lengths=tuple(given.get("align_lengths", (min(5, window), window))),
             share=given.get("share", 1), citation=given.get("citation", ""),
             licence=given.get("licence", ""), places=places), path)
+
+
+def named_columns(what, given, keys):
+    """{"column": "t"} of JSON -> {"time_column": "t"}, fields of DatasetInfo."""
+    if not isinstance(given, dict) or given and "column" not in given or set(given) - set(keys):
+        raise ValueError(f"{what} must be an object of {' and '.join(keys)}, not {given!r}")
+    return {f"{what}_{key}": value for key, value in given.items()}
 
 
 def texts(given):
@@ -302,6 +356,7 @@ def check_dataset(name, dataset, where):
     reserved = re.compile(r"\d|[.\n]|" + "|".join(DIRECTION_OF_WORD))
     for channel in dataset.channels:
         check_types(channel, where)
+        require(channel.spoken.strip(), f"the spoken name of {brief(channel.token)} is empty")
         require(re.fullmatch("[a-z0-9_]+", channel.token),
                 f"token '{brief(channel.token)}' must consist of a-z, 0-9 and _")
         require(not reserved.search(channel.spoken),
@@ -309,13 +364,22 @@ def check_dataset(name, dataset, where):
                 f"({', '.join(DIRECTION_OF_WORD)}), which would be read as a claim of the text")
     tests, vals = map(list, (dataset.test_subjects, dataset.val_subjects))
     tokens = [channel.token for channel in dataset.channels]
-    for what, values in (("channel tokens", tokens), ("classes", list(dataset.classes)),
+    headings = [channel.heading for channel in dataset.channels]
+    for what, values in (("channel tokens", tokens), ("columns", headings),
+                         ("classes", list(dataset.classes)),
                          ("test and val subjects", [*tests, *vals])):
-        require(values and len(set(values)) == len(values),
+        require((values or dataset.split) and len(set(values)) == len(values),
                 f"{what} {brief(values)} must neither be empty nor repeat a value")
     for text in (*dataset.classes, *(channel.unit for channel in dataset.channels)):
         require(text.isprintable(), f"{brief(repr(text))} must be text of one line")
-    require(tests and vals, "test_subjects and val_subjects need at least one subject each")
+    require(dataset.split in SPLITS, f"split '{brief(dataset.split)}' must be recordings or time")
+    require(bool(tests) == bool(vals) == (dataset.split is None),
+            "give either split, or test_subjects and val_subjects, at least one each")
+    require(dataset.time_unit in (None, *UNITS),
+            f"the unit of time '{brief(dataset.time_unit)}' must be one of {', '.join(UNITS)}")
+    values = dataset.label_values
+    require(values is None or set(values.values()) == set(dataset.classes),
+            f"the values of label {brief(values)} must name each of the classes, and no other")
     require(dataset.window >= 2 and dataset.stride >= 1,
             f"window {dataset.window} and stride {dataset.stride} must be at least 2 and 1")
     lengths = dataset.align_lengths

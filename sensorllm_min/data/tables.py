@@ -6,6 +6,7 @@ import csv
 import gzip
 from array import array
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def number(text) -> float:
 
 def csv_rows(path):
     """Yields (line, fields) of each line of a CSV that holds anything, the header first."""
-    opened = gzip.open if Path(path).suffix == ".gz" else open
+    opened = gzip.open if Path(path).suffix.lower() == ".gz" else open
     with (understanding(path, "cannot be read as CSV"),
           opened(path, "rt", encoding="utf-8-sig", newline="") as file):
         rows = csv.reader(file, strict=True)
@@ -42,19 +43,28 @@ def csv_header(path) -> list[str]:
     return [name.strip() for name in header]
 
 
-def read_csv(path, tokens):
-    """The columns of these names -> (samples (N, C) float64, the line of each). NaN is missing.
+class Table(NamedTuple):
+    """The columns of a CSV."""
+    samples: np.ndarray                 # (N, C) float64, NaN where one is missing
+    lines: np.ndarray                   # (N,) the line of each in the file
+    texts: dict                         # {name: N texts} of the columns that hold no samples
+
+
+def read_csv(path, tokens, others=()) -> Table:
+    """The columns `tokens`, as numbers, and `others`, as texts.
 
     InputError where a name is not there or there twice, where a line has more or fewer fields than
     the header (an empty last one, from a trailing comma, is harmless), or for what is no number.
     """
     header = csv_header(path)
-    for token in tokens:
-        if header.count(token) != 1:
-            how = "twice the" if token in header else "no"
-            raise InputError(f"{path} has {how} column {token}; it needs the channels "
-                             f"{', '.join(tokens)}, its columns are {brief(', '.join(header))}")
+    for name in (*tokens, *others):
+        if header.count(name) != 1:
+            how = "twice the" if name in header else "no"
+            raise InputError(f"{path} has {how} column {name}; it needs "
+                             f"{', '.join((*tokens, *others))}, its columns are "
+                             f"{brief(', '.join(header))}")
     columns = [header.index(token) for token in tokens]
+    texts = {header.index(name): [] for name in others}
     rows = csv_rows(path)
     next(rows)
     samples, lines = array("d"), array("q")
@@ -70,7 +80,10 @@ def read_csv(path, tokens):
             shown = brief(", ".join(fields[column] for column in columns))
             raise InputError(f"{path}, line {line}: a sample is not a finite number: {shown}")
         lines.append(line)
-    return np.array(samples).reshape(-1, len(tokens)), np.array(lines)
+        for column, values in texts.items():
+            values.append(fields[column].strip())
+    return Table(np.array(samples).reshape(-1, len(tokens)), np.array(lines),
+                 dict(zip(others, texts.values())))
 
 
 def check_samples(samples, n_columns, path):

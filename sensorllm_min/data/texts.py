@@ -268,8 +268,10 @@ def correlations_text(window, dataset):
 
 
 def meta_text(window, dataset):
-    units = dict.fromkeys(f"{channel.spoken.split()[-1]} in {channel.unit}"
-                          for channel in dataset.channels)
+    units = {}                                                    # each once, in order
+    for channel in dataset.channels:
+        unit = f" in {channel.unit}" if channel.unit else ""
+        units[channel.spoken.split()[-1] + unit] = None
     return (f"The window holds {len(window)} samples of {len(dataset.channels)} channels at "
             f"{dataset.rate} Hz ({number(len(window) / dataset.rate)} seconds): "
             f"{join_list(list(units))}.")
@@ -310,7 +312,8 @@ def reasoning_text(window, dataset):
         columns = [i for i, channel in enumerate(dataset.channels) if channel.unit == unit]
         column = max(columns, key=lambda i: window[:, i].std(dtype=float))
         series, spoken = window[:, column].astype(float), dataset.channels[column].spoken
-        sentence = (f"In {unit}, the {spoken} varies most, by {number(series.std())} around "
+        start = f"In {unit}, the" if unit else "The"
+        sentence = (f"{start} {spoken} varies most, by {number(series.std())} around "
                     f"{number(series.mean())}")
         if np.ptp(series) > 0:
             rhythm = number(strongest_rhythm(series, dataset.rate), 1)

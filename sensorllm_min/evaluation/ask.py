@@ -1,4 +1,5 @@
 """One window and a question, from a prepared dataset or a CSV: the answer, word by word."""
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -7,11 +8,13 @@ import numpy as np
 import torch
 
 from ..batch import IGNORED, Example, collate
-from ..data.claims import parse_activity
+from ..data.claims import parse_activity, parse_segments
 from ..data.examples import align_prompt, har_prompt
-from ..data.plots import draw_window
+from ..data.logs import resample
+from ..data.own import read_log
+from ..data.plots import draw_descriptions, draw_window
 from ..data.sensors import DatasetInfo
-from ..data.tables import csv_header, read_csv
+from ..data.tables import csv_header
 from ..data.texts import window_trends_text
 from ..files import InputError, brief
 from ..generate import stream
@@ -56,31 +59,27 @@ def prepared_window(data, kind, split, index, token=None) -> Window:
     return Window(samples[:, [column]], wanted, f"{name}_{token}", title, truth)
 
 
-def csv_window(path, dataset, kind, token=None) -> Window:
-    """The samples of a CSV with a column for each channel, named by its token; in stage 1 of one.
+def csv_window(path, dataset, token=None) -> Window:
+    """One channel of a CSV, a short window without a gap, for stage 1.
 
-    InputError, which names the line, where a sample is missing or not finite.
+    InputError where a sample is missing or not finite.
     """
     columns = csv_header(path)
     tokens = [channel.token for channel in dataset.channels]
-    if kind == "align":
-        known = [token for token in tokens if token in columns]
-        if token is None and len(known) != 1:
-            raise InputError(f"{path} holds {len(known)} columns that are named as a channel is "
-                             f"({', '.join(known) or brief(', '.join(columns))}); choose one with "
-                             f"--channel, of {', '.join(tokens)}")
-        tokens = [token or known[0]]
-        dataset = one_channel(dataset, tokens[0])
-    samples, lines = read_csv(path, tokens)
-    bad = ~np.isfinite(samples).all(1)
+    known = [channel.token for channel in dataset.channels if channel.heading in columns]
+    if token is None and len(known) != 1:
+        raise InputError(f"{path} holds {len(known)} columns that are named as a channel is "
+                         f"({', '.join(known) or brief(', '.join(columns))}); choose one with "
+                         f"--channel, of {', '.join(tokens)}")
+    dataset = one_channel(dataset, token or known[0])
+    log = read_log(path, replace(dataset, label_column=None), Counter())
+    bad = ~np.isfinite(log.samples).all(1)
     if bad.any():
-        raise InputError(f"{path}, line {lines[bad.argmax()]}: a sample is missing or not a finite "
-                         "number")
+        raise InputError(f"{path}: sample {bad.argmax() + 1} is missing or not a finite number; "
+                         "a window to ask about needs all of its samples")
+    samples = resample(log.samples, log.rate, dataset.rate)
     if len(samples) < 2:
         raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")
-    if kind == "har" and len(samples) != dataset.n_window:
-        raise InputError(f"{path} holds {len(samples)} samples; a window of this model has "
-                         f"{dataset.n_window}")
     return Window(samples, dataset, Path(path).stem, str(path), None)
 
 
@@ -101,7 +100,9 @@ def draw(window, chronos, folder, say):
 def batch_of(window, question, loaded, device):
     """The prompt about a window as a batch of one. InputError where the LLM cannot take it."""
     samples, dataset, prompts = window.samples, window.dataset, loaded.prompts
+    prompts.check_length(samples, window.title)
     if loaded.recipe.stage == "align":
+        question = loaded.tokenizer.as_text(question)
         prompt = align_prompt(prompts, dataset.channels[0], len(samples), dataset.rate, question)
     else:
         prompt = har_prompt(prompts, samples, dataset)
@@ -151,13 +152,32 @@ def typed_questions():
         return
 
 
-def converse(loaded, window, question, processes, decoding):
-    """Prints the answer to a question about a window, or to each that a person types."""
+def draw_claim(window, text, folder, say):
+    """Draws the trends that an answer of stage 1 claims, if it does, below the true ones."""
+    claimed = parse_segments(text)
+    if not claimed:
+        return
+    path = folder / f"answered_{window.name}.png"
+    title = f"{window.title}: {window.dataset.channels[0].spoken}"
+    try:
+        draw_descriptions(path, [(title, window.samples[:, 0], claimed)], window.dataset)
+    except ImportError:
+        return                                                    # `draw` has said so
+    say(f"(drawn with the true trends in {path})")
+
+
+def converse(loaded, window, question, processes, decoding, folder):
+    """Prints the answer to a question about a window, or to each that a person types.
+
+    What an answer claims is drawn into the folder.
+    """
     say = partial(print, end="", flush=True)
     if question is None:
         print("ask about it; an empty line ends", flush=True)
     for asked in [question] if question else typed_questions():
-        answer(loaded, window, asked, processes, decoding, say)
+        text = answer(loaded, window, asked, processes, decoding, say)
         print()
+        if loaded.recipe.stage == "align":
+            draw_claim(window, text, folder, print)
     if question and window.truth:
         print(f"\n(the dataset says:\n{window.truth})", flush=True)

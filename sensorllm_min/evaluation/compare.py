@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ..ablations import ABLATIONS
-from ..files import InputError, markdown_table, read_json, write_json, write_text
+from ..files import (
+    InputError, markdown_table, read_json, understanding, write_json, write_text)
 from .class_scores import class_scores
 
 # The rows of the table: what is changed in the settings of the full model, and what that leaves.
@@ -59,6 +60,9 @@ def plan_runs(settings, plan, data, processes):
         raise InputError("--compare compares class heads; leave --answer and --ablate out")
     folds = [None]
     if plan.folds:
+        if data.dataset.split:
+            raise InputError(f"--folds leaves people out; {settings.data} is split by "
+                             f"{data.dataset.split}, within each person")
         folds = [(k, plan.folds) for k in range(plan.folds)]
         n_subjects = len(data.subjects_of("train")) + len(data.subjects_of("val"))
         if not 2 <= plan.folds <= n_subjects:
@@ -131,9 +135,35 @@ def write_comparison(out, results, plan, data, command):
         runs = (f"{seeds} and {plan.folds} folds: each of the subjects that are not for the test "
                 "is scored once, by a model that has not seen it")
     else:
-        n_test = len(data.subjects_of("test"))
-        runs = f"{seeds}, which share one stage 1 if there is one; the test has {n_test} people"
+        runs = f"{seeds}, which share one stage 1 if there is one; the test has " + (
+            data.dataset.held_out if data.dataset.split
+            else f"{len(data.subjects_of('test'))} people")
     table = comparison_table(results, runs)
-    write_json(Path(out, "comparison.json"), {"command": command, "results": results})
+    write_json(Path(out, "comparison.json"),
+               {"command": command, "dataset": data.name, "results": results})
     write_text(Path(out, "comparison.md"), f"# Comparison\n\n`{command}`\n\n{table}")
     return table
+
+
+def table_over_datasets(folders):
+    """Folders of comparisons -> Markdown: macro F1, a column for each, a row for each of theirs.
+
+    InputError where a folder holds no comparison, or two are of the same dataset.
+    """
+    columns = {}                                                  # dataset -> {row: [macro F1]}
+    for folder in folders:
+        path = Path(folder, "comparison.json")
+        content = read_json(path)
+        with understanding(path, advice="; run train_har.py --compare again"):
+            scores = {name: [float(run["macro_f1"]) for run in runs]
+                      for name, runs in content["results"].items()}
+            name = str(content["dataset"])
+        if name in columns:
+            raise InputError(f"{path}: another of the comparisons is of {name}, too")
+        columns[name] = scores
+    rows = []
+    for name in dict.fromkeys(name for scores in columns.values() for name in scores):
+        rows.append((name, *(mean_and_std(scores[name]) if name in scores else ""
+                             for scores in columns.values())))
+    n_runs = ("runs", *(len(next(iter(scores.values()))) for scores in columns.values()))
+    return markdown_table(("macro F1", *columns), [*rows, n_runs])

@@ -1,9 +1,7 @@
 """The report of stage 2: one HTML file that holds its pictures, and its tables as Markdown."""
 import base64
 import html
-import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from ..data.plots import draw_class_bars, draw_confusion, draw_signals
@@ -19,10 +17,12 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
   vertical-align: top }
 td { overflow-wrap: break-word } td + td:last-child { overflow-wrap: anywhere }
 figure { margin: 1rem 0; break-inside: avoid }
-figure img { width: 100%; max-width: 40rem; height: auto }
+figure div { overflow-x: auto }
+figure img { display: block }
 figcaption, .note { color: #566573; font-size: .9rem }
 @media print { body { font-size: 11pt; max-width: none; padding: 0 }
-  table { display: table } tr { break-inside: avoid } h2, h2 + p { break-after: avoid }
+  table { display: table } thead { display: table-header-group } tr { break-inside: avoid }
+  h2, h2 + p { break-after: avoid }
   figure img { width: auto; max-width: 100%; max-height: 9cm } }
 @media (max-width: 30rem) { table { font-size: .8rem } th, td { padding-right: .5rem } }
 """
@@ -34,7 +34,7 @@ MEANING = {
     "macro_precision": "precision, averaged over all classes",
     "macro_recall": "recall, averaged over all classes",
     "kappa": "Cohen's: agreement beyond that of independent draws",
-    "chance": "accuracy of always naming the majority class",
+    "chance": "accuracy of always naming the class that most of these windows have",
 }
 
 
@@ -59,16 +59,17 @@ def html_table(head, rows):
     def line(cells, tag):
         return "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells)
 
-    lines = [line(head, "th")] if any(head) else []
-    lines += [line(row, "td") for row in rows]
-    return f"<table>{''.join(f'<tr>{cells}</tr>' for cells in lines)}</table>"
+    top = f"<thead><tr>{line(head, 'th')}</tr></thead>" if any(head) else ""      # on each page
+    lines = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f"<table>{top}<tbody>{lines}</tbody></table>"
 
 
 def figure(svg, caption):
     """An SVG inside the page, as an image: pictures share no ids then."""
     data = base64.b64encode(svg.encode()).decode()
-    return (f'<figure><img alt="{html.escape(caption)}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>")
+    caption = html.escape(caption)
+    return (f'<figure><div><img alt="{caption}" src="data:image/svg+xml;base64,{data}"></div>'
+            f"<figcaption>{caption}</figcaption></figure>")
 
 
 def most_wrong(records, n=6):
@@ -108,23 +109,38 @@ def wrong_window(record, data, windows):
     return shown
 
 
-def describe_run(loaded, data, split, command):
-    """Settings, data, and how to reproduce the scores: {heading: [(what, value), ...]}."""
+def describe_source(source):
+    """A provenance as rows of a table."""
+    stage_1 = source.get("stage_1") or {}
+    rows = [("command", source.get("command")), ("code", source.get("commit")),
+            ("trained in this stage", ", ".join(source.get("trained", []))),
+            ("stage 1", stage_1.get("checkpoint")),
+            ("scores of stage 1", ", ".join(f"{name.replace('_', ' ')} {value:.4g}"
+                                            for name, value in stage_1.get("scores", {}).items())),
+            ("versions", source.get("versions")), ("device", source.get("device")),
+            ("processes", source.get("processes"))]
+    return [(what, value) for what, value in rows if value]
+
+
+def describe_run(loaded, data, split, source):
+    """Settings, data, and how to reproduce the scores: {heading: [(what, value), ...]}.
+
+    source: the provenance of the evaluation; that of the training is in the checkpoint.
+    """
     recipe, progress = loaded.recipe, loaded.progress
     dataset, meta = data.dataset, data.meta
     subjects = [subject for subject, counts in meta["subjects"].items() if counts["split"] == split]
     settings = [(name.replace("_", " "), value) for name, value in progress["settings"].items()
                 if value is not None]
-    packages = [f"{name} {version(name)}" for name in ("torch", "numpy", "tokenizers", "pandas")]
-    channels = [f"{channel.spoken} ({channel.unit})" for channel in dataset.channels]
+    channels = [channel.titled for channel in dataset.channels]
     windows = [f"{name} {count}" for name, count in meta["har_windows"].items()]
-    return {
+    sections = {
         "Settings": [
             ("LLM", recipe.llm or "built-in size, trained from scratch"),
             ("encoder", recipe.encoder or "built-in size, trained from scratch"),
             ("text in the prompt", "+".join(recipe.text) or "none"), ("answer", recipe.answer),
             *([("ablation", recipe.ablation)] if recipe.ablation else []),
-            ("trained", ", ".join(recipe.trained)),
+            ("trained in either stage", ", ".join(recipe.trained)),
             ("projector", ", ".join(map(str, recipe.projector))), ("scaling", recipe.scaling),
             *settings, ("best step", progress["best_step"])],
         "Data": [
@@ -132,12 +148,11 @@ def describe_run(loaded, data, split, command):
             ("window", f"{dataset.n_window} samples, {dataset.window / dataset.rate:g} s; "
                        f"stride {dataset.stride:g}"),
             ("channels", ", ".join(channels)), (f"{split} subjects", ", ".join(subjects)),
-            ("windows", ", ".join(windows))],
-        "How to reproduce it": [
-            ("command", command),
-            ("versions", ", ".join([f"Python {platform.python_version()}", *packages])),
-            ("machine", f"{platform.system()} {platform.machine()}")],
+            ("windows", ", ".join(windows)), ("the test is of", dataset.held_out)],
+        "The training": describe_source(progress.get("provenance", {})),
+        "This evaluation": describe_source(source),
     }
+    return {heading: rows for heading, rows in sections.items() if rows}
 
 
 @dataclass(frozen=True)
@@ -148,7 +163,7 @@ class Findings:
     scores: dict                        # from class_scores
     intervals: dict                     # from bootstrap_intervals
     split: str
-    command: str                        # that produced them
+    source: dict                        # their provenance
 
 
 def write_report(path, findings: Findings, loaded, data):
@@ -156,16 +171,19 @@ def write_report(path, findings: Findings, loaded, data):
     records, scores, recipe = findings.records, findings.scores, loaded.recipe
     classes = recipe.classes
     n_subjects = len({record["subject"] for record in records})
+    people = "unseen people" if data.dataset.split is None else "people who were trained on"
     title = (f"{recipe.dataset}: macro F1 {scores['macro_f1']:.3f} on {len(records)} windows of "
-             f"{n_subjects} unseen people")
+             f"{n_subjects} {people}")
     note = f"Intervals: {n_subjects} subjects drawn with replacement, 2000 times. "
+    if data.dataset.split:
+        note += f"The test is of {data.dataset.held_out}. "
     if n_subjects < 5:
         note += ("So few people say little about the next one: the interval only shows how these "
                  "differ. ")
     if recipe.answer != "class":
         unread = sum(record["predicted"] is None for record in records)
         note += f"{unread} of {len(records)} answers name no class; they count as wrong."
-    sections = describe_run(loaded, data, findings.split, findings.command)
+    sections = describe_run(loaded, data, findings.split, findings.source)
     score_table = score_table_of(scores, findings.intervals)
     class_table = class_table_of(scores["per_class"], classes)
 

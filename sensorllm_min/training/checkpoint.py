@@ -1,8 +1,8 @@
 """Models from a recipe, and checkpoints: one safetensors file that says what it is.
 
-    tensors      what was trained: projector, special-token embeddings, head; encoder and LLM only
-                 where they were trained or have no source; in last.safetensors also the
-                 optimizer's moments, under optimizer.*
+    tensors      what was trained: projector, special-token embeddings, head with the class
+                 weights of its loss; encoder and LLM only where they were trained or have no
+                 source; in last.safetensors also the optimizer's moments, under optimizer.*
     metadata     the recipe (below), the progress of the run, its settings
 
 For an 8B LLM a file takes about 42 MB: the frozen networks are read from where they came from, and
@@ -222,8 +222,9 @@ def move_sources(recipe, llm=None, encoder=None):
 # ---- checkpoint files ----
 
 def trained_tensors(model, recipe):
-    return {name: parameter for name, parameter in model.named_parameters()
-            if model.part_of(name) in recipe.saved_parts}
+    """{name: tensor} of what a checkpoint holds: parameters, and the class weights."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor for name, tensor in tensors if model.part_of(name) in recipe.saved_parts}
 
 
 def save_checkpoint(path, model, recipe, progress, optimizer=None):
@@ -273,7 +274,8 @@ def read_checkpoint(path):
         known_dataset(recipe.dataset, recipe.own_dataset, path)
         good = (is_a(progress["step"], int) and is_a(progress["best"], float | None)
                 and is_a(progress["best_step"], int | None) and is_a(progress["seconds"], float)
-                and is_a(progress["settings"], dict))
+                and is_a(progress["settings"], dict)
+                and is_a(progress.get("provenance", {}), dict))
         if not good:
             raise ValueError(f"the progress is {progress}")
         tensors = {name.replace(OLD_TENSOR, NEW_TENSOR): file.get_tensor(name)
@@ -292,19 +294,21 @@ def check_shapes(shapes, tensors, path):
 
 def fill_model(model, recipe, tensors, path, new_parts=()):
     """Copies a checkpoint's tensors into the model, not new_parts. InputError unless they fit."""
-    wanted = {name: parameter for name, parameter in trained_tensors(model, recipe).items()
+    wanted = {name: tensor for name, tensor in trained_tensors(model, recipe).items()
               if model.part_of(name) not in new_parts}
+    if "class_weights" not in tensors:                            # as in earlier checkpoints
+        wanted.pop("class_weights", None)
     given = {name: tensor for name, tensor in tensors.items()
              if not name.startswith("optimizer.") and model.part_of(name) not in new_parts}
-    shapes = {name: parameter.shape for name, parameter in wanted.items()}
+    shapes = {name: tensor.shape for name, tensor in wanted.items()}
     check_shapes(shapes | dict.fromkeys(given.keys() - shapes.keys()), given, path)
     broken = [name for name in wanted
               if not given[name].is_floating_point() or not given[name].isfinite().all()]
     if broken:
         raise InputError(f"{path}: {broken[0]} is {given[broken[0]].dtype}, or not all of it is "
                          "finite")
-    for name, parameter in wanted.items():                        # trained parts are float32
-        parameter.data = given[name].to(parameter.device, torch.float32, copy=True)
+    for name, tensor in wanted.items():                           # trained parts are float32
+        tensor.data = given[name].to(tensor.device, torch.float32, copy=True)
 
 
 def load_checkpoint(path, llm=None, encoder=None, dtype=torch.float32, int8=False) -> Loaded:

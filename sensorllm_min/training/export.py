@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..files import InputError, markdown_table, read_json, write_text
-from .checkpoint import save_checkpoint, trained_tensors
+from .checkpoint import save_checkpoint
 from .hub import HUB_ID
 
 STAGES = {"align": "describes single sensor channels in words (stage 1)",
@@ -29,6 +29,7 @@ def export(loaded, run, folder):
             recipe = replace(recipe, **{part: Path(source).name})
     settings = progress["settings"] | {"data": Path(progress["settings"]["data"]).name}
     progress = progress | {"settings": settings}
+    progress.pop("provenance", None)                              # it names paths of this machine
     scores = {}
     for path in (Path(run, name) for name in SCORES):
         content = read_json(path) if path.exists() else {}
@@ -48,8 +49,10 @@ def card(model, recipe, progress, scores):
         return markdown_table(("", ""), rows.items())
 
     sizes = {}                                                    # part -> trained parameters
-    for name, tensor in trained_tensors(model, recipe).items():
+    for name, tensor in model.named_parameters():
         part = model.part_of(name)
+        if part not in recipe.saved_parts:
+            continue
         sizes[part] = sizes.get(part, 0) + tensor.numel()
     chat = recipe.chat_format or ("the LLM's chat template" if recipe.chat_template
                                   else "by the tokenizer's tokens")
@@ -68,7 +71,8 @@ def card(model, recipe, progress, scores):
         "dataset": recipe.dataset, "source": dataset.source, "rate": f"{dataset.rate} Hz",
         "channels": ", ".join(channel.spoken for channel in dataset.channels),
         "test subjects, never trained on": ", ".join(map(str, dataset.test_subjects)),
-        "validation subjects": ", ".join(map(str, dataset.val_subjects))}
+        "validation subjects": ", ".join(map(str, dataset.val_subjects)),
+        "the test is of": dataset.held_out}
     front = ["library_name: sensorllm-min",
              "tags: [sensorllm, time-series, human-activity-recognition]"]
     bases, arguments, options = [], "", ""
@@ -90,8 +94,7 @@ def card(model, recipe, progress, scores):
         "## Training", table(progress["settings"] | {"best step": progress["best_step"]}),
         "## Loading",
         "```python\n# in a clone of sensorllm-min, after pip install -r requirements.txt\n"
-        "from sensorllm_min.training.checkpoint import load_checkpoint\n"
-        "model, tokenizer, recipe, progress = "
-        f'load_checkpoint("THIS_FOLDER_OR_HUB_ID"{arguments})\n```',
+        "import sensorllm_min\n"
+        f'model = sensorllm_min.load("THIS_FOLDER_OR_HUB_ID"{arguments})\n```',
         "or score it: `python evaluate.py --checkpoint THIS_FOLDER_OR_HUB_ID "
         f"--data data/{recipe.dataset}{options}`\n"])

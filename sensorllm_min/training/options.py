@@ -22,7 +22,8 @@ from .hub import pin_revision, resolve_source
 
 DTYPES = ("float32", "bfloat16", "int8")
 # The paper's settings, for public weights, where an option is not given.
-PUBLIC = {"projector": (2048,), "epochs": 8, "batch_size": 4, "accumulate": 8, "lr": 2e-3}
+PUBLIC = {"projector": (2048,), "epochs": 8, "batch_size": 4, "accumulate": 8, "lr": 2e-3,
+          "betas": (0.9, 0.999)}
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class RunSettings:
     batch_size: int | None
     accumulate: int | None
     lr: float | None
+    betas: tuple | None                 # of AdamW
     warmup: float
     weight_decay: float
     dtype: str
     gradient_checkpointing: bool
     attention: str | None
+    device: str | None
     compile: bool
     train_limit: int | None
     eval_limit: int
@@ -101,6 +104,13 @@ def widths(text):
                          "2048,3072")
 
 
+def two_shares(text):
+    values = tuple(map(amount, text.split(",")))
+    if len(values) != 2 or max(values) >= 1:
+        raise InputError(f"--betas {text}: give two numbers below 1, such as 0.9,0.999")
+    return values
+
+
 def passes(text):
     if amount(text) == 0:
         raise InputError("--epochs 0 trains nothing")
@@ -121,9 +131,26 @@ def add_attention_argument(parser):
                         help="attention backend (default: triton on NVIDIA GPUs, torch elsewhere)")
 
 
-def add_shared_arguments(parser, test_limit):
-    """Adds the options that mean the same in both training scripts."""
+def add_device_argument(parser):
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: an NVIDIA GPU where "
+                                         "there is one, else cpu)")
+
+
+def listed(value):
+    """A value as an option takes it: (2048, 3072) -> "2048,3072"."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def add_shared_arguments(parser, built_in, test_limit):
+    """Adds the options that mean the same in both training scripts.
+
+    built_in: the script's defaults with the built-in LLM; with public weights they are PUBLIC.
+    """
     add = parser.add_argument
+
+    def default(name):
+        return f"(default {listed(PUBLIC[name])}; built-in {listed(built_in[name])})"
+
     add("--data", default="data/demo",
         help="prepared dataset (default data/demo, which is made if it is missing)")
     add("--llm", help="LLaMA-family directory or hub id (default: tiny, trained from scratch)")
@@ -131,19 +158,27 @@ def add_shared_arguments(parser, test_limit):
     add("--chat-format", choices=CHAT_FORMATS,
         help="how a dialogue is written (default: as the LLM's chat template says)")
     add("--projector", type=widths,
-        help="hidden widths of the projector, joined by ',' (default 2048; built-in 256)")
+        help=f"hidden widths of the projector, joined by ',' {default('projector')}")
     add("--scaling", choices=SCALINGS,
         help="how a series is scaled before it is cut into bins (default StanNormalizeUniformBins)")
     add("--levels", action=argparse.BooleanOptionalAction,
         help="give the model each series' mean and scale as numbers (default: with the built-in "
              "encoder)")
-    add("--train", type=parts_list, help=f"parts to train, joined by ',': {', '.join(PARTS)}")
+    add("--train", type=parts_list,
+        help=f"parts to train, joined by ',': {', '.join(PARTS)} (default: the projector, in stage "
+             "1 or without it the tokens, in stage 2 the head, and each network without a source)")
     add("--epochs", type=passes,
         help="passes over the training windows; may be a fraction (default 8; built-in: as many as "
              "fit into minutes)")
-    add("--batch-size", type=count, help="examples in a forward pass of one process")
-    add("--accumulate", type=count, help="forward passes in an optimizer step")
-    add("--lr", type=amount, help="peak learning rate of AdamW")
+    add("--batch-size", type=count,
+        help=f"examples in a forward pass of one process {default('batch_size')}")
+    add("--accumulate", type=count,
+        help="forward passes of each process in an optimizer step, which has batch size x "
+             f"accumulate x processes examples {default('accumulate')}")
+    add("--lr", type=amount, help=f"peak learning rate of AdamW {default('lr')}")
+    add("--betas", type=two_shares, metavar="B1,B2",
+        help="how slowly AdamW's means of gradients and of their squares change "
+             f"{default('betas')}")
     add("--warmup", type=amount, default=0.03,
         help="share of the steps in which the learning rate rises (default 0.03)")
     add("--weight-decay", type=amount, default=0.0, help="weight decay of AdamW (default 0)")
@@ -151,6 +186,7 @@ def add_shared_arguments(parser, test_limit):
     add("--gradient-checkpointing", action="store_true",
         help="recompute each LLM block in the backward pass: less memory, a third more time")
     add_attention_argument(parser)
+    add_device_argument(parser)
     add("--compile", action="store_true",
         help="torch.compile the LLM's blocks: faster after a slow first step; needs a C++ compiler")
     add("--train-limit", type=count,

@@ -31,9 +31,10 @@ class Processes:
     def sum(self, *values) -> list[float]:
         """Adds each value up over all processes. Every process takes part."""
         values = [float(value) for value in values]
+        if self.world == 1:
+            return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return total.tolist()
 
     def spread(self, parameters):
@@ -44,10 +45,11 @@ class Processes:
 
     def check_same(self, content, option):
         """InputError unless all processes hold the same bytes. Every process takes part."""
+        if self.world == 1:
+            return
         digest = int(hashlib.sha256(content).hexdigest()[:12], 16)    # exact in float64
         bounds = torch.tensor([digest, -digest], dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
         if bounds.sum() != 0:
             raise InputError(f"the processes have different {option}; give all of them the same")
 
@@ -59,18 +61,41 @@ class Processes:
         return model.no_sync() if self.world > 1 and skip else nullcontext()
 
 
-def start_processes(bf16=False) -> Processes:
-    """Joins the processes that torchrun started: nccl on GPUs, gloo on CPUs. Else there is one."""
+def choose_device(name=None) -> torch.device:
+    """cpu, cuda, cuda:N or mps; None: an NVIDIA GPU where there is one, else the CPU.
+
+    InputError for another name, and where there is no such device.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    n_devices = {"cpu": 1, "cuda": torch.cuda.device_count(),
+                 "mps": int(torch.backends.mps.is_available())}
+    if kind not in n_devices or number and not number.isdecimal():
+        raise InputError(f"device {brief(name)}: give cpu, cuda, cuda:N or mps")
+    if int(number or 0) >= n_devices[kind]:
+        raise InputError(f"device {brief(name)}: there is none here; leave the option out, or give "
+                         "cpu")
+    return torch.device(name)
+
+
+def start_processes(bf16=False, device=None) -> Processes:
+    """Joins the processes that torchrun started: nccl on GPUs, gloo on CPUs. Else there is one.
+
+    device: as for `choose_device`; of several processes on GPUs each takes its own.
+    """
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
+    device = choose_device(device)
+    if world > 1 and device.type == "mps" or world > 1 and device.index is not None:
+        raise InputError(f"--device {device}: several processes need a GPU each; give cuda or cpu")
+    if device.type == "cuda":
         n_gpus = torch.cuda.device_count()
         if local_rank >= n_gpus:
             raise InputError("--nproc_per_node asks for more processes than the "
                              f"{n_gpus} GPUs here")
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", device.index or local_rank)
         torch.cuda.set_device(device)
     if world > 1:
         try:

@@ -14,13 +14,14 @@ from ..data.plots import draw_curves
 from ..files import InputError, understanding, write_json, write_text
 from .checkpoint import Loaded, fill_model, fill_optimizer, read_checkpoint, save_checkpoint
 from .processes import distributed
+from .provenance import provenance
 from .step import Steps
 
 # What a resumed run must share with the run that it continues.
 FIXED = ("data", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit", "eval_limit",
-         "dtype", "rotate", "fold")
+         "dtype", "rotate", "fold", "betas")
 # What checkpoints from before these settings were trained with.
-BEFORE = {"rotate": 0.0, "fold": None}
+BEFORE = {"rotate": 0.0, "fold": None, "betas": [0.9, 0.95]}
 
 
 def peak_memory(device):
@@ -65,9 +66,11 @@ class Run:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained_parameters = sum(parameter.numel() for parameter in trained)
         fixed = {name: getattr(settings, name, BEFORE.get(name)) for name in FIXED}
-        fixed["fold"] = fixed["fold"] and list(fixed["fold"])     # as JSON gives it back
+        for name in ("fold", "betas"):                            # as JSON gives them back
+            fixed[name] = fixed[name] and list(fixed[name])
+        source = provenance(processes.device, processes.world) | {"trained": list(settings.train)}
         self.progress = {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
-                         "settings": {"batch": self.plan.size, **fixed}}
+                         "settings": {"batch": self.plan.size, **fixed}, "provenance": source}
         if settings.resume:
             self.resume()
         elif processes.first:
@@ -89,8 +92,10 @@ class Run:
         if self.recipe.llm and not (self.recipe.chat_template or self.recipe.chat_format):
             self.say(f"{self.recipe.llm} has no chat template (in tokenizer_config.json); the chat "
                      "format is a guess, choose the right one with --chat-format")
+        size = (f"{self.plan.size} ({processes.world} processes x {settings.batch_size} x "
+                f"{settings.accumulate})")
         self.say(f"{train.data.name}: {len(train)} training {train.called}, {self.plan.count} "
-                 f"steps of {self.plan.size}; trained: {', '.join(settings.train)}, "
+                 f"steps of {size}; trained: {', '.join(settings.train)}, "
                  f"{self.trained_parameters:,} parameters")
 
     def resume(self):
@@ -215,14 +220,17 @@ class Run:
     def finish(self, results) -> dict:
         """Writes results.json and curves.png -> the results."""
         seconds = round(time.monotonic() - self.began, 1)
-        results |= {"seconds": seconds, "trained_parameters": self.trained_parameters}
+        results |= {"seconds": seconds, "trained_parameters": self.trained_parameters,
+                    "held_out": self.recipe.sensors.held_out,
+                    "provenance": self.progress.get("provenance")}
         if self.processes.first:
             try:
-                records = [json.loads(line) for line in open(self.out / "metrics.jsonl")]
+                lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                records = [json.loads(line) for line in lines]
                 draw_curves(self.out / "curves.png", records)
             except ImportError:
                 self.say("no curves.png: matplotlib is not installed")
             write_json(self.out / "results.json", results)        # last: with it the run is done
-        shown = {name: value for name, value in results.items() if not isinstance(value, dict)}
-        self.say(f"wrote {self.out}/results.json: " + json.dumps(shown))
+        self.say(f"wrote {self.out}/results.json, and beside it best.safetensors, metrics.jsonl "
+                 f"and curves.png, in {seconds / 60:.1f} minutes")
         return results

@@ -39,8 +39,8 @@ def learning_rate(step, n_steps, peak, warmup):
 def new_optimizer(model, settings):
     """AdamW over what is trained; norms and biases do not decay, as with the original's trainer.
 
-    settings: RunSettings. Squared gradients are averaged over few steps (0.95, not 0.999), since
-    runs here are short. InputError where nothing is trained.
+    settings: RunSettings. Where runs are short, squared gradients are averaged over few steps
+    (betas of 0.9 and 0.95). InputError where nothing is trained.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -50,7 +50,7 @@ def new_optimizer(model, settings):
     vectors = [parameter for parameter in trained if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
 
 
 def epoch_order(sizes, step_size, seed, epoch):

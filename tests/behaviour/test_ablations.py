@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import json_lines, results, run
-from untrained import ALONE, save_untrained, small_dataset
+from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
 import train_har
 from sensorllm_min.ablations import ABLATIONS, N_STATISTICS, window_statistics
@@ -392,3 +392,19 @@ def test_the_majority_baseline_names_the_commonest_class_of_training():
     assert scores["macro_f1"] == pytest.approx(2 / 5 / 3)
     assert scores["chance"] == 0.5
     assert scores["trained_parameters"] == 0
+
+
+def test_comparisons_of_several_datasets_become_one_table(tmp_path, monkeypatch, capsys):
+    """Mean and standard deviation of macro F1; a row that one lacks stays empty there."""
+    made = {"a": ("usc-had", {"full": [0.5, 0.7], "no-llm": [0.4, 0.4]}), "b": ("demo", {"full": [0.9]}),
+            "c": ("demo", {"full": [0.8]})}
+    for folder, (dataset, scores) in made.items():
+        (tmp_path / folder).mkdir()
+        found = {name: [{"macro_f1": score} for score in values] for name, values in scores.items()}
+        (tmp_path / folder / "comparison.json").write_text(json.dumps({"dataset": dataset, "results": found}))
+    out = evaluate_here(monkeypatch, capsys, tmp_path, "--comparisons", "a", "b")
+    assert out.splitlines() == ["| macro F1 | usc-had | demo |", "| --- | --- | --- |", "| full | 0.600 ± 0.141 | 0.900 |",
+                                "| no-llm | 0.400 ± 0.000 |  |", "| runs | 2 | 1 |"]
+    for folders, words in ((("b", "c"), "another of the comparisons is of demo"), (("nowhere",), "not found")):
+        with pytest.raises(InputError, match=words):
+            evaluate_here(monkeypatch, capsys, tmp_path, "--comparisons", *folders)

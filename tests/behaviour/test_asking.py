@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import json_lines, run
+from helpers import ROOT, json_lines, run
 from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
 from sensorllm_min.data.prepared import PreparedData
@@ -119,16 +119,22 @@ def test_a_csv_is_read_by_the_names_of_its_columns(folder, tmp_path):
     """Whatever their order, and whatever other columns there are."""
     dataset = PreparedData(folder / "data/demo").dataset
     path = tmp_path / "my.csv"
-    path.write_text("time,z_acc,x_acc,y_acc,z_gyro,y_gyro,x_gyro\n" + "0,3,1,2,6,5,4\n" * 24)
-    assert csv_window(path, dataset, "har").samples.tolist() == [[1, 2, 3, 4, 5, 6]] * 24
+    path.write_text("note,z_acc,x_acc,y_acc,z_gyro,y_gyro,x_gyro\n" + "0,3,1,2,6,5,4\n" * 24)
     for token, value in (("y_acc", 2), ("x_gyro", 4)):
-        window = csv_window(path, dataset, "align", token)
+        window = csv_window(path, dataset, token)
         assert (
             window.samples.tolist() == [[value]] * 24 and window.dataset.channels[0].token == token
         )
-    path.write_text("time,y_acc\n0,5\n1,4\n")  # the one channel there is
-    window = csv_window(path, dataset, "align")
+    path.write_text("note,y_acc\n0,5\n1,4\n")  # the one channel there is
+    window = csv_window(path, dataset)
     assert window.samples.tolist() == [[5], [4]] and window.dataset.channels[0].token == "y_acc"
+
+
+def test_the_window_that_the_readmes_ask_about_rises(demo):
+    for readme in ("README.md", "sensorllm_min/evaluation/README.md", "evaluate.py"):
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        (index,) = re.findall(r'--ask "When does it rise\?" --window (\d+)', text)
+        assert "rising" in json_lines(demo / "align_test.jsonl")[int(index)]["answer"], readme
 
 
 # ---- the answer ----
@@ -174,6 +180,23 @@ def test_the_pieces_of_an_answer_make_its_text_and_never_half_a_character(
     assert "".join(pieces) == said == text and len(pieces) > 3 and "\ufffd" not in said
 
 
+TYPED = "What of <ts>, [PAD], <|eot_id|><|begin_of_text|> and <x_acc_start>\udce9?"
+
+
+def test_a_control_token_in_a_question_is_text(folder, stage_1, asked):
+    """Each gets a space, so that it is no token; what a terminal could not read is a question mark."""
+    tokenizer = stage_1.tokenizer
+    text = tokenizer.as_text(TYPED)
+    assert text == "What of < ts>, [ PAD], < |eot_id|>< |begin_of_text|> and < x_acc_start>??"
+    control = {*tokenizer.whole.values(), *tokenizer.backend.get_added_tokens_decoder()}
+    assert not control & set(tokenizer.encode(text)) and control & set(tokenizer.encode(TYPED.replace("\udce9", "")))
+    assert tokenizer.as_text("When does it rise?") == "When does it rise?"
+    window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5)
+    batch = batch_of(window, TYPED, stage_1, CPU)
+    assert (batch.ids == tokenizer.sensor_id).sum() == len(window.samples) + 1
+    asked("--checkpoint", "out/align", "--ask", TYPED, "--window", 5)
+
+
 def test_an_answer_is_sampled_as_asked(folder, asked):
     question = ("--checkpoint", "out/align", "--ask", "Why?", "--window", 3)
     greedy, *hot = (
@@ -192,8 +215,7 @@ def test_an_answer_is_sampled_as_asked(folder, asked):
 
 
 def test_stage_2_names_the_three_likeliest_classes(folder, asked):
-    (folder / "whole.csv").write_text(HEADER + "1,2,3,4,5,6\n" * 24)
-    out = asked("--checkpoint", "out/har", "--csv", "whole.csv")
+    out = asked("--checkpoint", "out/har", "--window", 4)
     found = re.findall(r"^(Walking|Running|Turning|Sitting|Lying): (\d+\.\d)%$", out, re.MULTILINE)
     shares = [float(share) for _, share in found]
     assert (
@@ -234,6 +256,20 @@ def test_a_picture_shows_the_window_with_the_trends_of_its_channel(folder, asked
     assert "y-axis accelerometer, 3 samples" in out
 
 
+def test_what_an_answer_claims_is_drawn_below_the_true_trends(folder, asked, stage_1, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ask, "draw_descriptions", lambda *args: drawn.append(args))
+    monkeypatch.setattr(ask, "answer", lambda *args: "0.0s to 0.2s: rising\n0.2s to 0.3s: steady")
+    out = asked("--checkpoint", "out/align", "--ask", "When?", "--window", 5, "--channel", "y_acc")
+    ((path, ((title, series, claimed),), dataset),) = drawn
+    window = prepared_window(PreparedData(folder / "data/demo"), "align", "test", 5, "y_acc")
+    assert f"drawn with the true trends in {path}" in out and path.name == "answered_test_5_y_acc.png"
+    assert claimed == [(0.0, 0.2, 1), (0.2, 0.3, 0)] and np.array_equal(series, window.samples[:, 0])
+    assert title.endswith("y-axis accelerometer") and dataset.rate == 20
+    monkeypatch.setattr(ask, "answer", lambda *args: "Perhaps.")
+    assert "drawn with" not in asked("--checkpoint", "out/align", "--ask", "When?", "--window", 5)
+
+
 # ---- what cannot be asked ----
 
 
@@ -253,17 +289,18 @@ def mistake(asked, *options):
         ("x_acc\n1\n2\n", ("--channel", "z_acc"), ["no column z_acc"]),
         ("x_acc\n1\n2\n", ("--channel", "nose"), ["--channel nose", "z_gyro"]),
         ("x_acc\n1\n\n2\nten\n", (), ["line 5", "not a finite number"]),
-        ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["line 3", "missing"]),
+        ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["sample 2", "missing"]),
         ("x_acc\n1\n", (), ["1 samples", "two"]),
         ("x_acc\n" + "1\n" * 600, (), ["600 samples", "context holds 512"]),
         ("x_acc\n1\n2\n", ("--checkpoint", "out/har"), ["no column y_acc"]),
         (HEADER + "1,2,3,4,5,6\n" * 5, ("--checkpoint", "out/har"), ["5 samples", "24"]),
+        ("time,x_acc\n0,1\n0.05,2\n0.1,3\n0.15,3\n9,3\n", (), ["sample 5 is missing"]),
         ("", (), ["cannot be read as CSV"]),
     ],
     ids=[
         "missing", "no channel", "two channels", "another channel", "unknown channel", "a word",
         "an empty field", "one sample", "too long", "stage 2 lacks channels", "stage 2 too short",
-        "empty",
+        "a gap in time", "empty",
     ],
 )
 def test_a_file_that_cannot_be_asked_about_is_one_line(asked, tmp_path, content, options, words):

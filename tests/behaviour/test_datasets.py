@@ -18,8 +18,8 @@ from raw_files import (ANNOTATIONS, OWN, PEOPLE, STEP, UCI_SIGNALS, labels_of, u
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.prepare import prepare, strided_windows
-from sensorllm_min.data.recordings import (
-    join_overlapping, put_on_grid, resample, runs, split_at_gaps)
+from sensorllm_min.data.logs import put_on_grid, resample, runs, split_at_gaps
+from sensorllm_min.data.recordings import join_overlapping
 from sensorllm_min.data.sensors import DATASETS, own_dataset
 
 # ---- windows against the raw truth ----
@@ -388,7 +388,8 @@ def test_short_gaps_are_interpolated_and_long_ones_end_a_recording():
     broken = samples.copy()
     broken[:3] = broken[10:20] = broken[40:51] = np.nan
     broken[70, 1] = np.inf                                                    # one channel alone
-    first, second = split_at_gaps(broken, 100, counts)
+    (at, first), (then, second) = split_at_gaps(broken, 100, counts)
+    assert (at, then) == (3, 51)
     np.testing.assert_allclose(first, samples[3:40])
     np.testing.assert_allclose(second, samples[51:])
     assert counts == {"samples interpolated": 11, "samples lost at ends and in long gaps": 14, "recordings split at a gap": 1}
@@ -405,7 +406,7 @@ def test_what_is_interpolated_is_the_lost_value_alone():
     broken = samples.copy()
     broken[20:24, 1] = np.nan
     broken[40, 2] = -np.inf
-    (filled,) = split_at_gaps(broken, 100, Counter())
+    ((_, filled),) = split_at_gaps(broken, 100, Counter())
     expected = samples.copy()
     expected[20:24, 1] = samples[19, 1] + (samples[24, 1] - samples[19, 1]) * np.arange(1, 5) / 5
     expected[40, 2] = (samples[39, 2] + samples[41, 2]) / 2
@@ -453,9 +454,9 @@ def test_window_stride_and_lengths_of_dataset_json_are_used(tmp_path):
     (dict(channels=None), "'channels' is missing"), (dict(channels=[]), "channel tokens"),
     (dict(channels=[{"token": "a b", "spoken": "x", "unit": "g"}]), "token 'a b'"),
     (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "trend word"),
-    (dict(val_subjects=[]), "need at least one subject each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
+    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
     (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(align_lengths=[9, 3]), "align_lengths"),
-    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra"),
+    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra|it needs ramp, who, bend, extra"),
 ], ids=str)
 def test_a_wrong_key_of_dataset_json_is_named(tmp_path, changes, words):
     write_own(tmp_path / "raw", **changes)

@@ -607,7 +607,8 @@ def test_the_report_stands_alone_and_holds_the_scores(folder, evaluated, data, m
         "What it got most wrong",
         "Settings",
         "Data",
-        "How to reproduce it",
+        "The training",
+        "This evaluation",
     ):
         assert f"<h2>{heading}</h2>" in page
     low, high = scores["intervals"]["macro_f1"]
@@ -615,11 +616,15 @@ def test_the_report_stands_alone_and_holds_the_scores(folder, evaluated, data, m
         f"{scores['macro_f1']:.3f}", f"{low:.3f} to {high:.3f}",
         "python evaluate.py --checkpoint out/har", "Cohen", f"{scores['chance']:.3f}", "smry+Q",
         "9, 10", f"torch {torch.__version__}", "y-axis gyroscope (deg/s)",
+        "torchrun train_har.py --epochs 3", "c0ffee", "val loss 0.25", "out/align/best.safetensors",
+        "people who were not trained on",
     ):
         assert words in page and words in table, words
     assert len(records) == 40
     assert class_scores(confusion_of(records, 5)[:, :5])["macro_f1"] == scores["macro_f1"]
     assert 'name=viewport' in page and "@media print" in page
+    assert page.count("<figure><div><img") == len(pictures)        # a wide one scrolls on a phone
+    assert "<thead><tr><th>class</th>" in page                    # and a table's head comes again
 
 
 def test_a_report_on_validation_subjects_shows_their_windows(folder, evaluated, data, monkeypatch):

@@ -1,4 +1,5 @@
 """Whatever a person hands in: the right value, or one line that names the file; never another column's numbers."""
+import gzip
 import json
 import shutil
 from collections import Counter
@@ -13,10 +14,10 @@ from raw_files import (labels_of, own_table, usc_had_path, write_capture24, writ
 
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.data.recordings import cut_log, put_on_grid, resample
+from sensorllm_min.data.logs import cut_log, put_on_grid, resample
 from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.data.own import read_log
 from sensorllm_min.data.tables import read_csv
-from sensorllm_min.evaluation.ask import csv_window
 from sensorllm_min.files import InputError
 
 
@@ -51,7 +52,7 @@ GOOD = {
     "another order, a column too many": table_text([row[::-1] + ["x"] for row in PLAIN],
                                                    ",".join(HEADER.split(",")[::-1]) + ",comment"),
     "a byte order mark, blank lines, spaces": "\ufeff" + table_text(PLAIN, HEADER.replace(",", " , ")).replace("\n", "\r\n\r\n"),
-    "the unused column twice": table_text([[*row, 9, 9] for row in PLAIN], HEADER + ",time,time"),
+    "the unused column twice": table_text([[*row, 9, 9] for row in PLAIN], HEADER + ",note,note"),
 }
 BAD = {
     "row numbers": (table_text(with_row_numbers(PLAIN)), "line 2: 7 fields, the header has 6"),
@@ -72,7 +73,7 @@ BAD = {
 @pytest.mark.parametrize("text", GOOD.values(), ids=GOOD)
 def test_columns_are_read_by_their_names(tmp_path, text):
     (tmp_path / "my.csv").write_text(text, encoding="utf-8")
-    np.testing.assert_array_equal(csv_window(tmp_path / "my.csv", DATASETS["demo"], "har").samples, PLAIN)
+    np.testing.assert_array_equal(read_log(tmp_path / "my.csv", DATASETS["demo"], Counter()).samples, PLAIN)
 
 
 @pytest.mark.parametrize("text,words", BAD.values(), ids=BAD)
@@ -80,15 +81,15 @@ def test_a_table_that_cannot_be_matched_with_its_header_is_refused(tmp_path, tex
     """In a question and as a recording alike."""
     path = tmp_path / "raw" / "anna" / "waving" / "0.csv"
     channels = [{"token": token, "spoken": token.replace("_", " "), "unit": "g"} for token in HEADER.split(",")]
-    write_small_own(tmp_path / "raw", n_recordings=0, channels=channels)
+    write_small_own(tmp_path / "raw", n_recordings=0, channels=channels, split="time", test_subjects=None, val_subjects=None)
     path.write_text(text, encoding="latin-1" if "\xff" in text else "utf-8")
-    refused(lambda: csv_window(path, DATASETS["demo"], "har"), path, words)
+    refused(lambda: read_log(path, DATASETS["demo"], Counter()), path, words)
     refused(lambda: prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet), path, words)
 
 
 def test_missing_values_of_a_table_are_missing_samples(tmp_path):
     (tmp_path / "my.csv").write_text("a,b\n1,\n,2\nNaN,null\n\n-3e1,4\n")
-    samples, lines = read_csv(tmp_path / "my.csv", ["b", "a"])
+    samples, lines, _ = read_csv(tmp_path / "my.csv", ["b", "a"])
     np.testing.assert_array_equal(samples, [[np.nan, 1], [2, np.nan], [np.nan, np.nan], [4, -30]])
     assert lines.tolist() == [2, 3, 4, 6]
 
@@ -161,14 +162,18 @@ def test_files_that_are_not_read_are_named(tmp_path):
     write_small_own(tmp_path / "raw", n_recordings=1)
     folder = tmp_path / "raw" / "anna" / "waving"
     (folder / "TWO.CSV").write_text("ramp,who,bend\n" + "1,1,1\n" * 60)
-    for name in ("three.csv.gz", "four.txt", "._five.csv", ".DS_Store", "Thumbs.db", "deeper/six.csv"):
+    (folder / "three.csv.gz").write_bytes(gzip.compress(b"ramp,who,bend\n" + b"1,1,1\n" * 70))
+    (folder / "short.csv").write_text("ramp,who,bend\n1,1,1\n")
+    for name in ("four.txt", "._five.csv", ".DS_Store", "Thumbs.db", "deeper/six.csv", "deeper/seven.csv"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\x00")
     said = []
     meta = prepare("own", tmp_path / "raw", tmp_path / "out", say=said.append)
-    assert meta["subjects"]["anna"]["samples"] == 2 * 230 + 60
-    assert said[0].startswith("not read: 3 files in ") and said[0].endswith(
-        "anna/waving/deeper/six.csv, anna/waving/four.txt, anna/waving/three.csv.gz")
+    assert meta["subjects"]["anna"]["samples"] == 2 * 230 + 60 + 70 + 1
+    assert meta["lost_samples"] == {"files too short for a window": 1}
+    assert said[0].endswith(
+        "2 files not in SUBJECT/ACTIVITY (anna/waving/deeper/seven.csv, anna/waving/deeper/six.csv); "
+        "1 file of another kind than .csv, .csv.gz, .npy (anna/waving/four.txt)"), said[0]
 
 
 # ---- raw logs ----
@@ -248,7 +253,6 @@ def test_mat_files_of_other_content_are_refused(tmp_path, content):
 
 
 def test_capture24_lines_of_more_fields_than_the_header_are_refused(tmp_path):
-    import gzip
     write_capture24(tmp_path, 1, [("7030 sleeping;MET 0.95", 300)])
     path = tmp_path / "P001.csv.gz"
     header, *lines = gzip.decompress(path.read_bytes()).decode().splitlines()

@@ -279,7 +279,7 @@ def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
         "Walking, Running",
         "| test subjects, never trained on | 9, 10 |",
         "macro_f1",
-        "load_checkpoint(",
+        "sensorllm_min.load(",
         'llm="DIR"',
         "| LLM | llama |",
         f"| encoder | made/chronos@{COMMIT} |",

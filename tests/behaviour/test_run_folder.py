@@ -24,7 +24,7 @@ from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import Step, new_optimizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-SETTINGS = {"data": "data/demo", "batch_size": 4, "accumulate": 2, "epochs": 3.0, "lr": 1e-3, "warmup": 0.03,
+SETTINGS = {"data": "data/demo", "batch_size": 4, "accumulate": 2, "epochs": 3.0, "lr": 1e-3, "betas": (0.9, 0.95), "warmup": 0.03,
             "weight_decay": 0.1, "seed": 0, "train_limit": 100, "eval_limit": 50, "dtype": "float32",
             "eval_every": None, "log_every": 1}
 
@@ -432,4 +432,10 @@ def test_results_name_seconds_and_trained_parameters(recipe, tmp_path, monkeypat
     run.finish({"score": 0.5})
     assert drawn == [(tmp_path / "curves.png", [{"step": 1, "loss": 2.0}])]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results.keys() == {"score", "seconds", "trained_parameters"} and results["trained_parameters"] == 2 * 128
+    assert results.keys() == {"score", "seconds", "trained_parameters", "held_out", "provenance"}
+    assert results["trained_parameters"] == 2 * 128
+    source = results["provenance"]
+    assert source["trained"] == ["head"] and source["device"].startswith("cpu (") and source["processes"] == 1
+    assert f"torch {torch.__version__}" in source["versions"] and source["command"]
+    again = begin(recipe, tmp_path, train=("head",), resume=True) if (tmp_path / "last.safetensors").exists() else run
+    assert again.progress["provenance"] == source                 # a resumed run names the command that began it

@@ -2,6 +2,8 @@
 line for each mistake.
 """
 
+import argparse
+import importlib
 import re
 from functools import partial
 
@@ -24,9 +26,15 @@ def test_the_scripts_do_what_the_readme_says_when_a_person_starts_them(tmp_path)
     assert re.search(r"^10 +test +10 +3400 +280 +\d+$", out, re.MULTILINE)
     out = run("train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path)
     assert "min left" in out and "after training" in out
+    assert out.rstrip().endswith("next: torchrun train_har.py") and "wrote out/align/results.json" in out
     scores = {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"}
     assert scores <= results(tmp_path / "out/align").keys()
-    assert "macro f1" in torchrun("train_har.py", *SMALL, cwd=tmp_path)
+    out = torchrun("train_har.py", *SMALL, cwd=tmp_path)
+    assert "macro f1" in out and out.rstrip().endswith("python evaluate.py --checkpoint out/har")
+    source = results(tmp_path / "out/har")["provenance"]
+    assert source["command"].startswith("torchrun --nproc_per_node 1 train_har.py --train-limit 48")
+    assert source["stage_1"]["checkpoint"] == "out/align/best.safetensors"
+    assert source["stage_1"]["scores"]["val_loss"] == results(tmp_path / "out/align")["val_loss"]
     scores = {"macro_f1", "accuracy", "chance", "seconds", "trained_parameters"}
     assert scores <= results(tmp_path / "out/har").keys()
     out = run("evaluate.py", "--limit", 8, "--max-new-tokens", 16, cwd=tmp_path)
@@ -138,3 +146,34 @@ def test_recordings_of_one_s_own_train_through_both_stages(tmp_path):
     assert "typing" in run("train_har.py", *small, cwd=tmp_path)
     out = run("evaluate.py", "--limit", 4, "--max-new-tokens", 8, cwd=tmp_path)
     assert "stage align, gloves" in out and "stage har, gloves" in out
+
+
+def options_of(script, monkeypatch):
+    """The options of a script's parser, without running it further."""
+    class Parsed(Exception):
+        pass
+
+    def caught(parser, *args):
+        raise Parsed([action for action in parser._actions if action.option_strings])
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
+    with pytest.raises(Parsed) as found:
+        importlib.import_module(script).main()
+    return found.value.args[0]
+
+
+# Options that do something else, or nothing, where they are not given: they have no default.
+MODES = {"resume", "help", "compile", "gradient_checkpointing", "channel_names", "download", "ablate", "compare", "folds",
+         "ask", "csv", "export", "show", "raw", "comparisons"}
+
+
+@pytest.mark.parametrize("script", ["data_prep", "train_align", "train_har", "evaluate"])
+def test_help_tells_the_default_of_every_option(script, monkeypatch):
+    """Also where it depends on the model; a number is the one that holds."""
+    options = options_of(script, monkeypatch)
+    assert len(options) > 10
+    for option in options:
+        told = option.dest in MODES or "default" in option.help
+        assert told, f"{script}.py {option.option_strings[0]}: {option.help}"
+        if type(option.default) in (int, float) and option.dest != "workers":
+            assert f"default {option.default:g}" in option.help, option.help

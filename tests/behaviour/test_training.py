@@ -161,8 +161,11 @@ def test_stage_2_trains_validates_and_tests_on_a_sample_of_the_split_for_it(unto
     examples["train"].degrees = 20.0                              # the default; no other split turns
     counts = np.bincount(examples["train"].labels(), minlength=5)
     assert len(set(counts)) > 2 and counts.min() > 0                          # weights of the sample, not of the whole
+    weights = torch.tensor(1 / counts / (1 / counts).sum(), dtype=torch.float32)
+    torch.testing.assert_close(model.class_weights, weights)      # the checkpoint has kept them
+    model.class_weights = torch.ones(5)
     unweighted = mean_loss(model, examples["train"], ALONE, 4)
-    model.class_weights = torch.tensor(1 / counts / (1 / counts).sum(), dtype=torch.float32)
+    model.class_weights = weights
     weighted = {split: mean_loss(model, examples[split], ALONE, 4) for split in examples}
     assert abs(weighted["train"] - unweighted) > 1e-3 * unweighted
     first, validation = metrics(untouched / "har")
@@ -261,7 +264,7 @@ def test_decaying_parameters_are_those_of_transformers(trained, monkeypatch):
     monkeypatch.chdir(trained)
     model, _, _, _ = load_checkpoint("align")
     model.train_only(PARTS)
-    optimizer = new_optimizer(model, SimpleNamespace(lr=1e-3, weight_decay=0.1, train=PARTS))
+    optimizer = new_optimizer(model, SimpleNamespace(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, train=PARTS))
     ours = {id(p) for p in optimizer.param_groups[0]["params"]}
     theirs = set(get_parameter_names(model, [RMSNorm], [r"bias"]))
     for name, parameter in model.named_parameters():
@@ -316,7 +319,7 @@ def test_checkpoints_hold_what_was_trained_alone(trained):
     assert {name.split(".")[0] for name in tensors} == {"projector", "special_embeddings"}
     assert recipe.llm == str(trained / "llm") and recipe.stage == "align" and recipe.dataset == "demo" and progress["step"] > 0
     recipe, _, tensors = read_checkpoint(trained / "har" / "best.safetensors")
-    assert {name.split(".")[0] for name in tensors} == {"projector", "special_embeddings", "head"}
+    assert {name.split(".")[0] for name in tensors} == {"projector", "special_embeddings", "head", "class_weights"}
     assert recipe.stage == "har" and recipe.text == ("smry", "Q") and recipe.projector == (2048,)
     found = results(trained / "har")
     assert found["trained_parameters"] == 32 * 2048 + 2048 + 2048 * 48 + 48 + 5 * 48

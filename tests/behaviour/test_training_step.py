@@ -67,11 +67,11 @@ def one_step(model, optimizer, processes=ALONE, batches=1, **changes):
     return train_step(model, step, optimizer, processes, "out/x")
 
 
-@pytest.mark.parametrize("scale", [0.01, 100])
-def test_an_optimizer_step_equals_the_formulas(scale):
+@pytest.mark.parametrize("scale,beta", [(0.01, 0.95), (100, 0.999)])
+def test_an_optimizer_step_equals_the_formulas(scale, beta):
     """Clipping to norm 1 and AdamW (arXiv 1711.05101, algorithm 2), in numpy; norms and biases do not decay."""
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1, bias=False))
-    args = SimpleNamespace(lr=0.01, weight_decay=0.1, train=("all",))
+    args = SimpleNamespace(lr=0.01, betas=(0.9, beta), weight_decay=0.1, train=("all",))
     optimizer = new_optimizer(model, args)
     decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert [name for name, p in model.named_parameters() if id(p) in decays] == ["0.weight", "2.weight"]
@@ -94,8 +94,8 @@ def test_an_optimizer_step_equals_the_formulas(scale):
         assert norm == pytest.approx(total, rel=1e-5)
         for name, w in weights.items():
             g = gradients[name] * min(1, 1 / (total + 1e-6))
-            m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.95 * v[name] + 0.05 * g * g
-            update = m[name] / (1 - 0.9 ** step) / (np.sqrt(v[name] / (1 - 0.95 ** step)) + 1e-8)
+            m[name], v[name] = 0.9 * m[name] + 0.1 * g, beta * v[name] + (1 - beta) * g * g
+            update = m[name] / (1 - 0.9 ** step) / (np.sqrt(v[name] / (1 - beta ** step)) + 1e-8)
             w -= rate * update + (rate * 0.1 * w if name in ("0.weight", "2.weight") else 0)
             np.testing.assert_allclose(model.get_parameter(name).detach().numpy(), w, atol=1e-6)
 

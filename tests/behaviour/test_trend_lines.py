@@ -15,7 +15,7 @@ from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import (
-    FirstWording, align_pair, har_text, moving_average, trend_line, trend_segments, turning_points)
+    FirstWording, align_pair, har_text, moving_average, trend_line, turning_points)
 from sensorllm_min.evaluation.trend_scores import Guess, draw_answers, list_segments, score_trends
 from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
 

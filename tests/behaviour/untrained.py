@@ -72,6 +72,10 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     progress = {
         "step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0,
         "settings": {"data": str(data_folder), "seed": seed},
+        "provenance": {
+            "command": "torchrun train_har.py --epochs 3", "commit": "c0ffee", "trained": ["head"],
+            "stage_1": {"checkpoint": "out/align/best.safetensors", "scores": {"val_loss": 0.25}},
+        },
     }
     save_checkpoint(out / "best.safetensors", loaded.model, recipe, progress)
 

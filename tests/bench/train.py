@@ -189,7 +189,7 @@ def trained(model):
 
 
 def make_optimizer(model):
-    return new_optimizer(model, SimpleNamespace(lr=LR, weight_decay=0.0))
+    return new_optimizer(model, SimpleNamespace(lr=LR, betas=(0.9, 0.999), weight_decay=0.0))
 
 
 def one_step(model, batch, optimizer):

@@ -3,6 +3,7 @@ transformers, samples as defined.
 """
 import json
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ from helpers import make_chronos, make_llama
 from sensorllm_min.evaluation import ask
 from sensorllm_min.evaluation import predict as evaluation
 from sensorllm_min.evaluation.predict import Decoding
-from sensorllm_min import generate as module
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import read_llama_config
@@ -31,6 +31,7 @@ from sensorllm_min.text_tokenizer import TextTokenizer, load_text_tokenizer, tra
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
+module = import_module("sensorllm_min.generate")                  # not the function of this name
 ONE_PROCESS = Processes(0, 1, torch.device("cpu"))
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=3)
 

@@ -370,6 +370,14 @@ def check_visible(kind):
     assert [word for word in plain.split() if word in text] and len(text) > len(plain) - 11 * len(SENSOR)
 
 
+@each_kind
+def test_control_tokens_that_a_person_types_are_text(kind):
+    ours, theirs = kind.ours(), kind.theirs()
+    control = {*ours.whole.values(), *theirs.all_special_ids}
+    typed = " and ".join([*ours.whole, *theirs.all_special_tokens])
+    assert set(ours.encode(typed)) & control and not set(ours.encode(ours.as_text(typed))) & control
+
+
 # ---- the true ones ----
 
 REAL = {"llama3": ("llama3-tiktoken", 128256, 128000, 128001), "smollm": ("smollm-bpe", 49153, 0, 0),

@@ -1,0 +1,44 @@
+"""Where a result comes from: the command, the code, the versions, the machine."""
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "numpy", "tokenizers", "pandas")
+
+
+def git_commit() -> str | None:
+    """The commit of this folder, with "-dirty" where files have changed since; None without git."""
+    if not (ROOT / ".git").exists():                              # a copy inside another project
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40",
+               "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def command_line() -> str:
+    """The command of this process, as it would be typed again."""
+    start = ["python"]
+    if "RANK" in os.environ:
+        n = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+        start = ["torchrun", "--nproc_per_node", n]
+    return shlex.join([*start, Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def provenance(device, n_processes=1) -> dict:
+    """What a results file and a report say of where they come from, as a JSON object."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    packages = [f"{package} {version(package)}" for package in PACKAGES]
+    return {"command": command_line(), "commit": git_commit(),
+            "versions": ", ".join([f"Python {platform.python_version()}", *packages]),
+            "device": f"{device.type} ({name}), {platform.system()}", "processes": n_processes}

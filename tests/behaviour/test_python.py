@@ -1,0 +1,202 @@
+"""The model in Python: what a person types who has samples in an array, and the examples of the READMEs as they stand."""
+import inspect
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, json_lines, launch, make_chronos, make_llama
+from untrained import ALONE, save_untrained, small_dataset
+
+import sensorllm_min
+from sensorllm_min.chronos_tokenizer import ChronosTokenizer
+from sensorllm_min.data.examples import HarExamples, sample_texts
+from sensorllm_min.data.own import Log
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.evaluation import ask, predict
+from sensorllm_min.evaluation.recording import slide_windows
+from sensorllm_min.files import InputError
+from sensorllm_min.generate import stream
+from sensorllm_min.text_tokenizer import train_backend
+from sensorllm_min.training.checkpoint import fill_model, read_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, demo):
+    """Untrained checkpoints of both stages, and of stage 2 with its answer in words, beside the demo's data."""
+    folder = tmp_path_factory.mktemp("python")
+    data = small_dataset(demo, folder / "data/demo")
+    save_untrained(folder / "out/align", data, "align")
+    save_untrained(folder / "out/har", data, "har")
+    save_untrained(folder / "out/words", data, "har", answer="text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage_1(folder):
+    return sensorllm_min.load(folder / "out/align")
+
+
+@pytest.fixture(scope="module")
+def stage_2(folder):
+    return sensorllm_min.load(folder / "out/har/best.safetensors", device="cpu", dtype="float32")
+
+
+# ---- the examples of the READMEs ----
+
+@pytest.mark.parametrize("readme", ["README.md", "sensorllm_min/README.md"])
+def test_the_python_in_the_readmes_runs_as_it_stands(folder, demo, monkeypatch, capsys, readme):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(ask, "stream", lambda *args: stream(*args[:4], 5, args[5]))             # an untrained model rambles
+    make_llama("weights/llama", train_backend(sample_texts(PreparedData(demo)), 300))
+    make_chronos("weights/chronos")
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    for example in examples:
+        assert len(example.splitlines()) <= 6
+        exec(example, names)
+    if readme == "README.md":
+        assert len(re.findall(r"^\d+\.\d to \d+\.\d s: \w+, \d+%$", capsys.readouterr().out, re.MULTILINE)) == 16
+    else:
+        assert names["logits"].shape == (1, *names["embeds"].shape[1:2], 300)
+        assert names["features"].shape == (3, 101, 32) and names["samples"].shape == (3, 100)
+
+
+def test_every_public_name_says_what_it_takes():
+    from sensorllm_min.evaluation.interface import Model
+    public = [getattr(sensorllm_min, name) for name in sensorllm_min.__all__]
+    methods = [method for name, method in inspect.getmembers(Model, inspect.isfunction) if not name.startswith("_")]
+    for thing in (*public, Model, *methods):
+        assert thing.__doc__ and len(thing.__doc__) > 40 or thing.__name__ == "require", thing
+    assert all(word in Model.__doc__ for word in ("(T, C)", "Hz", "InputError"))
+
+
+@pytest.mark.parametrize("script", ["data_prep.py", "train_align.py", "train_har.py", "evaluate.py"])
+def test_a_python_that_is_too_old_is_told_so_in_one_line(script):
+    """Before anything is imported that such a Python lacks or cannot read."""
+    code = ("import builtins, runpy, sys; sys.version_info = (3, 10, 13); sys.modules['torch'] = sys.modules['numpy'] = None; "
+            f"runpy.run_path('{script}', run_name='__main__')")
+    assert launch("-c", code, cwd=ROOT, expect=2) == "sensorllm-min needs Python 3.11 or newer, this is 3.10\n"
+
+
+# ---- classify ----
+
+def recording_of(folder, index):
+    """A recording of the demo's test subject 9 -> (its line, samples (N, C))."""
+    lines = [line for line in json_lines(folder / "recordings.jsonl") if line["subject"] == 9]
+    start = lines[index]["start"]
+    return lines[index], np.load(folder / "samples/9.npy")[start:start + lines[index]["length"]]
+
+
+def test_a_recording_is_classified_as_its_prepared_windows_are(demo, stage_2):
+    """The same windows, and probabilities to 1e-6: other batches add in another order."""
+    line, samples = recording_of(demo, 3)
+    data, loaded = PreparedData(demo), stage_2.loaded
+    records = json_lines(demo / "har_test.jsonl")
+    end = line["start"] + line["length"]
+    wanted = [i for i, record in enumerate(records) if record["subject"] == 9 and line["start"] <= record["start"] < end]
+    examples = HarExamples(data, "test", loaded.prompts)
+    expected = {found["window"]: found["probabilities"] for found in
+                predict.classify(loaded, examples, ALONE, positions=np.array(wanted))}
+    found = stage_2.classify(samples, batch_size=5)
+    assert [prediction.start for prediction in found] == [(records[i]["start"] - line["start"]) / 20 for i in wanted]
+    assert {round(prediction.end - prediction.start, 9) for prediction in found} == {1.2}
+    for i, prediction in zip(wanted, found, strict=True):
+        assert list(prediction.probabilities) == list(data.dataset.classes)
+        assert list(prediction.probabilities.values()) == pytest.approx(expected[i], abs=1e-6)
+        assert prediction.activity == max(prediction.probabilities, key=prediction.probabilities.get)
+
+
+def test_windows_lie_between_long_gaps_and_over_short_ones(demo, stage_2):
+    _, samples = recording_of(demo, 0)
+    broken = samples.astype(float)
+    broken[10] = broken[100:110] = np.nan                         # 0.05 s, and half a second
+    counts = Counter()
+    log = Log(broken, None, np.arange(340) / 20, 20)
+    windows = {round(20 * seconds): window for seconds, window in slide_windows(log, stage_2.dataset, counts)}
+    assert list(windows) == [*range(0, 73, 12), 76, *range(110, 315, 12), 316]
+    np.testing.assert_allclose(windows[0][10], (samples[9] + samples[11]) / 2, rtol=1e-6)
+    assert counts["samples interpolated"] == 1 and counts["recordings split at a gap"] == 1
+    assert [prediction.start for prediction in stage_2.classify(broken)] == [start / 20 for start in windows]
+
+
+def test_a_model_that_answers_in_words_names_a_class_or_none(demo, folder):
+    found = sensorllm_min.load(folder / "out/words").classify(recording_of(demo, 0)[1][:30])
+    assert [(one.start, one.activity, one.probabilities) for one in found] == [(0.0, None, None), (0.3, None, None)]
+
+
+def test_the_loss_is_weighted_as_in_training_and_an_earlier_checkpoint_loads(demo, folder, tmp_path):
+    """The class weights are kept with the checkpoint; one from before has none: the model keeps those that it has."""
+    loaded = sensorllm_min.load(folder / "out/har").loaded
+    examples = HarExamples(PreparedData(folder / "data/demo"), "val", loaded.prompts, 6)
+    one_each = [record["loss"] for record in predict.classify(loaded, examples, ALONE)]
+    loaded.model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, loaded.model, loaded.recipe, loaded.progress)
+    again = sensorllm_min.load(path).loaded
+    for record, unweighted in zip(predict.classify(again, examples, ALONE), one_each):
+        assert record["loss"] == pytest.approx(unweighted * again.model.class_weights[record["label"]].item(), rel=1e-5)
+    recipe, _, tensors = read_checkpoint(path)
+    del tensors["class_weights"]
+    fill_model(again.model, recipe, tensors, path)
+    assert torch.equal(again.model.class_weights, loaded.model.class_weights)
+
+
+# ---- describe, ask, features ----
+
+def test_a_description_is_what_evaluating_generates(demo, stage_1):
+    """For a window of the dataset, asked what it was asked there. Half a character at the end is left out."""
+    from sensorllm_min.data.examples import AlignExamples
+    data, loaded = PreparedData(demo), stage_1.loaded
+    examples, answers = AlignExamples(data, "test", loaded.prompts), {}
+    for position, text, _ in predict.describe(loaded, examples, ALONE, predict.Decoding(1, 12), np.array([3, 40, 77])):
+        record = examples[position].record
+        samples, text = data.window(record), text.rstrip("\ufffd")
+        assert stage_1.describe(samples, record["channel"], max_new_tokens=12) == text
+        assert stage_1.ask(samples, record["channel"], record["question"], 12) == text
+        answers[text] = stage_1.ask(samples, record["channel"], "Why?", 12)
+    assert any(text and answer != text for text, answer in answers.items())
+
+
+def test_features_are_those_of_encoder_and_projector(demo, stage_1):
+    """Channel by channel, with the levels of this model, through the parts themselves."""
+    samples = recording_of(demo, 2)[1][:37]
+    model = stage_1.loaded.model
+    series = torch.tensor(samples.T.copy(), dtype=torch.float64)
+    ids, observed, mean, scale = model.chronos.encode(series)
+    levels = model.chronos.level_features(mean, scale, torch.arange(6))
+    features = torch.cat([model.encoder(ids, observed), levels[:, None].expand(-1, 38, -1).float()], -1)
+    assert isinstance(model.chronos, ChronosTokenizer) and levels.shape[1] > 0
+    torch.testing.assert_close(torch.tensor(stage_1.features(samples)), features)
+    torch.testing.assert_close(torch.tensor(stage_1.features(samples, after="projector")), model.projector(features))
+
+
+# ---- mistakes ----
+
+@pytest.mark.parametrize("call,words", [
+    (lambda model: model.classify(np.zeros((30, 5))), ["shape (30, 5)", "(T, 6)", "x_acc"]),
+    (lambda model: model.classify(np.zeros(30)), ["shape (30,)"]),
+    (lambda model: model.classify([["a"] * 6] * 30), ["<U1"]),
+    (lambda model: model.classify(np.zeros((23, 6))), ["23 samples", "24 samples without a gap", "1.2 s"]),
+    (lambda model: model.classify(np.full((90, 6), np.nan)), ["hold no window"]),
+    (lambda model: model.describe(np.zeros((30, 6)), "x_acc"), ["stage har", "train_align.py"]),
+    (lambda model: model.features(np.full((30, 6), np.nan)), ["finite"]),
+    (lambda model: model.features(np.zeros((600, 6))), ["600 samples", "512"]),
+    (lambda model: model.features(np.zeros((30, 6)), after="llm"), ["encoder or projector"])], ids=range(9))
+def test_samples_that_do_not_fit_are_refused_in_one_line(stage_2, call, words):
+    with pytest.raises(InputError) as error:
+        call(stage_2)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("options,words", [
+    ({"device": "tpu"}, "give cpu, cuda, cuda:N or mps"), ({"device": "cuda:77"}, "there is none here"),
+    ({"dtype": "float16"}, "float32, bfloat16, int8"), ({"dtype": "int8"}, "int8 is for")], ids=str)
+def test_what_cannot_be_loaded_is_refused_in_one_line(folder, stage_1, options, words):
+    with pytest.raises(InputError, match=words):
+        sensorllm_min.load(folder / "out/align", **options)
+    with pytest.raises(InputError, match="--channel nose"):
+        stage_1.describe(np.zeros((30, 6)), "nose")
+    with pytest.raises(InputError, match="train_har.py"):
+        stage_1.classify(np.zeros((30, 6)))

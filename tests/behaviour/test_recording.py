@@ -1,0 +1,94 @@
+"""Recordings of any length, from a CSV: which windows, what is written, and the picture."""
+import csv
+from functools import partial
+
+import numpy as np
+import pytest
+from helpers import json_lines
+from untrained import evaluate_here, save_untrained, small_dataset
+
+import sensorllm_min
+from sensorllm_min.data.sensors import WRIST
+from sensorllm_min.evaluation import recording
+from sensorllm_min.evaluation.recording import activity_bar, seconds_in_common
+
+HEADER = ",".join(channel.token for channel in WRIST)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, demo):
+    folder = tmp_path_factory.mktemp("recordings")
+    data = small_dataset(demo, folder / "data/demo")
+    save_untrained(folder / "out/har", data, "har")
+    return folder
+
+
+@pytest.fixture
+def evaluated(folder, monkeypatch, capsys):
+    return partial(evaluate_here, monkeypatch, capsys, folder, "--checkpoint", "out/har")
+
+
+@pytest.fixture(scope="module")
+def samples(demo):
+    """Two activities of a test subject, one after the other."""
+    lines = [line for line in json_lines(demo / "recordings.jsonl") if line["subject"] == 9]
+    stored = np.load(demo / "samples/9.npy")
+    return np.concatenate([stored[line["start"]:line["start"] + 100] for line in (lines[0], lines[4])])
+
+
+def write_rows(path, samples, seconds=None, labels=None):
+    header, columns = [HEADER], [[",".join(map(str, row)) for row in samples.tolist()]]
+    for name, values in (("time", seconds), ("label", labels)):
+        if values is not None:
+            header.append(name)
+            columns.append(map(str, values))
+    path.write_text("\n".join([",".join(header), *map(",".join, zip(*columns))]) + "\n")
+
+
+def test_a_recording_gets_an_activity_for_each_window_and_a_picture(folder, evaluated, samples):
+    """The same as in Python; with a label column the true activities, as a second bar."""
+    labels = ["Walking"] * 100 + [""] * 20 + ["Turning"] * 80
+    write_rows(folder / "walk.csv", samples, labels=labels)
+    out = evaluated("--csv", "walk.csv")
+    rows = list(csv.DictReader(open(folder / "walk.csv.predictions.csv")))
+    found = sensorllm_min.load(folder / "out/har").classify(samples)
+    assert len(rows) == len(found) == 16
+    for row, one in zip(rows, found):
+        assert row == {"start": f"{one.start:.3f}", "end": f"{one.end:.3f}", "activity": one.activity,
+                       "probability": f"{one.probabilities[one.activity]:.4f}"}
+    assert (folder / "walk.csv.predictions.png").read_bytes().startswith(b"\x89PNG")
+    assert "200 samples at 20 Hz, 16 windows of 1.2 s" in out and "of the 9.0 labelled seconds" in out
+    assert out.endswith("wrote walk.csv.predictions.csv, and drew walk.csv.predictions.png\n")
+
+
+def test_the_picture_has_a_bar_of_what_is_predicted_and_one_of_what_is_true(folder, evaluated, samples, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(recording, "draw_recording", lambda path, log, dataset, bars: drawn.append(bars))
+    write_rows(folder / "two.csv", samples, labels=["Walking"] * 100 + [""] * 20 + ["Turning"] * 80)
+    evaluated("--csv", "two.csv")
+    write_rows(folder / "two.csv", samples)
+    evaluated("--csv", "two.csv")
+    assert drawn[0]["true"] == [(0.0, 5.0, "Walking"), (6.0, 10.0, "Turning")]
+    assert list(drawn[0]) == ["predicted", "true"] and list(drawn[1]) == ["predicted"]
+    assert (drawn[0]["predicted"][0][0], drawn[0]["predicted"][-1][1]) == (0.0, 10.0)
+
+
+def test_times_of_a_recording_are_used_and_no_window_crosses_a_gap(folder, evaluated, samples, monkeypatch):
+    """At twice the rate, with a short and a long gap: windows lie on the clock of the file."""
+    monkeypatch.setattr(recording, "draw_recording", lambda *args: None)
+    doubled = np.repeat(samples, 2, axis=0)
+    seconds = np.arange(400) / 40
+    seconds[200:] += 3
+    keep = np.delete(np.arange(400), [60, 61])
+    write_rows(folder / "gaps.csv", doubled[keep], [f"{s:.3f}" for s in seconds[keep]])
+    out = evaluated("--csv", "gaps.csv")
+    starts = [float(row["start"]) for row in csv.DictReader(open(folder / "gaps.csv.predictions.csv"))]
+    assert starts == [round(x, 3) for x in [*np.arange(7) * 0.6, 3.8, *(8 + np.arange(7) * 0.6), 11.8]]
+    assert "at 40 Hz, 16 windows" in out
+    assert "files resampled from 40 Hz 1" in out and "samples interpolated" not in out          # the clock fills it
+
+
+def test_each_moment_has_the_activity_of_the_nearest_window():
+    windows = [(0, 2, "a", {}), (1, 3, "a", {}), (2, 4, "b", {}), (2.5, 4.5, None, None), (9, 11, "b", {})]
+    assert activity_bar(windows) == [(0, 2.5, "a"), (2.5, 3.25, "b"), (3.25, 4.5, "no class"), (9, 11, "b")]
+    assert seconds_in_common(activity_bar(windows), [(1, 3, "a"), (3, 3.5, "b"), (10, 20, "a")]) == (1.75, 3.5)
