@@ -26,11 +26,11 @@ from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import new_optimizer, train_step
 from sensorllm_min.training.warm_up import warm_up
 
-# The defaults with the built-in LLM, and the pairs that it trains on where --epochs is not given;
-# with public weights they are the paper's.
+# The defaults with the built-in LLM, and the pairs that it trains on where --epochs is not given:
+# minutes on two cores, and less for the demo, which is easy. With public weights: the paper's.
 BUILT_IN = {"projector": (256,), "batch_size": 8, "accumulate": 1, "lr": 1e-3,
             "betas": (0.9, 0.95)}
-BUILT_IN_PAIRS = 30_000
+BUILT_IN_PAIRS, DEMO_PAIRS = 30_000, 12_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def main():
     val = AlignExamples(data, "val", loaded.prompts, settings.eval_limit, settings.seed)
     test = AlignExamples(data, "test", loaded.prompts, settings.test_limit, settings.seed)
 
-    settings = settings.with_epochs(BUILT_IN_PAIRS, len(train), of_sample=1)
+    n_pairs = DEMO_PAIRS if data.name == "demo" else BUILT_IN_PAIRS
+    settings = settings.with_epochs(n_pairs, len(train), of_sample=1)
 
     # ---- the built-in encoder first, then optimizer and run ----
     if settings.encoder is None and "encoder" in settings.train and not settings.resume:

@@ -35,11 +35,11 @@ from sensorllm_min.training.provenance import command_line
 from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import new_optimizer, train_step
 
-# The defaults with the built-in LLM, and the windows that it trains on where --epochs is not given;
-# with public weights they are the paper's.
+# The defaults with the built-in LLM, and the windows that it trains on where --epochs is not given:
+# minutes on two cores, and less for the demo, which is easy. With public weights: the paper's.
 BUILT_IN = {"projector": (256,), "batch_size": 32, "accumulate": 1, "lr": 1e-3,
             "betas": (0.9, 0.95), "text": (), "rotate": 20.0}
-BUILT_IN_WINDOWS = 40_000
+BUILT_IN_WINDOWS, DEMO_WINDOWS = 40_000, 6_000
 PAPER = PUBLIC | {"text": ("smry", "Q"), "rotate": 0.0}
 
 
@@ -224,7 +224,8 @@ def train(settings, processes, data) -> dict:
     scored = "val" if settings.fold else "test"
     test = HarExamples(data, scored, loaded.prompts, settings.test_limit, settings.seed)
     train.degrees = settings.rotate
-    settings = settings.with_epochs(BUILT_IN_WINDOWS, len(train), of_sample=3)
+    n_windows = DEMO_WINDOWS if data.name == "demo" else BUILT_IN_WINDOWS
+    settings = settings.with_epochs(n_windows, len(train), of_sample=3)
     if model.head is not None:
         model.class_weights = class_weights(train.labels(), len(recipe.classes))
     model.to(processes.device)
