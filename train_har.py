@@ -126,7 +126,7 @@ def main():
 
     # ---- one run, or a comparison of several ----
     if plan is None:
-        train(settings, processes, data)
+        train_once(settings, processes, data)
         if processes.first:
             command = ["python", "evaluate.py", "--checkpoint", settings.out]
             if settings.data != "data/demo":
@@ -137,7 +137,7 @@ def main():
     for name, run_settings in plan_runs(settings, plan, data, processes):
         if processes.first:
             print(f"\n==== {Path(run_settings.out).name} ====", flush=True)
-        scores = read_finished(run_settings.out) or train(run_settings, processes, data)
+        scores = read_finished(run_settings.out) or train_once(run_settings, processes, data)
         results.setdefault(name, []).append(scores)
     if processes.first:
         print("\n" + write_comparison(settings.out, results, plan, data, command_line()))
@@ -184,7 +184,7 @@ def parts_to_train(settings, align):
     return default_parts(sources.llm, sources.encoder, "projector", *tokens, *head)
 
 
-def train(settings, processes, data) -> dict:
+def train_once(settings, processes, data) -> dict:
     """One run, from the model to its scores on the test subjects -> the content of results.json."""
     data = copy.copy(data)
     data.fold = settings.fold

@@ -75,7 +75,7 @@ class DatasetInfo:
     share: float = 1.0                  # fraction of the windows that is kept, drawn by the seed
     answer: tuple[str, ...] = ("simple_trend", "summary")     # of texts.ANSWER_KINDS, for stage 1
     paraphrase: bool = True             # False: texts always take the first wording of each pool
-    smooth: float = 0.0                 # seconds of the moving average behind stage-1 trends
+    smooth: float = 0.0                 # seconds of the moving average of stage-1 trends
     band: float = 0.0                   # a change below this share of a window's range is no trend
     places: tuple | None = None         # of own recordings: channels worn together (see rotations)
     # of own recordings, as dataset.json says (see own.py):

@@ -74,14 +74,14 @@ HOLD = 0.5                              # seconds that a plateau lasts to count 
 def trend_line(series, dataset):
     """The line (T,) whose rises and falls stage 1 tells; with neither smooth nor band the series.
 
-    The moving average over dataset.smooth seconds, drawn with few straight strokes: from high to
-    low to high where it moves by more than dataset.band of its range, level where it stays near a
-    high or low for HOLD seconds. A person sees these trends in a plot of the window.
+    The moving average over dataset.smooth seconds, taken twice, drawn with few straight strokes:
+    from high to low to high where it moves by more than dataset.band of its range, level where it
+    stays near a high or low for HOLD seconds. A person sees these trends in a plot of the window.
     """
     if not (dataset.smooth or dataset.band):
         return series
     width = 2 * round(dataset.smooth * dataset.rate / 2) + 1      # odd: not shifted
-    smooth = moving_average(series, width)
+    smooth = moving_average(moving_average(series, width), width)    # once lets fast rhythms pass
     band = dataset.band * np.ptp(smooth)
     if not 0 < band < np.ptp(smooth):                             # no band, or nothing beyond it
         return smooth if dataset.band == 0 else np.full(len(smooth), smooth.mean())

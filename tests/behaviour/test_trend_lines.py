@@ -114,26 +114,35 @@ def test_without_smoothing_and_band_the_line_is_the_series_itself():
 
 
 def test_smoothing_is_in_seconds():
-    """A quarter of a second: five samples at 20 Hz, 25 at 100 Hz; without a band, the average."""
+    """A quarter of a second: five samples at 20 Hz, 25 at 100 Hz, twice; without a band, the average itself."""
     series = np.random.default_rng(0).normal(size=90)
     for rate, width in ((20, 5), (10, 3), (100, 25)):
         dataset = replace(BANDED, rate=rate, smooth=0.25, band=0)
-        np.testing.assert_array_equal(trend_line(series, dataset), moving_average(series, width))
+        twice = moving_average(moving_average(series, width), width)
+        np.testing.assert_array_equal(trend_line(series, dataset), twice)
+
+
+def test_a_rhythm_that_is_faster_than_the_average_leaves_no_trend():
+    """5.7 Hz at 20 Hz, where an average over five samples alone would leave a fifth of it."""
+    t = np.arange(80) / 20
+    series = t + np.sin(2 * np.pi * 5.7 * t)
+    assert list_segments(trend_line(series, replace(BANDED, smooth=0.25))) == [(0, 79, 1)]
 
 
 def test_strokes_of_noise_are_as_large_as_the_band_and_plateaus_as_long_as_they_must_be():
-    """At both ends of a window half the band."""
+    """At both ends of a window, also before or after a plateau there, half the band."""
     rng = np.random.default_rng(0)
     dataset = replace(BANDED, smooth=0.25)
     for n_samples in range(20, 90):
         series = rng.normal(size=n_samples).cumsum()
-        smooth, line = moving_average(series, 5), trend_line(series, dataset)
+        smooth, line = moving_average(moving_average(series, 5), 5), trend_line(series, dataset)
         band, segments = 0.25 * np.ptp(smooth), list_segments(line)
         for index, (start, end, direction) in enumerate(segments):
             if direction == 0:
                 assert end - start >= 10
                 continue
-            at_an_end = start == 0 or end == n_samples - 1
+            before, after = segments[:index], segments[index + 1:]
+            at_an_end = any(all(d == 0 for _, _, d in rest) for rest in (before, after))
             least = band / 2 if at_an_end else band
             assert direction * (line[end] - line[start]) > 0.999 * least
             assert index == 0 or segments[index - 1][2] != direction
