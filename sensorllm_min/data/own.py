@@ -34,7 +34,7 @@ def sort_files(raw, dataset):
     read, passed_over, folders = {}, {}, {}
     for path in sorted(Path(raw).rglob("*")):
         place = path.relative_to(raw)
-        if not path.is_file() or is_left_behind(place) or str(place) == "dataset.json":
+        if path.is_dir() or is_left_behind(place) or str(place) == "dataset.json":
             continue
         if not path.name.lower().endswith(endings):
             kind = f"of another kind than {', '.join(endings)}"
