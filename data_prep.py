@@ -132,7 +132,7 @@ def main():
     meta = prepare(args.dataset, raw, out, args.workers, seed=args.seed, answer_kinds=kinds,
                    longest=args.longest, **changes)
     print_counts(meta)
-    place = f" --out {out}" if args.out or own else ""
+    place = "" if out == f"data/{args.dataset}" else f" --out {out}"
     print(f"wrote {out}; look at a window with --show 0{place}")
 
 

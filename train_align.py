@@ -24,10 +24,11 @@ from sensorllm_min.training.options import (
 from sensorllm_min.training.processes import start_processes
 from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import new_optimizer, train_step
+from sensorllm_min.training.warm_up import warm_up
 
 # The defaults with the built-in LLM, and the pairs that it trains on where --epochs is not given;
 # with public weights they are the paper's.
-BUILT_IN = {"projector": (256,), "batch_size": 32, "accumulate": 1, "lr": 1e-3,
+BUILT_IN = {"projector": (256,), "batch_size": 8, "accumulate": 1, "lr": 1e-3,
             "betas": (0.9, 0.95)}
 BUILT_IN_PAIRS = 30_000
 
@@ -70,7 +71,9 @@ def main():
 
     settings = settings.with_epochs(BUILT_IN_PAIRS, len(train), of_sample=1)
 
-    # ---- optimizer and run ----
+    # ---- the built-in encoder first, then optimizer and run ----
+    if settings.encoder is None and "encoder" in settings.train and not settings.resume:
+        warm_up(model, train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, loaded, optimizer, train)
     short_to_long = np.argsort(test.sizes)

@@ -78,7 +78,7 @@ def window_statistics(series):
     """Series (N, S) -> (N, N_STATISTICS): mean, deviation, change, quantiles, energy of bands."""
     mean, deviation = series.mean(1), series.std(1, correction=0)
     change = series.diff(dim=1).abs().mean(1)
-    quantiles = series.quantile(torch.tensor(QUANTILES).to(series), dim=1).T      # (N, 7)
+    quantiles = series.quantile(series.new_tensor(QUANTILES), dim=1).T            # (N, 7)
     energy = torch.fft.rfft(series - mean[:, None]).abs().square() / series.shape[1]  # (N, S//2+1)
     edges = np.geomspace(1, energy.shape[1], N_BANDS + 1).round().astype(int)
     bands = [energy[:, first:max(last, first + 1)].sum(1)

@@ -4,6 +4,7 @@ A log runs on through activities, and samples of it are missing: NaN, or a time 
 Gaps of up to GAP seconds are interpolated; at a longer one the recording ends, and another begins
 after it.
 """
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -84,7 +85,7 @@ def resample(samples, raw_rate, rate):
         return samples.astype(np.float32)
     from scipy.signal import resample_poly
     samples = samples.astype(np.float64)
-    ratio = Fraction(rate / raw_rate).limit_denominator(1000)
+    ratio = Fraction(rate / raw_rate).limit_denominator(1000 * math.ceil(raw_rate / rate))
     resampled = resample_poly(samples, *ratio.as_integer_ratio(), axis=0, padtype="line")
     return resampled.astype(np.float32)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import InputError, brief, understanding
-from .logs import GAP, Recording, cut_log, runs
+from .logs import GAP, cut_log
 from .sensors import UNITS, normalised, own_dataset
 from .tables import csv_header, number, read_csv, read_npy
 

@@ -39,7 +39,8 @@ def strided_windows(n_samples, window, stride):
     """Starts of a recording's windows: all that fit at the stride, and one flush with its end.
 
     Window and stride may be fractions of samples, where the rate was changed: starts are rounded,
-    so that a recording gives as many windows as at the old rate.
+    so that a recording gives as many windows as at the old rate. (Where a fraction of a sample is
+    left over, it gives none for that; and one a fraction short of a window still gives one.)
     """
     room = n_samples - window
     last = n_samples - round(window)

@@ -123,6 +123,7 @@ class PreparedData:
             stored = self.samples_of(subject)
             samples.append(stored[::len(stored) // 10_000 + 1])           # enough for both
         samples = np.concatenate(samples).astype(float)
+        samples = samples[np.isfinite(samples).all(1)]            # no window has the others
         deviations = samples.std(0)
         deviations[deviations == 0] = 1.0
         return tuple(zip(samples.mean(0).tolist(), deviations.tolist()))

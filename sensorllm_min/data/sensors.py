@@ -217,11 +217,11 @@ def at_rate(name, dataset, rate):
                          "rate above 0, at most theirs")
     ratio = rate / dataset.rate
     window, stride = dataset.window * ratio, dataset.stride * ratio
-    shortest, longest = (round(seconds * rate) for seconds in ALIGN_SECONDS)
+    if window < 2 or stride < 1:
+        raise InputError(f"--rate {rate:g}: windows of {window / rate:g} s would hold {window:g} "
+                         f"samples, {stride:g} apart; give a higher rate")
+    shortest, longest = (max(2, round(seconds * rate)) for seconds in ALIGN_SECONDS)
     shortest = min(shortest, round(window))
-    if shortest < 2 or stride < 0.5:
-        raise InputError(f"--rate {rate:g}: windows of {window / rate:g} s would hold "
-                         f"{window:g} samples; give a higher rate")
     rate = int(rate) if rate == int(rate) else rate
     return f"{name}-{rate}hz", replace(
         dataset, rate=rate, raw_rate=raw_rate, window=window, stride=stride,
@@ -231,7 +231,8 @@ def at_rate(name, dataset, rate):
 def choose_dataset(name, raw, rate=None, smooth=None, band=None):
     """(name, DatasetInfo) of a dataset of the table, or of RAW/dataset.json where name is "own".
 
-    rate, Hz, as for `at_rate`; smooth, seconds, and band, a share: of the DatasetInfo.
+    rate, Hz, as for `at_rate`; smooth, seconds, and band, a share: of the DatasetInfo. InputError
+    for a value that does not fit.
     """
     name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
     if rate is not None:
@@ -239,11 +240,14 @@ def choose_dataset(name, raw, rate=None, smooth=None, band=None):
     if smooth is not None:
         dataset = replace(dataset, smooth=smooth)
     if band is not None:
+        if band >= 1:
+            raise InputError(f"--band {band:g}: nothing changes by more than a window's range; "
+                             "give a share below 1")
         dataset = replace(dataset, band=band)
     return name, dataset
 
 
-KIND_WORDS = re.compile("acc|accel|accelerometer|gyr|gyro|gyroscope|mag|magnetometer")
+KIND_WORDS = re.compile("a|g|m|acc|accel|accelerometer|gyr|gyro|gyroscope|mag|magnetometer")
 
 
 def rotations(dataset):

@@ -32,10 +32,15 @@ def trend_segments(series):
 
 
 def moving_average(series, width):
-    """Each sample's mean over `width` samples around it, fewer at the ends: (T,) -> (T,) float."""
-    window = np.ones(min(width, len(series)))
-    n_samples = np.convolve(np.ones(len(series)), window, "same")
-    return np.convolve(series, window, "same") / n_samples
+    """Each sample's mean over `width` samples, an odd number, around it: (T,) -> (T,) float64.
+
+    There are fewer at the ends. Rest stays exactly at rest: no rounding error makes it a trend.
+    """
+    half = min(width // 2, len(series) - 1)
+    window, within = np.ones(2 * half + 1), slice(half, half + len(series))
+    n_samples = np.convolve(np.ones(len(series)), window)[within]
+    changes = np.asarray(series, np.float64) - series[0]
+    return series[0] + np.convolve(changes, window)[within] / n_samples
 
 
 def turning_points(series, band):
@@ -231,11 +236,23 @@ def decimals(value):
     return f"{round(float(value), 8) + 0.0:.8f}".rstrip("0").rstrip(".")      # + 0.0: no "-0"
 
 
-def statistics_text(window, dataset):
+def three_digits(value):
+    """Three significant digits: 0.0123456 -> "0.0123", 1234.5 -> "1230"; below 1e-8 "0"."""
+    value = round(float(value), 8) + 0.0                                      # + 0.0: no "-0"
+    return np.format_float_positional(
+        value, precision=3, unique=False, fractional=False, trim="-")
+
+
+def statistics_text(window, dataset, write=decimals):
     """A line per channel: mean and population standard deviation."""
     means, deviations = window.mean(0, dtype=float), window.std(0, dtype=float)
-    return "\n".join(f"{channel.spoken}: Mean={decimals(mean)}, StdDev={decimals(deviation)}"
+    return "\n".join(f"{channel.spoken}: Mean={write(mean)}, StdDev={write(deviation)}"
                      for channel, mean, deviation in zip(dataset.channels, means, deviations))
+
+
+def short_statistics_text(window, dataset):
+    """The same in three digits each: LLMs that read digit by digit have half as many to read."""
+    return statistics_text(window, dataset, three_digits)
 
 
 def window_trends_text(window, dataset):
@@ -276,8 +293,8 @@ def question_text(window, dataset):
     return f"Which activity is this? It is one of: {', '.join(dataset.classes)}."
 
 
-HAR_TEXTS = {"smry": statistics_text, "trend": window_trends_text, "corr": correlations_text,
-             "meta": meta_text, "Q": question_text}
+HAR_TEXTS = {"smry": statistics_text, "smry3": short_statistics_text, "trend": window_trends_text,
+             "corr": correlations_text, "meta": meta_text, "Q": question_text}
 
 
 def har_text(window, dataset, parts):

@@ -37,6 +37,12 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
+    def spread(self, parameters):
+        """Gives all processes the first one's parameters. Every process takes part."""
+        if self.world > 1:
+            for parameter in parameters:
+                dist.broadcast(parameter.data, 0)
+
     def check_same(self, content, option):
         """InputError unless all processes hold the same bytes. Every process takes part."""
         if self.world == 1:

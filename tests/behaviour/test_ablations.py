@@ -16,7 +16,7 @@ from helpers import json_lines, results, run
 from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
 import train_har
-from sensorllm_min.ablations import ABLATIONS, N_STATISTICS
+from sensorllm_min.ablations import ABLATIONS, N_STATISTICS, window_statistics
 from sensorllm_min.batch import collate
 from sensorllm_min.data.examples import HarExamples
 from sensorllm_min.data.prepared import PreparedData
@@ -162,6 +162,61 @@ def test_each_ablation_is_blind_to_what_it_says(folder, compared):
     assert notices("no-llm", other_samples) and not notices("no-llm", other_words)
     assert notices("encoder-mlp", other_samples) and not notices("encoder-mlp", other_words)
     assert notices("shuffled", other_samples)
+    assert notices("statistics", other_samples) and not notices("statistics", other_words)
+
+
+def numpy_statistics(series):
+    """The statistics of one series (S,) as their docstring says."""
+    spectrum = np.abs(np.fft.rfft(series - series.mean())) ** 2 / len(series)
+    edges = np.geomspace(1, len(spectrum), 9).round().astype(int)             # of eight bands
+    bands = [spectrum[first:max(last, first + 1)].sum() for first, last in zip(edges, edges[1:])]
+    quantiles = np.quantile(series, [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
+    sizes = [series.std(), np.abs(np.diff(series)).mean(), *bands]
+    return [*np.arcsinh([series.mean(), *quantiles]), *np.log10(np.array(sizes) + 1e-4)]
+
+
+def test_window_statistics_equal_numpy():
+    """Of windows of 2 samples up; of rest, which has no energy, as well."""
+    rng = np.random.default_rng(0)
+    for n_samples in (2, 3, 24, 40, 500):
+        series = rng.normal(size=(5, n_samples)) * np.array([[1, 100, 1e-3, 0, 3]]).T
+        series += np.array([[0, 9, 1, -7, 0]]).T
+        found = window_statistics(torch.tensor(series))
+        assert found.shape == (5, N_STATISTICS) and found.isfinite().all()
+        expected = [numpy_statistics(one) for one in series]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)        # float64 sums
+
+
+def test_the_bands_of_frequencies_miss_none_and_tell_a_tone():
+    """Of 500 samples: a tone stands out in one band, and a higher tone in no lower one."""
+    n_samples, bands = 500, []
+    noise = torch.tensor(np.random.default_rng(0).normal(size=(1, n_samples)))
+    energy = 10 ** window_statistics(noise)[0, -8:] - 1e-4
+    total = (noise - noise.mean()).square().sum() / 2             # each frequency stands for two
+    assert energy.sum() == pytest.approx(float(total), rel=0.01)  # but the highest
+    for cycles in (1, 3, 6, 15, 30, 60, 120, 240):
+        tone = np.sin(2 * np.pi * cycles * np.arange(n_samples) / n_samples)
+        bands.append(int(window_statistics(torch.tensor(tone[None]))[0, -8:].argmax()))
+    assert bands == list(range(8))
+
+
+def test_statistics_are_of_the_series_in_usual_units_alone(folder, compared):
+    """No encoder and no LLM: their weights change nothing. The units are those of the levels."""
+    loaded = load_checkpoint(folder / "out/comparison/statistics-0/best.safetensors")
+    model, data = loaded.model, PreparedData(folder / "data/demo")
+    examples = HarExamples(data, "test", loaded.prompts)
+    batch = collate([examples[i] for i in (3, 30)], loaded.tokenizer.pad_id)
+    series = batch.series.unflatten(0, (2, 6)).numpy()            # (B, C, S)
+    means, deviations = np.array(data.levels()).T[:, :, None]     # (C, 1) each
+    usual = torch.tensor((series - means) / deviations)
+    statistics = window_statistics(usual.flatten(0, 1)).reshape(2, -1).float()
+    with torch.no_grad():
+        expected = model.head(statistics)
+        torch.testing.assert_close(model.class_logits(batch), expected, rtol=0, atol=1e-5)
+        for part in (model.encoder, model.llm, model.projector):
+            for parameter in part.parameters():
+                parameter.zero_()
+        torch.testing.assert_close(model.class_logits(batch), expected, rtol=0, atol=1e-5)
 
 
 def shuffled_model(folder):

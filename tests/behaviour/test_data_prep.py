@@ -16,7 +16,8 @@ from sensorllm_min.data.prepare import Job, prepare, random_windows, strided_win
 from sensorllm_min.data.recordings import READERS
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.evaluation.trend_scores import truth_sums
-from sensorllm_min.data.texts import HAR_TEXTS, align_pair, har_text, pair_rng, trend_segments
+from sensorllm_min.data.texts import (
+    HAR_TEXTS, align_pair, har_text, pair_rng, three_digits, trend_segments)
 from sensorllm_min.data.wording import QUESTIONS
 
 SPLITS = ("train", "val", "test")
@@ -353,7 +354,14 @@ def test_prepared_samples_that_are_broken_are_named(demo, tmp_path):
 
 # ---- texts of stage 2 ----
 
-COMBINATIONS = ["smry", "trend", "corr", "smry+Q", "smry+meta", "smry+meta+Q", "smry+corr", "smry+corr+Q", "smry+trend",
+@pytest.mark.parametrize("value,written", [
+    (9.80665, "9.81"), (-0.0123456, "-0.0123"), (1234.5, "1230"), (0.00012345, "0.000123"), (2, "2"), (0.25, "0.25"),
+    (-3e-17, "0"), (9.9996, "10")])
+def test_three_digits_are_written_without_powers_of_ten(value, written):
+    assert three_digits(value) == written
+
+
+COMBINATIONS = ["smry", "smry3+Q", "trend", "corr", "smry+Q", "smry+meta", "smry+meta+Q", "smry+corr", "smry+corr+Q", "smry+trend",
                 "smry+trend+Q", "smry+trend+corr", "smry+trend+corr+Q"]
 STRENGTHS = ((0.7, "strongly"), (0.3, "moderately"), (0.1, "weakly"))
 
@@ -377,6 +385,11 @@ def test_stage_2_texts_tell_the_truth(name):
         assert found[1] == spoken
         std = np.sqrt(((column - column.mean()) ** 2).mean())
         assert [float(found[2]), float(found[3])] == pytest.approx([column.mean(), std], abs=1e-8)   # eight decimals
+    for short, line in zip(parts["smry3"].split("\n"), parts["smry"].split("\n"), strict=True):
+        digits, values = (re.findall(r"=(-?[\d.]+)", text) for text in (short, line))
+        assert re.sub("=[^,]*", "", short) == re.sub("=[^,]*", "", line)
+        for written, value in zip(digits, values, strict=True):
+            assert float(written) == float(f"{float(value):.3g}") and len(written.lstrip("-0.")) <= 4, (written, value)
     strengths, lines = set(), iter(parts["corr"].split("\n"))
     for i in range(n):
         for j in range(i + 1, n):

@@ -190,13 +190,25 @@ def folder(saved, tmp_path):
 @pytest.mark.parametrize("setting,other", [
     ("data", "data/else"), ("batch_size", 8), ("accumulate", 1), ("epochs", 4.0), ("lr", 2e-3), ("warmup", 0.1),
     ("weight_decay", 0.0), ("seed", 1), ("train_limit", 99), ("train_limit", None), ("eval_limit", 49),
-    ("dtype", "bfloat16")])
+    ("dtype", "bfloat16"), ("rotate", 20.0), ("fold", (0, 3))])
 def test_resuming_needs_the_same_settings(recipe, folder, setting, other):
     before = digest(folder)
     named = "batch" if setting in ("batch_size", "accumulate") else setting
     with pytest.raises(InputError, match=f"was trained with {named} .*; --resume needs the same settings"):
         begin(recipe, folder, resume=True, **{setting: other})
     assert digest(folder) == before
+
+
+def test_a_run_from_before_rotations_and_folds_resumes_without_them(recipe, folder):
+    path = folder / "last.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()[checkpoint.KEY])
+    settings = metadata["progress"]["settings"]
+    assert (settings.pop("rotate"), settings.pop("fold")) == (0, None)
+    save_file(load_file(path), path, metadata={checkpoint.KEY: json.dumps(metadata)})
+    assert begin(recipe, folder, resume=True, rotate=0.0).progress["step"] == 2
+    with pytest.raises(InputError, match="was trained with rotate 0.0, this run has 20.0"):
+        begin(recipe, folder, resume=True, rotate=20.0)
 
 
 def test_a_batch_may_be_cut_otherwise_when_resuming(recipe, folder):
@@ -238,6 +250,32 @@ def test_each_nth_step_and_the_last_one_are_said_and_all_are_noted(recipe, tmp_p
     assert [line.split("loss ")[1].split()[0] for line in said] == ["2.0000", "5.0000", "7.5000"]    # means since the last line
     assert json_lines(tmp_path / "metrics.jsonl") == [
         {"step": step + 1, "loss": 1.0 + step, "grad_norm": 0.5, "lr": 1e-3} for step in range(8)]
+
+
+def test_a_run_says_after_four_steps_how_long_it_will_take(recipe, tmp_path, monkeypatch):
+    """The first step is slow and does not count; a resumed run counts from where it began."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock.now)
+
+    def announced(seconds, count, first=0, n_steps=6):
+        run = begin(recipe, tmp_path / f"{count}-{first}", log_every=100)
+        run.plan.count, run.first_step = count, first
+        said_before = len((tmp_path / f"{count}-{first}/log.txt").read_text().splitlines())
+        for step in range(first, min(first + n_steps, count)):
+            clock.now += 500.0 if step == first else seconds
+            run.log_step(step_of(step), 1.0, 0.5, 10)
+            said = (tmp_path / f"{count}-{first}/log.txt").read_text().splitlines()
+            said = [line for line in said[said_before:] if not line.startswith("step")]
+            assert bool(said) == (step >= first + min(4, count - first) - 1 > first)
+        return said
+
+    assert announced(0.5, 124) == ["0.5 s a step: 1.0 minutes to go, and the validations"]
+    assert announced(0.5, 124, first=60) == ["0.5 s a step: 0.5 minutes to go, and the validations"]
+    assert announced(10, 1084) == ["10 s a step: 3.0 hours to go, and the validations"]
+    assert announced(3.0, 3) == ["3 s a step: 0.0 minutes to go, and the validations"]
+    assert announced(3.0, 1) == []                                # it is over
+    hours, advice = announced(90, 2004)
+    assert hours.startswith("90 s a step: 50.0 hours") and "--rate" in advice
 
 
 def test_each_nth_step_and_the_last_one_are_validated(recipe, tmp_path):

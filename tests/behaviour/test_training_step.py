@@ -243,6 +243,14 @@ def numbers(steps, first=0):
             for step in steps.starting_at(first)]
 
 
+def test_each_step_tells_the_examples_its_epoch():
+    """So that they turn their sensors anew; after a resumption in the middle as well."""
+    steps = steps_of(16, epochs=3)
+    assert [steps.examples.epoch for _ in steps.starting_at(0)] == [0, 0, 1, 1, 2, 2]
+    steps = steps_of(16, epochs=3)
+    assert [steps.examples.epoch for _ in steps.starting_at(3)] == [1, 2, 2]
+
+
 def flat(lists):
     return [item for inner in lists for item in inner]
 

@@ -1,0 +1,254 @@
+"""Levels: mean and scale of a series, which standardising takes away, as numbers for the model."""
+import json
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import quiet
+from raw_files import write_small_own
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from untrained import save_untrained, small_dataset
+
+from sensorllm_min.ablations import EncoderMLP
+from sensorllm_min.batch import collate
+from sensorllm_min.chronos_tokenizer import ChronosTokenizer
+from sensorllm_min.config import ChronosConfig
+from sensorllm_min.data.examples import AlignExamples, HarExamples
+from sensorllm_min.data.prepare import prepare
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.evaluation.ask import batch_of, prepared_window
+from sensorllm_min.training.checkpoint import KEY, load_checkpoint
+from sensorllm_min.training.options import RunSettings
+
+# The usual mean and standard deviation of three channels.
+USUAL = ((1.0, 2.0), (-5.0, 0.5), (0.0, 1.0))
+N_LEVELS = 20
+
+
+def levels_of(mean, scale, channel):
+    """The twenty numbers of one series as the docstring says, in plain Python."""
+    usual_mean, usual_scale = USUAL[channel]
+    mean, scale = (mean - usual_mean) / usual_scale, scale / usual_scale
+    numbers = []
+    for level in (math.asinh(mean), math.log10(scale + 1e-4)):
+        for wave in (math.sin, math.cos):
+            numbers += [wave(2 * math.pi * level / length) for length in (1.5, 3, 6, 12, 24)]
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def chronos():
+    return ChronosTokenizer(ChronosConfig(), levels=USUAL)
+
+
+def features(chronos, *series):
+    """Level features of series (mean, scale, channel)."""
+    means, scales, channels = zip(*series)
+    floats = [torch.tensor(values, dtype=torch.float64) for values in (means, scales)]
+    return chronos.level_features(*floats, torch.tensor(channels))
+
+
+# ---- by hand ----
+
+def test_levels_are_sines_and_cosines_in_the_units_of_their_channel(chronos):
+    series = [(1.0, 2.0, 0), (9.81, 0.3, 0), (9.81, 0.3, 1), (-7.0, 40.0, 2), (0.0, 0.0, 2)]
+    found = features(chronos, *series)
+    assert found.shape == (5, chronos.n_levels) == (5, N_LEVELS)
+    expected = [levels_of(*one) for one in series]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)      # float64
+    usual = found[0].reshape(2, 2, 5)                             # (mean and scale, waves, lengths)
+    np.testing.assert_allclose(usual[0, 0], 0, atol=1e-12)        # asinh(0) is 0
+    np.testing.assert_allclose(usual[0, 1], 1, atol=1e-12)
+
+
+def test_levels_are_finite_whatever_a_series_holds(chronos):
+    extremes = (0.0, 1e-30, 1e-8, 1.0, 1e9, 1e30)
+    series = [(sign * mean, scale, channel) for sign in (1, -1) for mean in extremes
+              for scale in extremes for channel in range(3)]
+    found = features(chronos, *series)
+    assert found.isfinite().all() and found.abs().max() <= 1
+    samples = torch.tensor([[0.0] * 8, [1e9] * 8, [-7.7] * 8, [0, 1e9] * 4, [1e-9, 0] * 4],
+                           dtype=torch.float64)
+    for scaling in ("StanNormalizeUniformBins", "MeanScaleUniformBins"):
+        tokenizer = ChronosTokenizer(ChronosConfig(), scaling, USUAL)
+        _, _, mean, scale = tokenizer.encode(samples)
+        assert tokenizer.level_features(mean, scale, torch.arange(5) % 3).isfinite().all()
+
+
+def test_a_tenth_of_a_usual_deviation_and_of_a_usual_scale_show(chronos):
+    """At rest (scale 1e-4), in motion, near the usual mean and ten deviations from it."""
+    for mean in (1.0, 3.0, -20.0):
+        for scale in (1e-4, 0.02, 2.0):
+            one, shifted, scaled = features(
+                chronos, (mean, scale, 0), (mean + 0.2, scale, 0), (mean, scale * 1.1 + 1e-4, 0))
+            assert (one - shifted).abs().max() > 0.02
+            assert (one - scaled).abs().max() > 0.02
+
+
+def test_usual_units_are_those_of_the_channel_of_each_series(chronos):
+    values = torch.tensor([[1.0, 3.0], [-5.0, -4.5], [2.0, 2.0]])
+    scaled, scale = chronos.in_usual_units(values, torch.tensor([4.0, 1.0, 7.0]),
+                                           torch.tensor([0, 1, 2]))
+    assert scaled.tolist() == [[0, 1], [0, 1], [2, 2]] and scale.tolist() == [2, 2, 7]
+    plain = ChronosTokenizer(ChronosConfig())
+    assert plain.in_usual_units(values, 5.0, None) == (values, 5.0) and plain.n_levels == 0
+
+
+# ---- what is usual: of the training subjects ----
+
+@pytest.fixture
+def own(tmp_path):
+    """anna is for the test, ben for validation; the channel `who` is 3 for carl, 4 for dora."""
+    write_small_own(tmp_path / "raw")
+    prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
+    return tmp_path / "out"
+
+
+def test_what_is_usual_comes_from_the_training_subjects_alone(own):
+    data = PreparedData(own)
+    samples = np.concatenate([np.load(own / "samples" / name) for name in ("carl.npy", "dora.npy")])
+    expected = np.stack([samples.mean(0, dtype=float), samples.std(0, dtype=float)], 1)
+    np.testing.assert_allclose(data.levels(), expected, rtol=1e-9)
+    assert data.levels()[1] == (3.5, 0.5)
+    data.fold = 1, 3                                              # carl is validated: ben and dora
+    assert data.levels()[1] == (3.0, 1.0)
+
+
+def test_a_channel_that_never_changes_keeps_its_unit_and_lost_samples_do_not_count(own):
+    usual = PreparedData(own).levels()
+    for name in ("carl", "dora"):
+        samples = np.load(own / "samples" / f"{name}.npy")
+        samples[:, 1] = 7
+        extra = np.full((2, 3), [[np.nan, 0, 0], [0, 0, np.inf]], np.float32)
+        np.save(own / "samples" / f"{name}.npy", np.concatenate([samples, extra]))
+    levels = PreparedData(own).levels()
+    assert levels[1] == (7, 1)
+    np.testing.assert_allclose([levels[0], levels[2]], [usual[0], usual[2]], rtol=1e-9)
+
+
+def test_a_long_recording_is_sampled_over_its_whole_length(own):
+    long = np.zeros((45_000, 3), np.float32)
+    long[:, 0] = np.arange(45_000)
+    for name in ("carl", "dora"):
+        np.save(own / "samples" / f"{name}.npy", long)
+    mean, deviation = PreparedData(own).levels()[0]
+    assert mean == pytest.approx(22_500, rel=1e-3)
+    assert deviation == pytest.approx(45_000 / np.sqrt(12), rel=1e-3)
+
+
+# ---- in the model ----
+
+@pytest.fixture(scope="module")
+def stage_2(demo, tmp_path_factory):
+    """(a folder with data, stage 2 with levels in A, without in B, stage 1 with levels in C)."""
+    folder = tmp_path_factory.mktemp("levels")
+    small_dataset(demo, folder / "data")
+    data = PreparedData(folder / "data")
+    save_untrained(folder / "with", folder / "data", "har", text=())
+    save_untrained(folder / "without", folder / "data", "har", text=(), levels=None)
+    save_untrained(folder / "align", folder / "data", "align")
+    loaded = {path.name: load_checkpoint(path / "best.safetensors")
+              for path in (folder / "with", folder / "without", folder / "align")}
+    return folder, data, loaded
+
+
+def encoded(loaded, *windows):
+    """Windows (S, C) -> the features that the projector gets, (windows, C, S+1, width)."""
+    examples = [replace(like(loaded), series=list(window.T)) for window in windows]
+    batch = collate(examples, loaded.tokenizer.pad_id)
+    with torch.no_grad():
+        return loaded.model.encode(batch).unflatten(0, (len(windows), windows[0].shape[1], -1))
+
+
+def like(loaded):
+    data = PreparedData(loaded.progress["settings"]["data"])
+    return HarExamples(data, "train", loaded.prompts)[0]
+
+
+def test_windows_that_differ_by_offset_or_scale_alone_are_told_apart(stage_2):
+    """The demo's Sitting and Lying do; without levels their features are the same, bit for bit."""
+    _, _, loaded = stage_2
+    window = np.resize([0.5, -0.25, 1.0, 0.75, -1.0, 0.0, 0.125], (24, 6))
+    others = window + 2.0, window * 4.0
+    without = encoded(loaded["without"], window, *others)
+    assert torch.equal(without[0], without[1]) and torch.equal(without[0], without[2])
+    with_levels = encoded(loaded["with"], window, *others)
+    assert with_levels.shape[-1] == without.shape[-1] + N_LEVELS
+    for other in with_levels[1:]:
+        assert torch.equal(other[..., :-N_LEVELS], with_levels[0][..., :-N_LEVELS])
+        assert (other - with_levels[0]).abs().amax((1, 2)).min() > 0.05       # in each channel
+
+
+def test_each_step_of_a_series_carries_the_levels_of_its_channel(stage_2):
+    _, data, loaded = stage_2
+    model = loaded["with"].model
+    window = np.random.default_rng(0).normal(size=(24, 6)) * 3 + np.arange(6)
+    found = encoded(loaded["with"], window)[0, :, :, -N_LEVELS:]              # (C, S+1, 20)
+    mean, scale = torch.tensor(window.mean(0)), torch.tensor(np.sqrt(window.var(0) + 1e-8))
+    expected = model.chronos.level_features(mean, scale, torch.arange(6))
+    np.testing.assert_allclose(found, expected[:, None].expand_as(found), atol=1e-6)  # float32
+    assert model.chronos.levels.tolist() == torch.tensor(data.levels()).tolist()
+
+
+def test_a_question_about_one_channel_carries_the_number_of_that_channel(stage_2):
+    """In training, in evaluation and when it is asked: what is usual differs between channels."""
+    _, data, loaded = stage_2
+    align = loaded["align"]
+    examples = AlignExamples(data, "test", align.prompts)
+    tokens = [channel.token for channel in data.dataset.channels]
+    drawn = [examples[i] for i in range(40)]
+    chosen = {example.record["channel"]: example for example in drawn}
+    batch = collate(list(chosen.values()), align.tokenizer.pad_id)
+    assert batch.channels.tolist() == [tokens.index(token) for token in chosen]
+    assert len(chosen) > 3
+    for column, token in enumerate(tokens):
+        window = prepared_window(data, "align", "test", 5, token)
+        assert batch_of(window, "Why?", align, torch.device("cpu")).channels.tolist() == [column]
+    whole = prepared_window(data, "har", "test", 5)
+    asked = batch_of(whole, None, loaded["with"], torch.device("cpu"))
+    assert asked.channels.tolist() == list(range(6))
+
+
+def test_encoder_and_mlp_get_the_levels_as_well(stage_2):
+    """The ablation's input is as wide as the full model's: the comparison stays honest."""
+    folder, data, loaded = stage_2
+    save_untrained(folder / "mlp", folder / "data", "har", text=(), ablation="encoder-mlp")
+    model = load_checkpoint(folder / "mlp/best.safetensors").model
+    assert isinstance(model, EncoderMLP)
+    assert model.head[0].in_features == 6 * (model.encoder.config.d_model + N_LEVELS)
+
+
+# ---- kept in the checkpoint ----
+
+def test_the_checkpoint_keeps_them(stage_2):
+    """Bit for bit, whatever the dataset holds by then."""
+    _, data, loaded = stage_2
+    assert loaded["with"].recipe.levels == data.levels()
+    assert loaded["without"].recipe.levels is None
+    assert loaded["without"].model.chronos.n_levels == 0
+
+
+def test_a_checkpoint_from_before_them_loads_and_gets_none(stage_2, tmp_path):
+    folder, _, loaded = stage_2
+    old = folder / "without/best.safetensors"
+    with safe_open(old, "pt") as file:
+        metadata = json.loads(file.metadata()[KEY])
+    assert metadata["recipe"].pop("levels", "missing") is None
+    path = tmp_path / "best.safetensors"
+    save_file(load_file(old), path, metadata={KEY: json.dumps(metadata)})
+    again = load_checkpoint(path)
+    assert again.recipe == loaded["without"].recipe
+    window = np.random.default_rng(0).normal(size=(24, 6))
+    assert torch.equal(encoded(again, window), encoded(loaded["without"], window))
+
+
+def test_levels_are_on_by_default_with_the_built_in_encoder_alone():
+    settings = RunSettings(**dict.fromkeys(field.name for field in fields(RunSettings)))
+    assert settings.with_defaults().levels is True
+    public = replace(settings, encoder="amazon/chronos-t5-tiny")
+    assert public.with_defaults().levels is False
+    assert replace(public, levels=True).with_defaults().levels is True
+    assert replace(settings, levels=False).with_defaults().levels is False

@@ -1,0 +1,326 @@
+"""The line whose trends stage 1 tells: by hand, and in texts, scores and pictures alike."""
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import quiet
+from raw_files import OWN, PEOPLE, write_small_own
+
+from sensorllm_min.data import plots
+from sensorllm_min.data.claims import in_samples, parse_claims
+from sensorllm_min.data.examples import AlignExamples, PromptFormat, sample_texts
+from sensorllm_min.data.plots import COLOURS, draw_curves, draw_trend_line, running_mean
+from sensorllm_min.data.prepare import prepare
+from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.data.texts import (
+    FirstWording, align_pair, har_text, moving_average, trend_line, turning_points)
+from sensorllm_min.evaluation.trend_scores import Guess, draw_answers, list_segments, score_trends
+from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
+
+# Without smoothing; half a second is ten samples; of a range of 8 the band is 2, a plateau's 0.5.
+BANDED = replace(DATASETS["demo"], smooth=0.0, band=0.25)
+UP = list(range(9))                                               # 0 to 8
+DOWN = UP[::-1]
+
+
+def strokes(series, dataset=BANDED):
+    return list_segments(trend_line(np.array(series, float), dataset))
+
+
+# ---- by hand ----
+
+def test_a_moving_average_is_over_the_samples_that_are_there():
+    series = np.array([3.0, 0, 6, 0, 3, 9])
+    np.testing.assert_allclose(moving_average(series, 3), [1.5, 3, 2, 3, 4, 6], rtol=1e-12)
+    np.testing.assert_array_equal(moving_average(series, 1), series)
+    whole = series.mean()
+    np.testing.assert_allclose(moving_average(series, 99), [whole] * 6, rtol=1e-12)
+    np.testing.assert_allclose(moving_average(series, 5), [3, 2.25, 2.4, 3.6, 4.5, 4], rtol=1e-12)
+    assert moving_average(np.array([7.0]), 5) == [7]
+
+
+def test_an_average_does_not_shift_a_peak():
+    series = np.concatenate([np.arange(30), np.arange(30, -1, -1)])
+    for width in (3, 5, 21):
+        smooth = moving_average(series, width)
+        assert smooth.argmax() == 30
+        np.testing.assert_allclose(smooth, smooth[::-1], rtol=1e-12)
+
+
+def test_turning_points_lie_where_the_series_moves_by_the_band():
+    assert turning_points([0, 1, 2, 3, 2, 1, 0], 1) == [0, 3, 6]
+    assert turning_points([0, 1, 0], 1) == [0, 1, 2]              # by just the band
+    assert turning_points([0, 1, 0.1], 1) == [0, 1]               # by less than it at the end
+    assert turning_points([0, 5, 4.5, 5.2, 10, 9.6, 10.1, 0], 1) == [0, 6, 7]     # noise on the way
+    assert turning_points([5, 2, 2.5, 8, 7.5], 2) == [0, 1, 3]
+    assert turning_points([1, 1.2, 0.9, 1.1], 1) == [] == turning_points([4], 1)
+    assert turning_points([0, 2, 2, 2, 0], 1) == [0, 1, 4]        # of equal ones the first
+
+
+def test_a_peak_is_two_strokes_with_noise_on_it_or_without():
+    peak = np.array(UP + DOWN[1:], float)
+    assert strokes(peak) == [(0, 8, 1), (8, 16, -1)]
+    np.testing.assert_allclose(trend_line(peak, BANDED), peak, atol=1e-12)
+    noise = np.resize([0, 0.9, -0.9, 0.4], 17)                    # up to 1.8, less than the band
+    noise[[0, 8, 16]] = 0
+    line = trend_line(peak + noise, BANDED)
+    np.testing.assert_allclose(line, peak, atol=1e-12)
+    assert len(list_segments(peak + noise)) > 6
+
+
+def test_a_plateau_is_steady_where_it_lasts_half_a_second():
+    """Near its level is on it: what moves by less than a quarter of the band does not end it."""
+    wobble = 8 - np.resize([0, 0.4, 0.1], 11)
+    line = trend_line(np.array(UP + list(wobble[1:]) + DOWN[1:]), BANDED)
+    assert list_segments(line) == [(0, 8, 1), (8, 18, 0), (18, 26, -1)]
+    assert set(line[8:19]) == {8}
+    assert strokes(UP + [8] * 9 + DOWN[1:]) == [(0, 8, 1), (8, 25, -1)]     # 9 samples: a corner
+    assert strokes(UP + [8] * 5 + [7.4] + [8] * 5 + DOWN[1:]) == [(0, 8, 1), (8, 27, -1)]
+    slower = replace(BANDED, rate=10)                             # half a second is five samples
+    assert strokes(UP + [8] * 9 + DOWN[1:], slower) == [(0, 8, 1), (8, 17, 0), (17, 25, -1)]
+
+
+def test_ends_that_are_half_a_band_away_are_strokes_of_their_own():
+    """Of 8 the band is 2: a first or last move of 1 is seen, one of 0.9 belongs to the next."""
+    assert strokes([1, *UP]) == [(0, 1, -1), (1, 9, 1)]
+    assert strokes([0.9, *UP]) == [(0, 9, 1)]
+    assert strokes([*UP, 7]) == [(0, 8, 1), (8, 9, -1)]
+    assert strokes([*UP, 7.1]) == [(0, 9, 1)]
+    assert trend_line(np.array([*UP, 7.1]), BANDED)[-1] == 8
+    assert strokes([0] * 12 + UP[1:]) == [(0, 11, 0), (11, 19, 1)]          # rest, then a rise
+    assert strokes(DOWN + [0] * 12) == [(0, 8, -1), (8, 20, 0)]
+
+
+@pytest.mark.parametrize("smooth,band", [(0, 0.25), (0.25, 0), (0.25, 0.25), (3.0, 0.5)])
+def test_what_does_not_change_is_one_steady_trend(smooth, band):
+    """Rounding errors of sums of 0.1 are no trends, at the ends of an average as elsewhere."""
+    dataset = replace(BANDED, smooth=smooth, band=band)
+    for level in (0.0, 0.1, -7.7, 1e9, 1e-9):
+        assert strokes([level] * 30, dataset) == [(0, 29, 0)]
+        assert strokes([level] * 2, dataset) == [(0, 1, 0)]
+        assert strokes([level], dataset) == []
+    assert len(trend_line(np.array([5.0]), dataset)) == 1
+
+
+def test_two_samples_are_a_stroke():
+    assert strokes([1, 2]) == [(0, 1, 1)] and strokes([2, 1]) == [(0, 1, -1)]
+
+
+def test_without_smoothing_and_band_the_line_is_the_series_itself():
+    series = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    assert trend_line(series, DATASETS["usc-had"]) is series
+
+
+def test_smoothing_is_in_seconds():
+    """A quarter of a second: five samples at 20 Hz, 25 at 100 Hz; without a band, the average."""
+    series = np.random.default_rng(0).normal(size=90)
+    for rate, width in ((20, 5), (10, 3), (100, 25)):
+        dataset = replace(BANDED, rate=rate, smooth=0.25, band=0)
+        np.testing.assert_array_equal(trend_line(series, dataset), moving_average(series, width))
+
+
+def test_strokes_of_noise_are_as_large_as_the_band_and_plateaus_as_long_as_they_must_be():
+    """At both ends of a window half the band."""
+    rng = np.random.default_rng(0)
+    dataset = replace(BANDED, smooth=0.25)
+    for n_samples in range(20, 90):
+        series = rng.normal(size=n_samples).cumsum()
+        smooth, line = moving_average(series, 5), trend_line(series, dataset)
+        band, segments = 0.25 * np.ptp(smooth), list_segments(line)
+        for index, (start, end, direction) in enumerate(segments):
+            if direction == 0:
+                assert end - start >= 10
+                continue
+            at_an_end = start == 0 or end == n_samples - 1
+            least = band / 2 if at_an_end else band
+            assert direction * (line[end] - line[start]) > 0.999 * least
+            assert index == 0 or segments[index - 1][2] != direction
+
+
+# ---- texts, scores and pictures use this line ----
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """Four people's noisy random walks at 25 Hz, prepared with both smoothing and a band."""
+    raw = tmp_path_factory.mktemp("walked") / "raw"
+    write_small_own(raw, n_recordings=1, align_lengths=[25, 75])
+    for number, path in enumerate(sorted(raw.rglob("*.npy"))):
+        rng = np.random.default_rng(number)
+        walk = rng.normal(size=(230, 3)).cumsum(0)
+        np.save(path, walk + rng.normal(size=walk.shape))
+    out = raw.parent / "data"
+    prepare("own", raw, out, smooth=0.3, band=0.2, say=quiet)
+    return PreparedData(out)
+
+
+def lines_of(data):
+    """Yields (record, the column's number, series) of each pair of stage 1."""
+    tokens = [channel.token for channel in data.dataset.channels]
+    for split in data.dataset.splits:
+        records = data.records("align", split)
+        for i in range(len(records)):
+            column = tokens.index(records[i]["channel"])
+            yield records[i], column, data.window(records[i])[:, column]
+
+
+def test_stage_1_tells_the_trends_of_the_line(walked):
+    """What the parser reads back from an answer is the line's strokes, not those of the series."""
+    n_told = n_series = 0
+    for record, _, series in lines_of(walked):
+        true = list_segments(trend_line(series, walked.dataset))
+        told = in_samples(parse_claims(record["answer"]).segments, len(series) - 1, OWN["rate"])
+        assert told == true, record
+        n_told += len(told)
+        n_series += len(list_segments(series))
+    assert n_series > 3 * n_told > 3 * len(PEOPLE)
+
+
+def test_the_trend_text_of_stage_2_tells_the_trends_of_the_line(walked):
+    records = walked.records("har", "test")
+    for i in range(len(records)):
+        window = walked.window(records[i])
+        text = har_text(window, walked.dataset, ("trend",)).split("\n")
+        for line, series in zip(text, window.T, strict=True):
+            true = trend_line(series, walked.dataset)
+            assert parse_claims(line).changes == len(list_segments(true)) - 1
+            assert parse_claims(line).overall == np.sign(true[-1] - true[0])
+
+
+@pytest.fixture(scope="module")
+def guess(walked):
+    channels = walked.dataset.channels
+    tokenizer = built_tokenizer(train_backend(sample_texts(walked), 400), channels, 400)
+    return Guess(AlignExamples(walked, "train", PromptFormat(tokenizer, 512, 4096)))
+
+
+def test_the_scores_hold_answers_against_the_line(walked, guess):
+    """The true answers get full marks; the same told of the series itself do not."""
+    records, of_series = [], []
+    for record, column, series in lines_of(walked):
+        channel = walked.dataset.channels[column]
+        text = align_pair(series, channel, OWN["rate"], ("simple_trend",), FirstWording)[1]
+        records.append({**record, "generated": record["answer"], "ended": True})
+        of_series.append({**record, "generated": text, "ended": True})
+    scores = score_trends(records, walked, guess, quiet)["all"]["answers"]
+    assert scores["direction"] == scores["segment_f1"] == scores["well_formed"] == 1
+    assert scores["count_error"] == 0
+    worse = score_trends(of_series, walked, guess, quiet)["all"]["answers"]
+    assert worse["direction"] < 0.8 and worse["segment_f1"] < 0.3
+
+
+def test_the_guess_learns_from_the_line(walked, guess):
+    """Noise rises and falls ten times a second; the line's strokes are far fewer."""
+    n_strokes = seconds = 0
+    for record, _, series in lines_of(walked):
+        if walked.dataset.split_of(record["subject"]) == "train":
+            n_strokes += len(list_segments(trend_line(series, walked.dataset)))
+            seconds += (len(series) - 1) / OWN["rate"]
+    assert sum(guess.pace.values()) == pytest.approx(n_strokes / seconds)
+
+
+class Axis:
+    """Keeps what is plotted on it."""
+
+    def __init__(self):
+        self.lines = []
+
+    def plot(self, x, y, color, linewidth):
+        self.lines.append((np.asarray(x), np.asarray(y), color))
+
+
+def test_a_picture_shows_the_series_in_grey_and_the_line_in_the_colours_of_its_trends(walked):
+    _, _, series = next(lines_of(walked))
+    axis, line = Axis(), trend_line(series, walked.dataset)
+    draw_trend_line(axis, series, walked.dataset)
+    np.testing.assert_array_equal(axis.lines[0][1], series)
+    segments = list_segments(line)
+    assert len(axis.lines) == 1 + len(segments)
+    for (start, end, direction), (x, y, colour) in zip(segments, axis.lines[1:]):
+        np.testing.assert_allclose(x * OWN["rate"], np.arange(start, end + 1))
+        np.testing.assert_array_equal(y, line[start:end + 1])
+        assert colour == COLOURS[direction]
+    axis = Axis()
+    draw_trend_line(axis, series, replace(walked.dataset, smooth=0.0, band=0.0))
+    assert len(axis.lines) == len(list_segments(series))          # its own line: nothing in grey
+
+
+# ---- pictures of answers, training curves ----
+
+def bars_of(axis):
+    """The bars on an axis, lower ones last -> [{(start, end, colour)} for each height]."""
+    from matplotlib.colors import to_hex
+    rows = {}
+    for bar in axis.collections:
+        for path in bar.get_paths():
+            (left, bottom), (right, _) = path.get_extents().get_points()
+            colour = to_hex(bar.get_facecolor()[0])
+            rows.setdefault(round(bottom, 6), set()).add((round(left, 6), round(right, 6), colour))
+    return [rows[bottom] for bottom in sorted(rows, reverse=True)]
+
+
+def test_bars_stand_where_the_true_trends_are_and_where_the_answer_claims_them(
+        walked, tmp_path, monkeypatch):
+    """Claims beyond the window end with it; one that ends before it begins has no width."""
+    drawn, save = [], plots.save
+
+    def look(figure, path):
+        drawn.extend(map(bars_of, figure.axes))
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save", look)
+    records, generated = walked.records("align", "test"), (
+        "0.0s to 0.4s: rising\n0.4s to 0.6s: steady\n0.6s to 99s: falling",
+        "0.2s to 99999999999s: falling\n0.6s to 0.2s: rising", "It is a nice day.")
+    asked = [{**records[i], "window": i, "generated": text} for i, text in enumerate(generated)]
+    path = tmp_path / "descriptions.png"
+    assert draw_answers(path, asked, walked)
+    assert path.read_bytes().startswith(b"\x89PNG") and len(drawn) == 3
+    rising, falling, steady = (COLOURS[direction] for direction in (1, -1, 0))
+    for record, bars in zip(asked, drawn):
+        column = [channel.token for channel in walked.dataset.channels].index(record["channel"])
+        line = trend_line(walked.window(record)[:, column], walked.dataset)
+        assert bars[0] == {(round(start / 25, 6), round(end / 25, 6), COLOURS[direction])
+                           for start, end, direction in list_segments(line)}
+    last = round((asked[1]["length"] - 1) / 25, 6)
+    first = round((asked[0]["length"] - 1) / 25, 6)
+    assert drawn[0][1] == {(0.0, 0.4, rising), (0.4, 0.6, steady), (0.6, first, falling)}
+    assert drawn[1][1] == {(0.2, last, falling), (0.6, 0.6, rising)}
+    assert len(drawn[2]) == 1                                     # it claims nothing
+
+
+def test_an_answer_is_scored_where_matplotlib_is_missing(walked, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    record = {**walked.records("align", "test")[0], "window": 0, "generated": ""}
+    assert not draw_answers(tmp_path / "no.png", [record], walked)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_running_mean_is_of_the_points_before_it():
+    """A fiftieth of 200 is four."""
+    values = np.random.default_rng(0).normal(size=200)
+    xs, means = running_mean(list(enumerate(values, start=1)))
+    assert xs.tolist() == list(range(1, 201))
+    expected = [values[max(0, i - 3):i + 1].mean() for i in range(200)]
+    np.testing.assert_allclose(means, expected, atol=1e-12)
+
+
+def test_losses_are_drawn_smoothed_on_a_log_axis(tmp_path, monkeypatch):
+    drawn, save = {}, plots.save
+
+    def look(figure, path):
+        for axis in figure.axes:
+            for line in axis.lines:
+                drawn[line.get_label()] = axis.get_yscale(), line.get_ydata()
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save", look)
+    losses = np.random.default_rng(0).uniform(0.1, 1, 150)
+    records = [{"step": i + 1, "loss": loss, "grad_norm": 1.0, "lr": 1e-3}
+               for i, loss in enumerate(losses)]
+    records.append({"step": 150, "val_loss": 0.5, "accuracy": 0.0})
+    draw_curves(tmp_path / "curves.png", records)
+    assert drawn["loss"][0] == drawn["val loss"][0] == "log" and drawn["accuracy"][0] == "linear"
+    assert np.std(drawn["loss"][1][10:]) < 0.7 * losses.std()     # of three: 1 / sqrt(3)
+    assert len(drawn["loss"][1]) == 150
