@@ -164,7 +164,7 @@ def put_on_clock(log, dataset, path, counts) -> Log:
     and where the clock goes back. InputError for a lower rate, and a clock that stands still.
     """
     rate = dataset.raw_rate or dataset.rate
-    if len(log.seconds) < 2:
+    if len(log.seconds) < 2 or not np.isfinite(log.samples).any():
         return replace(log, rate=rate)
     step = sampling_step(log.samples, log.seconds)
     if step <= 0:
