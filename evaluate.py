@@ -147,9 +147,7 @@ def score(args, loaded, path, processes, out):
     result = out / f"evaluation_{args.split}.json"
     result.unlink(missing_ok=True)                                # if interrupted, there is none
     evaluate = evaluate_har if recipe.classes else evaluate_align
-    found = evaluate(args, loaded, data, processes, settings, out)
-    write_json(result, found | {"provenance": provenance(processes.device),
-                                "training": progress.get("provenance")})
+    write_json(result, evaluate(args, loaded, data, processes, settings, out))
     say(f"wrote {result}\n")
 
 

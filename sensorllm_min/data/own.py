@@ -34,7 +34,7 @@ def sort_files(raw, dataset):
     read, passed_over, folders = {}, {}, {}
     for path in sorted(Path(raw).rglob("*")):
         place = path.relative_to(raw)
-        if not path.is_file() or is_left_behind(place) or str(place) == "dataset.json":
+        if path.is_dir() or is_left_behind(place) or str(place) == "dataset.json":
             continue
         if not path.name.lower().endswith(endings):
             kind = f"of another kind than {', '.join(endings)}"
@@ -164,7 +164,7 @@ def put_on_clock(log, dataset, path, counts) -> Log:
     and where the clock goes back. InputError for a lower rate, and a clock that stands still.
     """
     rate = dataset.raw_rate or dataset.rate
-    if len(log.seconds) < 2:
+    if len(log.seconds) < 2 or not np.isfinite(log.samples).any():
         return replace(log, rate=rate)
     step = sampling_step(log.samples, log.seconds)
     if step <= 0:

@@ -92,8 +92,8 @@ class Run:
         if self.recipe.llm and not (self.recipe.chat_template or self.recipe.chat_format):
             self.say(f"{self.recipe.llm} has no chat template (in tokenizer_config.json); the chat "
                      "format is a guess, choose the right one with --chat-format")
-        size = (f"{self.plan.size} ({processes.world} processes x {settings.batch_size} x "
-                f"{settings.accumulate})")
+        n = "1 process" if processes.world == 1 else f"{processes.world} processes"
+        size = f"{self.plan.size} ({n} x {settings.batch_size} x {settings.accumulate})"
         self.say(f"{train.data.name}: {len(train)} training {train.called}, {self.plan.count} "
                  f"steps of {size}; trained: {', '.join(settings.train)}, "
                  f"{self.trained_parameters:,} parameters")

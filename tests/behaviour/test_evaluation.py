@@ -497,7 +497,8 @@ def test_stage_1_scores_every_window_its_channel_and_its_length(folder, evaluate
     assert (
         "`python evaluate.py --checkpoint out/align --limit 30`" in table and "| x_acc |" in table
     )
-    assert table.split("\n\n", 2)[2] in out
+    assert "Scored on people who were not trained on." in table
+    assert table.split("\n\n", 3)[3] in out
 
 
 def guess_scores(train, lines, data):

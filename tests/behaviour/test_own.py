@@ -128,6 +128,11 @@ def test_a_time_column_that_makes_no_sense_is_refused(tmp_path, dataset, times, 
         read_log(tmp_path / "a.csv", dataset, Counter())
 
 
+def test_a_file_whose_samples_are_all_missing_is_no_mistake(tmp_path, dataset):
+    (tmp_path / "a.csv").write_text("time,ramp,wave\n0,,\n0.04,,\n0.08,,\n")
+    assert np.isnan(read_log(tmp_path / "a.csv", dataset, Counter()).samples).all()
+
+
 def test_numbers_of_lines_are_no_times(tmp_path):
     """At 100 Hz they would pass for milliseconds of a file at 1,000 Hz."""
     dataset = describe(tmp_path / "raw", rate=100)

@@ -45,8 +45,10 @@ def write_rows(path, samples, seconds=None, labels=None):
     path.write_text("\n".join([",".join(header), *map(",".join, zip(*columns))]) + "\n")
 
 
-def test_a_recording_gets_an_activity_for_each_window_and_a_picture(folder, evaluated, samples):
+def test_a_recording_gets_an_activity_for_each_window_and_a_picture(folder, evaluated, samples, monkeypatch):
     """The same as in Python; with a label column the true activities, as a second bar."""
+    drawn, draw = [], recording.draw_recording
+    monkeypatch.setattr(recording, "draw_recording", lambda *args: drawn.append(args[-1]) or draw(*args))
     labels = ["Walking"] * 100 + [""] * 20 + ["Turning"] * 80
     write_rows(folder / "walk.csv", samples, labels=labels)
     out = evaluated("--csv", "walk.csv")
@@ -59,23 +61,15 @@ def test_a_recording_gets_an_activity_for_each_window_and_a_picture(folder, eval
     assert (folder / "walk.csv.predictions.png").read_bytes().startswith(b"\x89PNG")
     assert "200 samples at 20 Hz, 16 windows of 1.2 s" in out and "of the 9.0 labelled seconds" in out
     assert out.endswith("wrote walk.csv.predictions.csv, and drew walk.csv.predictions.png\n")
-
-
-def test_the_picture_has_a_bar_of_what_is_predicted_and_one_of_what_is_true(folder, evaluated, samples, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(recording, "draw_recording", lambda path, log, dataset, bars: drawn.append(bars))
-    write_rows(folder / "two.csv", samples, labels=["Walking"] * 100 + [""] * 20 + ["Turning"] * 80)
-    evaluated("--csv", "two.csv")
-    write_rows(folder / "two.csv", samples)
-    evaluated("--csv", "two.csv")
-    assert drawn[0]["true"] == [(0.0, 5.0, "Walking"), (6.0, 10.0, "Turning")]
-    assert list(drawn[0]) == ["predicted", "true"] and list(drawn[1]) == ["predicted"]
-    assert (drawn[0]["predicted"][0][0], drawn[0]["predicted"][-1][1]) == (0.0, 10.0)
+    (bars,) = drawn
+    assert bars["true"] == [(0.0, 5.0, "Walking"), (6.0, 10.0, "Turning")] and list(bars) == ["predicted", "true"]
+    assert (bars["predicted"][0][0], bars["predicted"][-1][1]) == (0.0, 10.0)
 
 
 def test_times_of_a_recording_are_used_and_no_window_crosses_a_gap(folder, evaluated, samples, monkeypatch):
     """At twice the rate, with a short and a long gap: windows lie on the clock of the file."""
-    monkeypatch.setattr(recording, "draw_recording", lambda *args: None)
+    drawn = []
+    monkeypatch.setattr(recording, "draw_recording", lambda *args: drawn.append(list(args[-1])))
     doubled = np.repeat(samples, 2, axis=0)
     seconds = np.arange(400) / 40
     seconds[200:] += 3
@@ -84,7 +78,7 @@ def test_times_of_a_recording_are_used_and_no_window_crosses_a_gap(folder, evalu
     out = evaluated("--csv", "gaps.csv")
     starts = [float(row["start"]) for row in csv.DictReader(open(folder / "gaps.csv.predictions.csv"))]
     assert starts == [round(x, 3) for x in [*np.arange(7) * 0.6, 3.8, *(8 + np.arange(7) * 0.6), 11.8]]
-    assert "at 40 Hz, 16 windows" in out
+    assert "at 40 Hz, 16 windows" in out and drawn == [["predicted"]]
     assert "files resampled from 40 Hz 1" in out and "samples interpolated" not in out          # the clock fills it
 
 
