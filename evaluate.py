@@ -52,7 +52,8 @@ def evaluate_align(args, loaded, data, processes, settings, out):
     def described(positions):
         evenly = np.linspace(0, len(positions) - 1, args.show).astype(int)
         shown = {positions[i] for i in evenly if positions}
-        for i, text, ended in describe(loaded, examples, processes, decoding, positions):
+        for i, text, ended in describe(
+                loaded, examples, processes, decoding, positions, say):
             record = examples[i].record
             if i in shown:
                 say(f"--- window {examples.index[i]}: {record['channel']}, "

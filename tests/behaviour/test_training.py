@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import json_lines, losses, make_chronos, make_llama, metrics, results, run
+from helpers import json_lines, losses, make_chronos, make_llama, metrics, quiet, results, run
 from safetensors.torch import load_file
 
 from sensorllm_min.training.checkpoint import load_checkpoint, read_checkpoint
@@ -121,7 +121,7 @@ def test_stage_2_trains_validates_and_tests_on_a_sample_of_the_split_for_it(unto
     first, validation = metrics(untouched / "har")
     assert first["loss"] == pytest.approx(weighted["train"], rel=1e-5)
     assert validation["val_loss"] == pytest.approx(weighted["val"], rel=1e-5)
-    scores = {split: class_scores(score_classes(loaded, examples[split], ALONE, 4)[0]) for split in examples}
+    scores = {split: class_scores(score_classes(loaded, examples[split], ALONE, 4, quiet)[0]) for split in examples}
     assert len({score["accuracy"] for score in scores.values()}) == 3
     assert validation["macro_f1"] == scores["val"]["macro_f1"] and validation["accuracy"] == scores["val"]["accuracy"]
     tested = results(untouched / "har")
@@ -163,9 +163,9 @@ def test_the_test_scores_come_from_the_checkpoint_that_validated_best(demo, tmp_
             return CONFUSIONS[1], 1.0
         return CONFUSIONS[next(validations)], 1.0
 
-    def noted_describe(loaded, *args):
+    def noted_describe(loaded, *args, **settings):
         tested.append(loaded.model.projector[0].weight.detach().clone())
-        return real_describe(loaded, *args)
+        return real_describe(loaded, *args, **settings)
     if stage == "align":
         monkeypatch.setattr(train_align, "mean_loss", told_loss)
         monkeypatch.setattr(train_align, "describe", noted_describe)
