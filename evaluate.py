@@ -204,8 +204,13 @@ def read_arguments():
     add("--export", metavar="DIR",
         help="write the model and a card into a folder to share, instead of scoring; `hf upload "
              "NAME/MODEL DIR` puts it on the hub")
+    add("--source", nargs="+", default=[], metavar="NAME/MODEL@REV",
+        help="with --export: the hub ids of networks that are directories here, the LLM's before "
+             "the encoder's (default: as their files say)")
     add_attention_argument(parser)
     args = parser.parse_args()
+    if args.source and not args.export:
+        raise InputError("--source goes with --export")
     if args.export and len(args.checkpoint or ()) != 1:
         raise InputError("--export takes one --checkpoint")
     if args.csv and args.window is not None:
@@ -233,7 +238,7 @@ def main():
         on_hub = not Path(checkpoint).exists()                    # then its folder is the cache
         out = Path("out", Path(checkpoint).name) if on_hub else path.parent
         if args.export:
-            export(loaded, out, args.export)
+            export(loaded, out, args.export, args.source, say)
             say(f"wrote {args.export}: best.safetensors and README.md, the card")
             continue
         out.mkdir(parents=True, exist_ok=True)
