@@ -30,7 +30,7 @@ from sensorllm_min.layers import use_backend
 from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.training.export import export
 from sensorllm_min.training.options import add_attention_argument, add_dtype_argument, precision
-from sensorllm_min.training.processes import Processes
+from sensorllm_min.training.processes import Processes, warn_of_slow_bfloat16
 
 
 def sample_size(text):
@@ -232,6 +232,7 @@ def main():
     asking = any(option is not None for option in (args.ask, args.window, args.csv, args.channel))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processes = Processes(0, 1, device, bf16=args.dtype != "float32")
+    warn_of_slow_bfloat16(processes)
     for checkpoint in checkpoints[:1] if asking else checkpoints:
         path = checkpoint_file(checkpoint)
         loaded = load_checkpoint(path, args.llm, args.encoder, **precision(args.dtype))
