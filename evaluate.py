@@ -33,8 +33,9 @@ from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.training.export import export
 from sensorllm_min.training.options import (
     add_attention_argument, add_device_argument, add_dtype_argument, precision)
+from sensorllm_min.training.processes import (
+    Processes, choose_device, warn_of_slow_bfloat16)
 from sensorllm_min.training.provenance import command_line, provenance
-from sensorllm_min.training.processes import Processes, choose_device
 
 
 def sample_size(text):
@@ -56,7 +57,8 @@ def evaluate_align(args, loaded, data, processes, settings, out):
     def described(positions):
         evenly = np.linspace(0, len(positions) - 1, args.show).astype(int)
         shown = {positions[i] for i in evenly if positions}
-        for i, text, ended in describe(loaded, examples, processes, decoding, positions):
+        for i, text, ended in describe(
+                loaded, examples, processes, decoding, positions, say):
             record = examples[i].record
             if i in shown:
                 say(f"--- window {examples.index[i]}: {record['channel']}, "
@@ -214,9 +216,14 @@ def read_arguments():
     add("--export", metavar="DIR",
         help="write the model and a card into a folder to share, instead of scoring; `hf upload "
              "NAME/MODEL DIR` puts it on the hub")
+    add("--source", nargs="+", default=[], metavar="NAME/MODEL@REV",
+        help="with --export: the hub ids of networks that are directories here, the LLM's before "
+             "the encoder's (default: as their files say)")
     add_attention_argument(parser)
     add_device_argument(parser)
     args = parser.parse_args()
+    if args.source and not args.export:
+        raise InputError("--source goes with --export")
     if args.export and len(args.checkpoint or ()) != 1:
         raise InputError("--export takes one --checkpoint")
     if args.csv and args.window is not None:
@@ -241,13 +248,14 @@ def main():
     asking = any(option is not None for option in (args.ask, args.window, args.csv, args.channel))
     device = choose_device(args.device)
     processes = Processes(0, 1, device, bf16=args.dtype != "float32")
+    warn_of_slow_bfloat16(processes)
     for checkpoint in checkpoints[:1] if asking else checkpoints:
         path = checkpoint_file(checkpoint)
         loaded = load_checkpoint(path, args.llm, args.encoder, **precision(args.dtype))
         on_hub = not Path(checkpoint).exists()                    # then its folder is the cache
         out = Path("out", Path(checkpoint).name) if on_hub else path.parent
         if args.export:
-            export(loaded, out, args.export)
+            export(loaded, out, args.export, args.source, say)
             say(f"wrote {args.export}: best.safetensors and README.md, the card")
             continue
         out.mkdir(parents=True, exist_ok=True)

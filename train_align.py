@@ -14,14 +14,15 @@ import torch
 
 from sensorllm_min.cli import count, run_script
 from sensorllm_min.data.examples import AlignExamples
-from sensorllm_min.evaluation.predict import Decoding, describe, mean_loss
+from sensorllm_min.evaluation.predict import (
+    Decoding, describe, mean_loss, short_to_long, with_progress)
 from sensorllm_min.evaluation.trend_scores import (
     WIDTH, Guess, draw_answers, in_one_line, scores_of, trend_sums)
 from sensorllm_min.training.checkpoint import build_model
 from sensorllm_min.training.options import (
     PUBLIC, RunSettings, add_shared_arguments, check_out, default_parts, new_recipe,
     open_or_make_data, precision, set_up)
-from sensorllm_min.training.processes import start_processes
+from sensorllm_min.training.processes import share, start_processes
 from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import new_optimizer, train_step
 from sensorllm_min.training.warm_up import warm_up
@@ -77,8 +78,8 @@ def main():
         warm_up(model, train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, loaded, optimizer, train)
-    short_to_long = np.argsort(test.sizes)
-    samples = short_to_long[np.linspace(0, len(test) - 1, min(3, len(test))).astype(int)]
+    evenly = np.linspace(0, len(test) - 1, min(3, len(test))).astype(int)
+    samples = short_to_long(test)[evenly]
     before = {}
     if not settings.resume:
         decoding = Decoding(32, max_new_tokens=64)                # the untrained model rambles
@@ -96,7 +97,10 @@ def main():
     # ---- what it learned: the best checkpoint on test subjects ----
     run.load_best()
     after = {}
-    for i, text, ended in describe(loaded, test, processes, Decoding(32, settings.max_new_tokens)):
+    decoding = Decoding(32, settings.max_new_tokens)
+    mine = share(short_to_long(test), processes.world)[processes.rank]
+    answers = describe(loaded, test, processes, decoding, say=run.say)
+    for i, text, ended in with_progress(answers, test, mine, run.say):
         after[i] = {"window": int(test.index[i]), **test[i].record, "generated": text,
                     "ended": ended}
     shown = [i for i in after if i in before] or list(after)[:3]

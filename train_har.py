@@ -241,7 +241,8 @@ def train_once(settings, processes, data) -> dict:
         loss, norm, n_tokens = train_step(run.wrapped, step, optimizer, processes, settings.out)
         run.log_step(step, loss, norm, n_tokens)
         if run.is_evaluated(step):
-            confusion, val_loss = score_classes(loaded, val, processes, settings.batch_size)
+            confusion, val_loss = score_classes(
+                loaded, val, processes, settings.batch_size, run.say)
             scores = class_scores(confusion)
             shown = {name: scores[name] for name in ("macro_f1", "accuracy")}
             run.log_evaluation(step, {"val_loss": val_loss, **shown}, "macro_f1",
@@ -249,7 +250,7 @@ def train_once(settings, processes, data) -> dict:
 
     # ---- what it learned: the best checkpoint on test subjects ----
     run.load_best()
-    confusion, _ = score_classes(loaded, test, processes, settings.batch_size)
+    confusion, _ = score_classes(loaded, test, processes, settings.batch_size, run.say)
     run.say("\n" + class_report(confusion, recipe.classes))
     scores = class_scores(confusion)
     del scores["per_class"]

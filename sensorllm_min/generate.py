@@ -1,5 +1,6 @@
 """Decoding with a key-value cache: unequal prompts in one batch, greedy or sampled."""
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ class Sampling:
     top_p: float = 1.0                  # only the fewest likeliest that reach top_p together
     seed: int = 0
     places: tuple | None = None         # a whole number for each row; None: its index in the batch
+    patience: int = 0                   # tokens of a loop that are computed; 0: all of them
 
     def at(self, places):
         """The same for rows at these places: with the seed, a row's place fixes what it draws.
@@ -26,6 +28,20 @@ class Sampling:
 
 
 GREEDY = Sampling()
+LONGEST_LOOP = 32                       # tokens
+
+
+def loop_of(ids, patience):
+    """The shortest loop, of at most LONGEST_LOOP tokens, that the last `patience` ids repeat.
+
+    [7, 1, 2, 1, 2, 1, 2] with a patience of 6 -> [1, 2]; None where there is none.
+    """
+    if not 0 < patience <= len(ids):
+        return None
+    for n in range(1, min(LONGEST_LOOP, patience // 2) + 1):
+        if ids[-1] == ids[-1 - n] and ids[n - patience:] == ids[-patience:-n]:
+            return ids[-n:]
+    return None
 
 
 def token_probabilities(logits, sampling):
@@ -65,6 +81,8 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
 
     embeds (B, T, D): prompts as embeddings, padded on the left, so that all of them end together;
     mask (B, T) bool, False at padding. The prompts run once; then each step feeds one token a row.
+    A row that has repeated itself for `sampling.patience` tokens is taken to go on so: what is left
+    of it is repeated, not computed.
     """
     B, T, _ = embeds.shape
     if max_new_tokens == 0:
@@ -78,14 +96,25 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
     places = sampling.places or range(B)
     streams = [np.random.default_rng([sampling.seed, place]) for place in places]
     rows = list(range(B))                                       # the row at each place of the batch
+    said = [[] for _ in rows]
     x = embeds
     for step in range(max_new_tokens):
         key_mask = mask[:, :T + step] if is_padded else None
         hidden = llm(x, key_mask, cache)[:, -1]                   # (b, D): b rows still run
         token = next_tokens(llm.logits(hidden), sampling, streams)        # (b,)
         ids = token.tolist()
-        yield from ((row, id) for row, id in zip(rows, ids) if id not in stop_ids)
-        running = [place for place, id in enumerate(ids) if id not in stop_ids]
+        running = []
+        for place, (row, id) in enumerate(zip(rows, ids)):
+            if id in stop_ids:
+                continue
+            yield row, id
+            said[row].append(id)
+            loop = loop_of(said[row], sampling.patience)
+            if loop is None:
+                running.append(place)
+            else:
+                n_left = max_new_tokens - step - 1
+                yield from ((row, id) for id in islice(cycle(loop), n_left))
         if len(running) < len(rows):                     # rows that ended cost nothing from here on
             kept = cache.keep(running)
             if not kept:

@@ -5,7 +5,7 @@ Each process takes its share of the examples; sums are added up over all process
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +16,13 @@ import torch.nn.functional as F
 from ..batch import collate
 from ..data.claims import parse_activity
 from ..files import is_a, write_text
-from ..generate import GREEDY, Sampling, generate
+from ..generate import GREEDY, Sampling, stream
 from ..training.processes import share
 from .class_scores import confusion_of
+
+
+PATIENCE = 128                          # tokens after which a row that repeats itself is given up
+SILENCE = 10                            # seconds between lines about progress
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,15 @@ class Decoding:
     sampling: Sampling = GREEDY
 
 
+def short_to_long(examples):
+    """The positions of all examples, short ones first."""
+    return np.argsort(examples.sizes, kind="stable")
+
+
 def batches_of(examples, processes, batch_size, order=None, for_generation=False):
     """This process's share of the examples in batches of like size: yields (positions, Batch)."""
     if order is None:
-        order = np.argsort(examples.sizes, kind="stable")
+        order = short_to_long(examples)
     mine = share(order, processes.world)[processes.rank]
     pad_id = examples.prompts.tokenizer.pad_id
     for start in range(0, len(mine), batch_size):
@@ -54,11 +63,11 @@ def mean_loss(model, examples, processes, batch_size) -> float:
 
 
 @torch.no_grad()
-def describe(loaded, examples, processes, decoding=Decoding(), positions=None):
+def describe(loaded, examples, processes, decoding=Decoding(), positions=None, say=None):
     """Generates the answer to each example of this process's share, as long as the LLM can take.
 
     positions: the examples to answer, in this order; None: all of them, short ones first. Yields
-    (position, text, whether the answer ended by itself).
+    (position, text, whether the answer ended by itself). While a batch takes long, `say` is told.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     longest = decoding.max_new_tokens
@@ -67,10 +76,17 @@ def describe(loaded, examples, processes, decoding=Decoding(), positions=None):
     batches = batches_of(examples, processes, decoding.batch_size, positions, for_generation=True)
     for positions, batch in batches:
         room = min(longest, examples.prompts.max_positions - batch.ids.shape[1])
-        sampling = decoding.sampling.at(batch.examples)
+        sampling = replace(decoding.sampling.at(batch.examples), patience=PATIENCE)
+        answers = [[] for _ in positions]
+        said = time.monotonic()
         with processes.autocast():
             x = model.embed(batch)
-            answers = generate(model.llm, x, batch.mask, tokenizer.stop_ids, room, sampling)
+            tokens = stream(model.llm, x, batch.mask, tokenizer.stop_ids, room, sampling)
+            for row, token in tokens:
+                answers[row].append(token)
+                if say and time.monotonic() - said > SILENCE:
+                    said = time.monotonic()
+                    say(f"{len(answers)} answers, {len(answers[row])} of at most {room} tokens")
         for i, answer in zip(positions, answers):
             yield int(i), tokenizer.decode(answer), len(answer) < room
 
@@ -104,10 +120,12 @@ def classify(loaded, examples, processes, decoding=Decoding(), positions=None):
             yield record_of(i, predicted=predicted, probabilities=probabilities, loss=loss)
 
 
-def score_classes(loaded, examples, processes, batch_size):
+def score_classes(loaded, examples, processes, batch_size, say):
     """Over all examples: the confusion matrix of `confusion_of`, and the mean loss."""
     model = loaded.model
-    records = list(classify(loaded, examples, processes, Decoding(batch_size)))
+    classified = classify(loaded, examples, processes, Decoding(batch_size))
+    mine = share(short_to_long(examples), processes.world)[processes.rank]
+    records = list(with_progress(classified, examples, mine, say))
     n = len(examples.data.dataset.classes)
     counts = confusion_of(records, n)
     counts = np.array(processes.sum(*counts.ravel()), int).reshape(n, n + 1)
@@ -120,7 +138,23 @@ def score_classes(loaded, examples, processes, batch_size):
     return counts[:, :-1], loss / weight if weight else math.nan  # a class head names a class
 
 
-# ---- a long evaluation that may be interrupted ----
+# ---- a long evaluation: how far it is, and what survives an interruption ----
+
+def with_progress(results, examples, positions, say):
+    """Yields the results, one for each position in this order; says now and then how far it is."""
+    began = said = time.monotonic()
+    size, all_sizes = 0, examples.sizes[positions].sum()          # long windows take longer
+    for count, (i, result) in enumerate(zip(positions, results), start=1):
+        yield result
+        size += examples.sizes[i]
+        now = time.monotonic()
+        if now - said > SILENCE and count < len(positions):
+            said = now
+            minutes = (now - began) / size * (all_sizes - size) / 60
+            say(f"{count}/{len(positions)} windows, {count / (now - began):.2g} windows/s, "
+                f"{minutes:.1f} min left")
+
+
 
 def json_line(record):
     return json.dumps(record, ensure_ascii=False) + "\n"
@@ -182,7 +216,7 @@ def write_as_they_come(path, settings, examples, answer, say, batch_size=1) -> l
     records = read_partial(unfinished, settings, partial(answers_one_of, examples))
     write_text(unfinished, "".join(json_line(record) for record in (settings, *records)))
     done = {record["window"] for record in records}
-    order = np.argsort(examples.sizes, kind="stable")
+    order = short_to_long(examples)
     positions = []
     for start in range(0, len(order), batch_size):
         batch = order[start:start + batch_size]
@@ -191,21 +225,12 @@ def write_as_they_come(path, settings, examples, answer, say, batch_size=1) -> l
     if records:
         say(f"resuming an interrupted evaluation: {len(records)} of {len(examples)} windows are "
             "done")
-    began = said = time.monotonic()
-    size, all_sizes = 0, examples.sizes[positions].sum()          # long windows take longer
+    answers = with_progress(answer(positions), examples, positions, say)
     with open(unfinished, "a", encoding="utf-8", buffering=1) as file:           # a line at a time
-        for count, (i, record) in enumerate(zip(positions, answer(positions)), start=1):
-            if record["window"] in done:
-                continue
-            file.write(json_line(record))
-            records.append(record)
-            size += examples.sizes[i]
-            if time.monotonic() - said > 10:
-                said = time.monotonic()
-                seconds = said - began
-                minutes = seconds / size * (all_sizes - size) / 60
-                say(f"{len(records)}/{len(examples)} windows, {count / seconds:.1f} windows/s, "
-                    f"{minutes:.1f} min left")
+        for record in answers:
+            if record["window"] not in done:
+                file.write(json_line(record))
+                records.append(record)
     write_text(path, "".join(json_line(record) for record in records))
     unfinished.unlink()
     return records

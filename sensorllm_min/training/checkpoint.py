@@ -8,7 +8,6 @@
 For an 8B LLM a file takes about 42 MB: the frozen networks are read from where they came from, and
 refused if they have changed.
 """
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +33,8 @@ from ..t5_encoder import T5Encoder
 from ..text_tokenizer import (
     CHAT_FORMATS, TextTokenizer, built_tokenizer, load_text_tokenizer)
 from ..weights import (
-    Unfilled, load_llama, load_t5_encoder, open_safetensors, safetensors_files)
+    Unfilled, load_llama, load_t5_encoder, open_safetensors)
+from .fingerprint import is_same_network
 from .hub import HUB_ID, pin_revision, resolve_source
 
 FORMAT = 1                                                        # another one is refused
@@ -133,25 +133,6 @@ class Loaded(NamedTuple):
             recipe.text, recipe.channel_names, recipe.answer, recipe.class_bos)
 
 
-def fingerprint(directory):
-    """A hash that tells one network from another without reading all of it.
-
-    It covers config, tokenizer, and each weight file's size and 16 blocks, first and last included.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
-        path = Path(directory) / name
-        digest.update(f"{name} ".encode() + (path.read_bytes() if path.exists() else b""))
-    for path in safetensors_files(directory):
-        with open(path, "rb") as file:
-            size = os.path.getsize(path)
-            digest.update(f"{path.name} {size}".encode())
-            for block in range(16):
-                file.seek(max(0, size - 4096) * block // 15)
-                digest.update(file.read(4096))
-    return digest.hexdigest()[:16]
-
-
 # ---- models ----
 
 def build_model(recipe, dtype=torch.float32, int8=False) -> Loaded:
@@ -204,7 +185,7 @@ def check_source(option, source, known):
     """InputError unless a source is there and has the known fingerprint."""
     if not Path(source).is_dir() and not HUB_ID.fullmatch(source):
         raise InputError(f"{source} is not there any more; say with {option} where it is now")
-    if fingerprint(resolve_source(source)) != known:
+    if not is_same_network(resolve_source(source), known):
         raise InputError(f"{source} does not hold the weights that the checkpoint was trained "
                          f"with; give the right directory with {option}")
 

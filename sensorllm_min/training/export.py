@@ -1,11 +1,12 @@
 """A checkpoint made ready to be shared: the trained tensors and a model card."""
 import os
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 from ..files import InputError, markdown_table, read_json, write_text
 from .checkpoint import save_checkpoint
-from .hub import HUB_ID
+from .hub import HUB_ID, hub_id_of
 
 STAGES = {"align": "describes single sensor channels in words (stage 1)",
           "har": "recognises activities from all channels (stage 2)"}
@@ -13,20 +14,19 @@ BUILT_IN = "built-in size, trained from scratch, in this file"
 SCORES = ("results.json", "evaluation_val.json", "evaluation_test.json")
 
 
-def export(loaded, run, folder):
+def export(loaded, run, folder, sources, say):
     """Writes best.safetensors and README.md into a new folder; the scores are read from `run`.
 
-    Paths of this machine are left out: a source that is a directory keeps only its name.
+    sources: hub ids of networks that are directories here, the LLM's before the encoder's; without
+    them a directory's own files are asked. Paths of this machine are left out: a directory of
+    which no hub id is known keeps only its name.
     """
     recipe, progress, folder = loaded.recipe, loaded.progress, Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give --export a new folder")
+    recipe = replace(recipe, **name_sources(recipe, sources, say))
     unfinished = folder.with_name(folder.name + ".unfinished")    # again, after an interruption
     unfinished.mkdir(parents=True, exist_ok=True)
-    for part in ("llm", "encoder"):
-        source = getattr(recipe, part)
-        if source and not HUB_ID.fullmatch(source):
-            recipe = replace(recipe, **{part: Path(source).name})
     settings = progress["settings"] | {"data": Path(progress["settings"]["data"]).name}
     progress = progress | {"settings": settings}
     progress.pop("provenance", None)                              # it names paths of this machine
@@ -41,6 +41,30 @@ def export(loaded, run, folder):
     if folder.exists():
         folder.rmdir()
     os.replace(unfinished, folder)
+
+
+def name_sources(recipe, sources, say):
+    """{part: what a shared checkpoint calls its source}, of the networks that are directories."""
+    wrong = [source for source in sources if not HUB_ID.fullmatch(source)]
+    if wrong:
+        raise InputError(f"--source {wrong[0]}: a hub id is NAME/MODEL or NAME/MODEL@REVISION")
+    local = [part for part in ("llm", "encoder")
+             if getattr(recipe, part) and not HUB_ID.fullmatch(getattr(recipe, part))]
+    if len(sources) > len(local):
+        raise InputError(f"--source {' '.join(sources)}: the checkpoint has "
+                         f"{len(local) or 'no'} network(s) from a directory")
+    named = {}
+    for part, given in zip_longest(local, sources):
+        directory = getattr(recipe, part)
+        hub_id = given or hub_id_of(directory)
+        if hub_id:
+            say(f"{part}: {directory} is shared as {hub_id}; whoever loads it gets these weights, "
+                "or a message that they are others")
+        else:
+            say(f"{part}: {directory} has no hub id, so whoever loads it must give --{part}; if it "
+                "is a copy of a model on the hub, say so with --source NAME/MODEL@REVISION")
+        named[part] = hub_id or Path(directory).name
+    return named
 
 
 def card(model, recipe, progress, scores):

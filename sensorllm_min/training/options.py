@@ -17,7 +17,8 @@ from ..files import InputError, locked, write_text
 from ..layers import use_backend
 from ..sensorllm import PARTS
 from ..text_tokenizer import CHAT_FORMATS, new_tokens, read_chat_template, train_backend
-from .checkpoint import Recipe, fingerprint, read_checkpoint
+from .checkpoint import Recipe, read_checkpoint
+from .fingerprint import fingerprint
 from .hub import pin_revision, resolve_source
 
 DTYPES = ("float32", "bfloat16", "int8")

@@ -3,6 +3,7 @@ import hashlib
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -104,7 +105,23 @@ def start_processes(bf16=False, device=None) -> Processes:
             place = ":".join(os.environ.get(f"MASTER_{part}", "?") for part in ("ADDR", "PORT"))
             raise InputError(f"the processes cannot meet at {place} ({brief(error)}); choose "
                              "another --master_port of torchrun, or --standalone")
-    return Processes(rank, world, device, bf16)
+    processes = Processes(rank, world, device, bf16)
+    warn_of_slow_bfloat16(processes)
+    return processes
+
+
+def computes_bfloat16():
+    """Whether this CPU multiplies bfloat16 itself (AMX, AVX512-bf16, Arm's), as far as known."""
+    path = Path("/proc/cpuinfo")                                  # Linux alone tells
+    return not path.exists() or "bf16" in path.read_text()
+
+
+def warn_of_slow_bfloat16(processes):
+    """Says, before hours are paid, that float32 would take less time on this CPU."""
+    on_cpu = processes.device.type == "cpu"
+    if processes.bf16 and on_cpu and processes.first and not computes_bfloat16():
+        print("this CPU has no instructions for bfloat16: --dtype bfloat16 and int8 save memory "
+              "here, but take up to three times as long as float32", flush=True)
 
 
 def distributed(model, processes):

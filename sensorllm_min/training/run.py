@@ -1,4 +1,5 @@
 """The output folder of a run: what it prints, measures, saves, and how it resumes."""
+import ctypes
 import json
 import math
 import signal
@@ -39,6 +40,19 @@ def peak_memory(device):
     return getrusage(RUSAGE_SELF).ru_maxrss * unit
 
 
+def release_freed_memory():
+    """Has glibc give back to the system what it keeps of freed tensors; elsewhere nothing happens.
+
+    Steps have batches of ever other shapes, and what one has freed lies in pieces that do not fit
+    the next: without this the memory of a run grows by half in a few hundred steps.
+    """
+    try:
+        trim = ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):
+        return
+    trim(0)
+
+
 def keep_aside(folder):
     """Renames what a run without a checkpoint has left in a folder, to NAME.1.ENDING and so on."""
     for name in ("best.safetensors", "results.json", "metrics.jsonl", "log.txt"):
@@ -61,7 +75,8 @@ class Run:
         self.model, self.recipe, self.optimizer = loaded.model, loaded.recipe, optimizer
         self.plan = Steps(train, settings, processes, loaded.tokenizer.pad_id)
         self.eval_every = settings.eval_every or math.ceil(self.plan.count / 8)
-        self.began = self.logged = time.monotonic()
+        self.began = self.started = self.logged = self.stepped = time.monotonic()
+        self.size, self.announced = 0, False                      # of the steps since `started`
         self.tokens, self.losses = 0, []                          # since the last printed line
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained_parameters = sum(parameter.numel() for parameter in trained)
@@ -136,9 +151,13 @@ class Run:
 
     def steps(self):
         """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
-        self.began = self.logged = time.monotonic()          # not the samples before
+        self.began = self.started = self.logged = time.monotonic()    # not the samples before
         self.began -= self.progress["seconds"]
+        largest = 0
         for step in self.plan.starting_at(self.progress["step"]):
+            largest = max(largest, step.size)
+            if step.size > largest / 2:                           # before each, it takes 8 % longer
+                release_freed_memory()
             yield step
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
                 self.progress |= {"step": step.index + 1, "seconds": time.monotonic() - self.began}
@@ -157,31 +176,49 @@ class Run:
         done, n_steps = step.index + 1, self.plan.count
         self.tokens += n_tokens
         self.losses.append(loss)
-        self.announce(done)
+        self.announce(step)
         self.measure({"step": done, "loss": loss, "grad_norm": norm, "lr": step.lr})
+        now = time.monotonic()
         if done % self.settings.log_every == 0 or done == n_steps:
-            now = time.monotonic()
-            minutes = (now - self.began) / done * (n_steps - done) / 60
+            pace = (now - self.started) / self.size
+            minutes = pace * self.plan.mean_size * (n_steps - done) / 60
             rate = self.tokens / max(now - self.logged, 1e-9)
-            memory = peak_memory(self.processes.device) / 1e9
             mean_loss = sum(self.losses) / len(self.losses)       # of steps of like lengths each
             self.say(f"step {done:5}/{n_steps}  loss {mean_loss:.4f}  lr {step.lr:.2e}  "
-                     f"{rate:7.0f} tokens/s  {minutes:.1f} min left  {memory:.2f} GB")
+                     f"{rate:7.0f} tokens/s  {minutes:.1f} min left  {self.memory()}")
             self.logged, self.tokens, self.losses = now, 0, []
+        self.stepped = now
 
-    def announce(self, done):
-        """Says after a few steps how long the run will take; the first one is slow."""
-        n_seen = done - self.first_step
+    def announce(self, step):
+        """Says once how long the run will take: after four steps, or ten seconds of slow ones.
+
+        Where there are others, the first step is left out: it warms up.
+        """
+        n_seen, now = step.index + 1 - self.first_step, time.monotonic()
+        self.size += step.size
         if n_seen == 1:
-            self.second_step_began = time.monotonic()
-        elif n_seen == min(4, self.plan.count - self.first_step):
-            seconds = (time.monotonic() - self.second_step_began) / (n_seen - 1)
-            hours = seconds * (self.plan.count - done) / 3600
-            length = f"{hours:.1f} hours" if hours > 2 else f"{hours * 60:.1f} minutes"
-            self.say(f"{seconds:.2g} s a step: {length} to go, and the validations")
-            if hours > 24:
-                self.say("more than a day: data prepared at a lower --rate, --train-limit, a "
-                         "smaller --epochs or a smaller --llm shorten it")
+            self.first_ended, self.first_size = now, step.size
+        slow = now - self.started > 10
+        if self.announced or (n_seen < min(4, self.plan.count - self.first_step) and not slow):
+            return
+        self.announced = True
+        if n_seen == 1:
+            pace = (now - self.started) / self.size               # seconds for each byte of records
+        else:
+            pace = (now - self.first_ended) / (self.size - self.first_size)
+        seconds = pace * self.plan.mean_size
+        n_left = self.plan.count - step.index - 1
+        hours = seconds * n_left / 3600
+        length = f"{hours:.1f} hours" if hours > 2 else f"{hours * 60:.1f} minutes"
+        self.say(f"{seconds:.2g} s a step, {self.memory()}: about {length} for the other {n_left} "
+                 "steps; validations and the scores at the end come on top")
+        if hours > 24:
+            self.say("more than a day: --train-limit, a smaller --epochs, data prepared at a lower "
+                     "--rate, shorter prompts (data_prep.py --longest, --text smry3) or a smaller "
+                     "--llm shorten it")
+
+    def memory(self):
+        return f"{peak_memory(self.processes.device) / 1e9:.2f} GB"
 
     def is_evaluated(self, step):
         """Whether the model is validated and saved after this step."""
@@ -198,7 +235,8 @@ class Run:
                                  "Lower --lr, or look at the data")
         self.measure({"step": done, **scores})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        self.say(f"step {done:5}  validation: {shown}")
+        seconds = time.monotonic() - self.stepped
+        self.say(f"step {done:5}  validation: {shown}  ({seconds:.0f} s)")
         score, best = scores[key], self.progress["best"]
         improved = best is None or (score > best if higher_is_better else score < best)
         self.progress |= {"step": done, "seconds": time.monotonic() - self.began}

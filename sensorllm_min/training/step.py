@@ -57,8 +57,9 @@ def epoch_order(sizes, step_size, seed, epoch):
     """The examples of each step of an epoch: index arrays of step_size each, one of them shorter.
 
     The examples are shuffled, then sorted by size within pools of 32 steps, so that the rows of a
-    step have like lengths and little is padding; then the steps are shuffled. The order depends on
-    (seed, epoch) alone, whatever the number of processes.
+    step have like lengths and little is padding; then the steps are shuffled. The largest one comes
+    first: what memory a run takes is known at once, not after hours. The order depends on (seed,
+    epoch) alone, whatever the number of processes.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))
@@ -66,7 +67,10 @@ def epoch_order(sizes, step_size, seed, epoch):
     pools = [order[start:start + pool_size] for start in range(0, len(order), pool_size)]
     order = np.concatenate([pool[np.argsort(sizes[pool], kind="stable")] for pool in pools])
     steps = [order[start:start + step_size] for start in range(0, len(order), step_size)]
-    return [steps[index] for index in rng.permutation(len(steps))]
+    steps = [steps[index] for index in rng.permutation(len(steps))]
+    largest = int(np.argmax([sizes[step].sum() for step in steps]))
+    steps[0], steps[largest] = steps[largest], steps[0]
+    return steps
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Step:
     lr: float
     batches: list[Batch]                # this process's, one for each forward pass
     filler: float                       # 0.0 where the batch counts nothing, else 1.0
+    size: float = 1.0                   # of all processes' examples: bytes, as in examples.sizes
 
 
 class Steps:
@@ -90,6 +95,7 @@ class Steps:
         self.size = settings.batch_size * settings.accumulate * processes.world   # examples a step
         self.per_epoch = math.ceil(len(examples) / self.size)
         self.count = math.ceil(self.per_epoch * settings.epochs)
+        self.mean_size = float(examples.sizes.sum()) / self.per_epoch     # of a step, as Step.size
         self.epoch = self.order = None
 
     def make(self, index) -> Step:
@@ -103,7 +109,8 @@ class Steps:
         parts = parts or [everyone[:1]]
         batches = [collate([self.examples[i] for i in part], self.pad_id) for part in parts]
         lr = learning_rate(index, self.count, self.settings.lr, self.settings.warmup)
-        return Step(index, lr, batches, filler=float(len(mine) > 0))
+        size = float(self.examples.sizes[everyone].sum())
+        return Step(index, lr, batches, filler=float(len(mine) > 0), size=size)
 
     def starting_at(self, first):
         """Yields the steps from `first` on. While one is computed, a thread prepares the next."""

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import Run, json_lines, results
+from helpers import Run, json_lines, quiet, results
 from untrained import ALONE, evaluate_here, save_untrained, small_dataset
 
 import train_align
@@ -31,6 +31,7 @@ from sensorllm_min.evaluation.predict import (
 from sensorllm_min.evaluation.report import most_wrong
 from sensorllm_min.evaluation.trend_scores import Guess, scores_of
 from sensorllm_min.files import InputError, write_json, write_text
+from sensorllm_min import generate as generate_module
 from sensorllm_min.generate import Sampling, generate
 from sensorllm_min.sensorllm import SensorLLM
 from sensorllm_min.training.checkpoint import load_checkpoint
@@ -341,6 +342,36 @@ def test_an_answer_has_ended_if_it_met_a_stop_token_before_the_limit(folder, dat
         assert described[i] == (tokenizer.decode(answer), len(answer) < 6)
 
 
+def test_progress_is_said_within_a_long_batch_and_between_windows(folder, data, monkeypatch):
+    """Where a batch takes longer than the silence that is allowed, its tokens are counted."""
+    loaded, said = load_checkpoint(folder / "out/align/best.safetensors"), []
+    examples = AlignExamples(data, "test", loaded.prompts, 6)
+    positions = predict.short_to_long(examples)
+
+    def described():
+        answers = describe(loaded, examples, ALONE, Decoding(3, 5), positions, said.append)
+        return list(predict.with_progress(answers, examples, positions, said.append))
+
+    quietly = described()
+    assert not said
+    monkeypatch.setattr(predict, "SILENCE", -1)
+    assert described() == quietly
+    assert "3 answers, 1 of at most 5 tokens" in said
+    assert [line.split()[0] for line in said if "min left" in line] == [f"{n}/6" for n in range(1, 6)]
+
+
+def test_an_answer_that_only_repeats_itself_is_not_computed_to_its_end(folder, data, monkeypatch):
+    """It is cut off at the limit, not ended, as if it had been."""
+    loaded = load_checkpoint(folder / "out/align/best.safetensors")
+    examples, loops = AlignExamples(data, "test", loaded.prompts, 4), []
+    monkeypatch.setattr(predict, "PATIENCE", 3)
+    monkeypatch.setattr(
+        generate_module, "loop_of", lambda ids, patience: loops.append(patience) or ids[-1:])
+    answers = list(describe(loaded, examples, ALONE, Decoding(4, 9)))
+    assert len(loops) == sum(bool(text) for _, text, _ in answers) and set(loops) == {3}
+    assert not any(ended for _, text, ended in answers if text)
+
+
 def test_generation_ends_where_the_llm_s_positions_end(folder, data, monkeypatch):
     """The room of a batch is what its longest prompt leaves; the longest true answer is the limit
     where none is given.
@@ -354,9 +385,9 @@ def test_generation_ends_where_the_llm_s_positions_end(folder, data, monkeypatch
 
     def to_the_end(llm, embeds, mask, stop_ids, room, sampling):
         rooms.append(room)
-        return [[5] * room for _ in sampling.places]
+        return ((row, 5) for _ in range(room) for row in range(len(sampling.places)))
 
-    monkeypatch.setattr(predict, "generate", to_the_end)
+    monkeypatch.setattr(predict, "stream", to_the_end)
     made = loaded._replace(model=SimpleNamespace(llm=None, embed=lambda batch: None))
     answers = describe(made, examples, ALONE, Decoding(4, 10_000), positions=list(range(12)))
     ended = [ended for *_, ended in answers]
@@ -715,7 +746,7 @@ def test_the_loss_is_the_same_in_batches_of_any_size(folder, data, stage):
     losses = []
     if stage == "har":
         loaded.model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
-        losses = [score_classes(loaded, examples, ALONE, size)[1] for size in (5, 12)]
+        losses = [score_classes(loaded, examples, ALONE, size, quiet)[1] for size in (5, 12)]
     losses += [predict.mean_loss(loaded.model, examples, ALONE, size) for size in (1, 5, 12)]
     assert losses == [pytest.approx(losses[0], rel=1e-5)] * len(losses)
 
@@ -787,7 +818,7 @@ def test_words_are_scored_as_they_read(folder, data, monkeypatch):
     assert second["predicted"] == (second["label"] + 1) % 5
     assert third["predicted"] is None
     monkeypatch.setattr(predict, "mean_loss", lambda *_: 0.5)
-    confusion, loss = score_classes(loaded, examples, ALONE, 4)
+    confusion, loss = score_classes(loaded, examples, ALONE, 4, quiet)
     assert loss == 0.5
     assert confusion.shape == (5, 6)
     assert np.diag(confusion).sum() == 10 == confusion[:, 5].sum()

@@ -16,7 +16,8 @@ from untrained import small_dataset
 
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import train_backend
-from sensorllm_min.training.hub import resolve_source
+from sensorllm_min.training.fingerprint import fingerprint, fingerprint_of_files, is_same_network
+from sensorllm_min.training.hub import hub_id_of, resolve_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LATER = "89abcdef0123456789abcdef0123456789abcdef"
@@ -254,10 +255,10 @@ def test_a_directory_needs_no_hub(models, monkeypatch):
 
 
 def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
-    data, hub, models, tmp_path
+    data, hub, models, tmp_path, monkeypatch
 ):
     """A run on networks of this machine is exported, put on the hub and scored from there: the same
-    scores, no path.
+    scores, no path. With the hub id of a copy, whoever loads it need not say where the LLM is.
     """
     run(
         "train_har.py", "--data", data, "--align", "none", "--llm", models / "made/llama",
@@ -294,10 +295,81 @@ def test_an_exported_checkpoint_scores_the_same_from_the_hub_and_names_no_path(
     assert "llama is not there any more; say with --llm" in line
     run(*evaluate, "--checkpoint", "made/shared", "--llm", models / "made/llama", cwd=tmp_path)
     assert json.loads((tmp_path / "out/shared/evaluation_test.json").read_text()) == scores
+    said = run(
+        "evaluate.py", "--checkpoint", "run", "--export", models / "made/named", "--source",
+        f"made/gated@{COMMIT}", cwd=tmp_path,
+    )
+    assert f"is shared as made/gated@{COMMIT}" in said  # the same tensors, in shards
+    monkeypatch.setenv("HF_TOKEN", "open sesame")
+    run(*evaluate, "--checkpoint", "made/named", cwd=tmp_path)
+    assert json.loads((tmp_path / "out/named/evaluation_test.json").read_text()) == scores
+    for source, words in ((["one"], "NAME/MODEL"), (["a/b", "c/d"], "has 1 network")):
+        line = run(
+            "evaluate.py", "--checkpoint", "run", "--export", "new", "--source", *source,
+            cwd=tmp_path, expect=2,
+        ).splitlines()[-1]
+        assert words in line and not (tmp_path / "new").exists()
     line = run(
         "evaluate.py", "--checkpoint", "run", "--export", shared_folder, cwd=tmp_path, expect=2
     ).splitlines()[-1]
     assert "not empty" in line
+
+
+def test_a_directory_says_where_on_the_hub_it_came_from(tmp_path):
+    cached = tmp_path / f"models--made--llama-3.2/snapshots/{COMMIT}"
+    cached.mkdir(parents=True)
+    assert hub_id_of(cached) == f"made/llama-3.2@{COMMIT}"
+    for noted, found in (("made/llama", "made/llama"), ("/home/me/llama", None), (None, None)):
+        (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": noted}))
+        assert hub_id_of(tmp_path) == found
+
+
+def test_a_fingerprint_is_of_contents_not_of_files(models, tmp_path):
+    """The same for a copy in shards, in a wider dtype, with a tokenizer that was written otherwise
+    and a noted origin; another one for any change that the model would feel.
+    """
+    from safetensors.torch import load_file, save_file
+    copy = tmp_path / "copy"
+
+    def changed(change):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(models / "made/llama", copy)
+        config, tokenizer = (json.loads((copy / name).read_text()) for name in ("config.json", "tokenizer.json"))
+        tensors = load_file(copy / "model.safetensors")
+        change(config, tokenizer, tensors)
+        (copy / "config.json").write_text(json.dumps(config))
+        (copy / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1))
+        save_file(tensors, copy / "model.safetensors")
+        return fingerprint(copy)
+
+    def one_number(config, tokenizer, tensors):
+        tensors["model.norm.weight"][-1] += 1e-3
+
+    def digits(config, tokenizer, tensors):
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["0"], vocabulary["1"] = vocabulary["1"], vocabulary["0"]
+
+    known = fingerprint(models / "made/llama")
+    same = [
+        lambda config, tokenizer, tensors: config.update(_name_or_path="made/llama", use_cache=False),
+        lambda config, tokenizer, tensors: tokenizer.update(padding=None, truncation=None),
+        lambda config, tokenizer, tensors: tensors.update(
+            {name: tensor.double() for name, tensor in tensors.items()}),
+        lambda config, tokenizer, tensors: tensors.update(
+            {"model.layers.0.self_attn.rotary_emb.inv_freq": tensors["model.norm.weight"] / 2}),
+        lambda config, tokenizer, tensors: config.update(rms_norm_eps=config["rms_norm_eps"] * (1 + 1e-7)),
+    ]
+    others = [
+        one_number,
+        digits,
+        lambda config, tokenizer, tensors: config.update(rms_norm_eps=1e-3),
+        lambda config, tokenizer, tensors: tensors.pop("model.norm.weight"),
+    ]
+    assert fingerprint(models / "made/gated") == known
+    assert [changed(change) for change in same] == [known] * 5
+    assert known not in [changed(change) for change in others]
+    assert is_same_network(models / "made/llama", fingerprint_of_files(models / "made/llama"))  # as before
+    assert not is_same_network(models / "made/llama", fingerprint_of_files(copy))
 
 
 def test_an_older_checkpoint_loads_and_a_newer_one_says_so(data, tmp_path):

@@ -2,7 +2,9 @@
 import dataclasses
 import json
 import os
+import platform
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -252,30 +254,47 @@ def test_each_nth_step_and_the_last_one_are_said_and_all_are_noted(recipe, tmp_p
         {"step": step + 1, "loss": 1.0 + step, "grad_norm": 0.5, "lr": 1e-3} for step in range(8)]
 
 
-def test_a_run_says_after_four_steps_how_long_it_will_take(recipe, tmp_path, monkeypatch):
-    """The first step is slow and does not count; a resumed run counts from where it began."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(training.time, "monotonic", lambda: clock.now)
+@pytest.mark.parametrize("seconds,after,words", [
+    (1.0, 4, "1 s a step"), (20.0, 1, "20 s a step"), (4000.0, 1, "4e+03 s a step")])
+def test_what_a_run_costs_is_said_once_and_soon(recipe, tmp_path, monkeypatch, seconds, after, words):
+    """By the size of its steps: the first is three times as large as the mean, and takes three times as long. Of fast
+    steps, the first is left out, which warms up for 0.5 s. A run of more than a day is told what shortens it."""
+    now = 1000.0
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    run = begin(recipe, tmp_path, log_every=1000)
+    run.plan.count, run.plan.mean_size = 40, 10.0
+    for index in range(8):
+        size = 30.0 if index == 0 else 10.0
+        now += seconds * size / 10 + (0.5 if index == 0 and seconds < 10 else 0)
+        run.log_step(dataclasses.replace(step_of(index), size=size), 1.0, 0.5, 10)
+        said = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "s a step" in line or "shorten" in line]
+        assert len(said) == (index + 1 >= after) * (2 if seconds > 2160 else 1)
+    assert words in said[0] and "GB" in said[0] and f"other {40 - after} steps" in said[0]
+    hours = seconds * (40 - after) / 3600
+    assert (f"{hours:.1f} hours" if hours > 2 else f"{hours * 60:.1f} minutes") in said[0]
+    assert "--train-limit" in said[-1] or hours < 24
 
-    def announced(seconds, count, first=0, n_steps=6):
-        run = begin(recipe, tmp_path / f"{count}-{first}", log_every=100)
-        run.plan.count, run.first_step = count, first
-        said_before = len((tmp_path / f"{count}-{first}/log.txt").read_text().splitlines())
-        for step in range(first, min(first + n_steps, count)):
-            clock.now += 500.0 if step == first else seconds
-            run.log_step(step_of(step), 1.0, 0.5, 10)
-            said = (tmp_path / f"{count}-{first}/log.txt").read_text().splitlines()
-            said = [line for line in said[said_before:] if not line.startswith("step")]
-            assert bool(said) == (step >= first + min(4, count - first) - 1 > first)
-        return said
 
-    assert announced(0.5, 124) == ["0.5 s a step: 1.0 minutes to go, and the validations"]
-    assert announced(0.5, 124, first=60) == ["0.5 s a step: 0.5 minutes to go, and the validations"]
-    assert announced(10, 1084) == ["10 s a step: 3.0 hours to go, and the validations"]
-    assert announced(3.0, 3) == ["3 s a step: 0.0 minutes to go, and the validations"]
-    assert announced(3.0, 1) == []                                # it is over
-    hours, advice = announced(90, 2004)
-    assert hours.startswith("90 s a step: 50.0 hours") and "--rate" in advice
+def test_before_a_large_step_freed_memory_is_given_back(recipe, tmp_path, monkeypatch):
+    """Before one of more than half the size of the largest so far."""
+    released, sizes = [], [10.0, 4.0, 6.0, 5.0, 12.0, 6.0, 7.0]
+    steps = [dataclasses.replace(step_of(index), size=size) for index, size in enumerate(sizes)]
+    run = begin(recipe, tmp_path)
+    run.plan = SimpleNamespace(starting_at=lambda first: iter(steps))
+    monkeypatch.setattr(training, "release_freed_memory", lambda: released.append(1))
+    assert [(step.size, len(released)) for step in run.steps()] == list(zip(sizes, [1, 1, 2, 2, 3, 3, 4]))
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="gives memory back with a function of glibc")
+def test_freed_memory_goes_back_to_the_system():
+    """100 MB in pieces, of which every fiftieth stays."""
+    def resident():
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1e3
+    pieces = [torch.ones(25_000) for _ in range(1000)]
+    before = resident()
+    pieces[:] = pieces[::50]
+    training.release_freed_memory()
+    assert before - resident() > 80
 
 
 def test_each_nth_step_and_the_last_one_are_validated(recipe, tmp_path):

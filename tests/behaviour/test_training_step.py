@@ -17,6 +17,7 @@ from sensorllm_min.llama import Llama
 from sensorllm_min.data.examples import sample_texts
 from sensorllm_min.training.options import RunSettings, precision, set_up
 from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
+from sensorllm_min.training import processes
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.training.step import Step, Steps, learning_rate, new_optimizer, train_step
 
@@ -157,6 +158,20 @@ def test_dtype_says_in_what_a_step_computes_and_trained_weights_stay_float32(dty
     processes = Processes(0, 1, CPU, bf16=dtype != "float32")
     one_step(model, torch.optim.SGD(model.parameters(), lr=0.1), processes)
     assert seen == [computes] and model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("flags,bf16,device,warned", [
+    ("avx2 fma", True, "cpu", True), ("avx2 fma", False, "cpu", False), ("avx512f avx512_bf16", True, "cpu", False),
+    ("amx_bf16 amx_tile", True, "cpu", False), ("asimd bf16", True, "cpu", False), ("avx2 fma", True, "cuda", False),
+    (None, True, "cpu", False)])
+def test_bfloat16_on_a_cpu_that_is_slow_at_it_is_warned_of(monkeypatch, tmp_path, capsys, flags, bf16, device, warned):
+    """Where the system does not say what the CPU has, nothing is said."""
+    file = tmp_path / "cpuinfo"
+    if flags:
+        file.write_text(f"flags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(processes, "Path", lambda path: file)
+    processes.warn_of_slow_bfloat16(Processes(0, 1, torch.device(device), bf16))
+    assert ("float32" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -307,6 +322,16 @@ def test_orders_of_other_seeds_and_epochs_are_others():
         for other in together[index + 1:]:
             assert len(one & other) < 8                                       # of 80; by chance hardly ever one
     assert all(map(np.array_equal, orders[1], epoch_order(sizes, 8, 1, 0)))
+
+
+def test_the_largest_step_of_an_epoch_comes_first():
+    """So that what memory it takes is known at once; it is one of the steps, whatever stood first before."""
+    sizes = np.random.default_rng(0).integers(10, 500, 640)
+    for epoch in range(3):
+        order = epoch_order(sizes, 8, 0, epoch)
+        totals = [sizes[step].sum() for step in order]
+        assert totals[0] == max(totals) and totals[1:] != sorted(totals[1:], reverse=True)
+        assert sorted(np.concatenate(order)) == list(range(640))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,77 @@
+"""Whether a directory holds the network that a checkpoint was trained with, whoever saved it."""
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import tokenizers
+import torch
+
+from ..config import read_chronos_configs, read_llama_config, read_model_config
+from ..text_tokenizer import declared_tokens, load_backend
+from ..weights import LLAMA_NAMES, T5_NAMES, open_safetensors, safetensors_files
+
+SAMPLES = 16                                                      # numbers read of each tensor
+# What tokenizers cut differently: digits, signs, lines, a chat's header, other scripts.
+PROBE = ("0.25s to 1.305s: rising\n\nMean=-9.80665, StdDev=0.0012. Which activity is this?\n"
+         "<|im_start|>user <|eot_id|> Zürich 日本")
+NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+e-?\d+")             # in a config
+
+
+def fingerprint(directory):
+    """A hash of a network's contents: shape settings, tensors, and how its tokenizer cuts a text.
+
+    It is the same for the published files and for a copy that was saved again, in other shards, in
+    a wider dtype, with or without the copy of a tied matrix. Of each tensor 16 numbers are read.
+    """
+    _, raw = read_model_config(directory)
+    read_config = read_chronos_configs if raw.get("model_type") == "t5" else read_llama_config
+    config = repr(read_config(directory))                         # 9.9999997e-06 is 1e-05
+    config = NUMBER.sub(lambda number: f"{float(number[0]):.5g}", config)
+    digest = hashlib.sha256(config.encode())
+    digest.update(b"".join(sorted(tensor_samples(directory))))
+    if read_config is read_llama_config:
+        tokens = declared_tokens(directory)
+        backend = load_backend(directory)
+        if isinstance(backend, tokenizers.Tokenizer):
+            ids = backend.encode(PROBE, add_special_tokens=False).ids
+        else:
+            ids = backend.encode(PROBE)
+        digest.update(repr((ids, tokens.get("bos_token"), tokens.get("eos_token"))).encode())
+    return digest.hexdigest()[:16]
+
+
+def tensor_samples(directory):
+    """{bytes that stand for a tensor} of all that the modules hold; a copy counts once."""
+    needed = [name for name, ours in (LLAMA_NAMES | T5_NAMES).items() if ours]
+    samples = set()
+    for path in safetensors_files(directory):
+        with open_safetensors(path) as file:
+            for name in file.keys():
+                if any(re.fullmatch(pattern, name) for pattern in needed):
+                    tensor = file.get_tensor(name)
+                    index = torch.linspace(0, tensor.numel() - 1, SAMPLES, dtype=torch.float64)
+                    numbers = tensor.flatten()[index.long()].double().numpy()
+                    samples.add(repr(tuple(tensor.shape)).encode() + numbers.tobytes())
+    return samples
+
+
+def fingerprint_of_files(directory):
+    """The hash that earlier checkpoints hold: config, tokenizer, 16 blocks of each weight file."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        path = Path(directory) / name
+        digest.update(f"{name} ".encode() + (path.read_bytes() if path.exists() else b""))
+    for path in safetensors_files(directory):
+        with open(path, "rb") as file:
+            size = os.path.getsize(path)
+            digest.update(f"{path.name} {size}".encode())
+            for block in range(16):
+                file.seek(max(0, size - 4096) * block // 15)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:16]
+
+
+def is_same_network(directory, known):
+    """Whether a directory's network has the known fingerprint, of this kind or the earlier one."""
+    return fingerprint(directory) == known or fingerprint_of_files(directory) == known
