@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 8 train_har.py --data data/usc-had --align out/align \\
         --dtype bfloat16 --out out/har
     torchrun train_har.py --compare                        # does the LLM help? compares ablations
-    torchrun train_har.py --folds 6                        # cross-validation over training subjects
+    torchrun train_har.py --align none --folds 6           # cross-validation over training subjects
 """
 import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse

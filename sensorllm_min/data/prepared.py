@@ -1,5 +1,6 @@
 """A prepared dataset, opened: memory-mapped samples, and the records that point at them."""
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -71,8 +72,10 @@ class PreparedData:
         self.directory = Path(directory)
         path = self.directory / "meta.json"
         if not path.exists():
-            raise InputError(f"{path} not found. Run: python data_prep.py --dataset "
-                             f"{self.directory.name} --raw DIR --out {self.directory}")
+            name, rate = re.fullmatch(r"(.*?)(?:-([\d.]+)hz)?", self.directory.name).groups()
+            rate = f"--rate {rate} " if rate else ""
+            raise InputError(f"{path} not found. Run: python data_prep.py --dataset {name} "
+                             f"--raw DIR {rate}--out {self.directory}")
         self.meta = read_json(path)
         version = self.meta.get("version")
         if version != VERSION:

@@ -60,6 +60,9 @@ def plan_runs(settings, plan, data, processes):
         raise InputError("--compare compares class heads; leave --answer and --ablate out")
     folds = [None]
     if plan.folds:
+        if settings.align != "none":
+            raise InputError("--folds: stage 1 has seen all the subjects that folds leave out; "
+                             "give --align none")
         if data.dataset.split:
             raise InputError(f"--folds leaves people out; {settings.data} is split by "
                              f"{data.dataset.split}, within each person")

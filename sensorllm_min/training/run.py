@@ -125,7 +125,7 @@ class Run:
         # The networks may have moved; their fingerprints tell whether they are the same.
         if replace(recipe, llm=self.recipe.llm, encoder=self.recipe.encoder) != self.recipe:
             raise InputError(f"{path} is of another model; --resume needs the same --llm, "
-                             "--encoder, --train, --projector")
+                             "--encoder, --train, --projector, --levels")
         fill_model(self.model, recipe, tensors, path)
         fill_optimizer(self.model, self.optimizer, tensors, path)
         self.progress = progress

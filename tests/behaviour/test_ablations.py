@@ -325,7 +325,7 @@ def test_the_plan_holds_every_row_and_seed_and_refuses_other_settings(tmp_path, 
 
 
 def test_folds_validate_each_subject_that_is_not_for_the_test_once(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train_har.py", "--folds", "3", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["train_har.py", "--align", "none", "--folds", "3", "--out", str(tmp_path)])
     settings, plan = train_har.read_arguments()
     assert plan == train_har.Plan(("full",), 1, 3)
     data = PreparedData(folder / "data/demo")
@@ -345,12 +345,14 @@ def test_folds_validate_each_subject_that_is_not_for_the_test_once(folder, tmp_p
     for n_folds in (1, 9):                                        # the demo has 8 such subjects
         with pytest.raises(InputError, match="--folds"):
             next(plan_runs(settings, replace(plan, folds=n_folds), data, ALONE))
+    with pytest.raises(InputError, match="stage 1 has seen"):
+        next(plan_runs(replace(settings, align="out/align"), plan, data, ALONE))
 
 
 def test_folds_train_and_score_without_the_test_subjects(folder):
     """The table's figures are those of the validated subjects."""
-    options = ("--train-limit", 8, "--eval-limit", 4, "--test-limit", 6, "--epochs", 1,
-               "--batch-size", 8, "--out", "out/folds")
+    options = ("--align", "none", "--train-limit", 8, "--eval-limit", 4, "--test-limit", 6,
+               "--epochs", 1, "--batch-size", 8, "--out", "out/folds")
     out = run("train_har.py", "--compare", "statistics", "--folds", 2, *options, cwd=folder)
     found = json.loads((folder / "out/folds/comparison.json").read_text())["results"]
     assert list(found) == ["statistics", "majority"] and len(found["statistics"]) == 2

@@ -81,6 +81,10 @@ def test_a_real_torchrun_starts_two_processes_of_which_the_first_prints(tmp_path
             ("train_align.py", "--data", "nowhere"),
             ["nowhere/meta.json not found. Run: python data_prep.py"],
         ),
+        (
+            ("train_align.py", "--data", "data/usc-had-20hz"),
+            ["--dataset usc-had --raw DIR --rate 20 --out data/usc-had-20hz"],
+        ),
         (("train_align.py", "--train", "everything"), ["everything", "projector"]),
         (("train_align.py", "--projector", "wide"), ["wide", "2048,3072"]),
         (("train_align.py", "--projector", "0"), ["--projector 0"]),
