@@ -25,11 +25,14 @@ def linear(x, weight):
 
     Decoding in float32 has a few rows at a time and spends its time reading the weights. PyTorch
     reads them with one core, or slowly, for x W^T. W x^T with the weight in two halves is the same
-    product and reads them two to four times as fast (tests/bench/generate.py). In bfloat16 it is
-    slower.
+    product and reads them two to four times as fast (tests/bench/generate.py). On one core that
+    pays for tall weights and several rows alone. In bfloat16 it is slower.
     """
     n, d_in = x.numel() // x.shape[-1], x.shape[-1]
     few_rows = n <= FEW_ROWS and weight.numel() >= LARGE_WEIGHT
+    one_core = torch.get_num_threads() == 1
+    if one_core and (n == 1 or len(weight) <= d_in):
+        few_rows = False
     float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     if training or not few_rows or not float32_on_cpu:

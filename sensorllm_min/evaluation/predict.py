@@ -141,19 +141,23 @@ def score_classes(loaded, examples, processes, batch_size, say):
 # ---- a long evaluation: how far it is, and what survives an interruption ----
 
 def with_progress(results, examples, positions, say):
-    """Yields the results, one for each position in this order; says now and then how far it is."""
+    """Yields the results, one for each position in this order; says now and then how far it is.
+
+    The results of a batch come all at once: the pace is taken when the first of the next arrives.
+    """
     began = said = time.monotonic()
     size, all_sizes = 0, examples.sizes[positions].sum()          # long windows take longer
-    for count, (i, result) in enumerate(zip(positions, results), start=1):
+    for done, (i, result) in enumerate(zip(positions, results)):
+        now = time.monotonic()
+        if done and now - said > SILENCE:
+            said = now
+            seconds = max(arrived - began, 1e-9)
+            left = seconds / size * (all_sizes - size) - (now - arrived)
+            say(f"{done}/{len(positions)} windows, {done / seconds:.2g} windows/s, "
+                f"{max(0, left) / 60:.1f} min left")
+        arrived = now
         yield result
         size += examples.sizes[i]
-        now = time.monotonic()
-        if now - said > SILENCE and count < len(positions):
-            said = now
-            minutes = (now - began) / size * (all_sizes - size) / 60
-            say(f"{count}/{len(positions)} windows, {count / (now - began):.2g} windows/s, "
-                f"{minutes:.1f} min left")
-
 
 
 def json_line(record):

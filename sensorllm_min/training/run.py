@@ -208,6 +208,8 @@ class Run:
             pace = (now - self.first_ended) / (self.size - self.first_size)
         seconds = pace * self.plan.mean_size
         n_left = self.plan.count - step.index - 1
+        if n_left == 0:
+            return
         hours = seconds * n_left / 3600
         length = f"{hours:.1f} hours" if hours > 2 else f"{hours * 60:.1f} minutes"
         self.say(f"{seconds:.2g} s a step, {self.memory()}: about {length} for the other {n_left} "

@@ -1,12 +1,15 @@
 """One optimizer step of both stages: ours beside the same model made of transformers' parts.
 
     python tests/bench/train.py [--repeats 3]            without a GPU eight minutes on two cores
+    python tests/bench/train.py --shape smollm2 --batch 2
 
-Without a GPU: a small LLaMA and T5 of random weights in float32. The losses and gradients of both
-are compared, then steps are timed in turns. Memory is what a first step adds at its peak, in a
-process of its own: VmHWM after the step (a mark that /proc/self/clear_refs resets before it) less
-VmRSS before it. By then weights are read and code has run, and tensors are mapped one by one
-(MALLOC_MMAP_THRESHOLD_), so that no freed memory is kept.
+Without a GPU: a small LLaMA and T5 of random weights in float32, beside the model as the original
+makes it ("theirs") and beside what one would write with transformers for a frozen LLM ("plain").
+Losses and gradients are compared, then steps are timed in turns. "matmul" is a step's arithmetic,
+as training/step.py counts it, at the rate of a large product. Memory is what a first step adds at
+its peak, in a process of its own: VmHWM after the step (a mark that /proc/self/clear_refs resets
+before it) less VmRSS before it. By then weights are read and code has run, and tensors are mapped
+one by one (MALLOC_MMAP_THRESHOLD_), so that no freed memory is kept.
 
 With a GPU: the shapes of Llama-3-8B and chronos-t5-large with random bfloat16 weights, ours alone.
 """
@@ -33,7 +36,8 @@ sys.path.insert(0, str(ROOT))
 
 from sensorllm_min.batch import IGNORED, Example, collate                     # noqa: E402
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer                  # noqa: E402
-from sensorllm_min.config import ChronosConfig, LlamaConfig, T5Config         # noqa: E402
+from sensorllm_min.config import (ChronosConfig, LlamaConfig, T5Config,       # noqa: E402
+                                  read_llama_config)
 from sensorllm_min.data import wording                                        # noqa: E402
 from sensorllm_min.data.examples import PromptFormat, align_prompt, har_prompt        # noqa: E402
 from sensorllm_min.data.sensors import DATASETS                               # noqa: E402
@@ -53,6 +57,10 @@ DATASET = DATASETS["mhealth"]                                     # 15 channels,
 CHRONOS = ChronosConfig()
 PARTS = {"align": ("projector", "tokens"), "har": ("projector", "head")}      # what learns
 LR = 1e-4
+SHAPES = {                # vocabulary, width, feed-forward, layers, heads, KV heads of the LLaMA
+    "small": (32000, 512, 1408, 8, 8, 4),
+    "smollm2": (49152, 576, 1536, 30, 9, 3),
+}
 
 
 # ---- the batch: noisy random walks, and texts about them ----
@@ -89,14 +97,15 @@ def make_batch(tokenizer, stage, size):
 
 # ---- the two models ----
 
-def make(folder):
+def make(folder, shape):
     """A LLaMA and a Chronos T5 of random weights; at a fan-in start attention is not uniform."""
     import transformers as hf
     torch.manual_seed(1)
+    vocab_size, width, d_ff, n_layers, n_heads, n_kv_heads = SHAPES[shape]
     llama = hf.LlamaForCausalLM(hf.LlamaConfig(
-        vocab_size=32000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
-        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096, bos_token_id=1,
-        eos_token_id=2))
+        vocab_size=vocab_size, hidden_size=width, intermediate_size=d_ff,
+        num_hidden_layers=n_layers, num_attention_heads=n_heads, num_key_value_heads=n_kv_heads,
+        max_position_embeddings=4096, bos_token_id=1, eos_token_id=2))
     t5 = hf.T5ForConditionalGeneration(hf.T5Config(
         vocab_size=4096, d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_decoder_layers=1,
         num_heads=4, feed_forward_proj="relu"))
@@ -128,10 +137,10 @@ def our_model(encoder, llm, tokenizer, stage):
 
 
 def load(way, folder, tokenizer, stage):
-    """The model of one way, "ours" or "theirs", both from the same files."""
+    """The model of one of WAYS, all from the same files."""
     encoder, _ = load_t5_encoder(folder / "t5", torch.float32)
     model = our_model(encoder, load_llama(folder / "llama", torch.float32), tokenizer, stage)
-    return model if way == "ours" else Theirs(folder, model)
+    return model if way == "ours" else WAYS[way](folder, model)
 
 
 class Theirs(nn.Module):
@@ -184,6 +193,47 @@ class Theirs(nn.Module):
         return loss.item()
 
 
+class Plain(Theirs):
+    """Transformers' parts as one would use them for a frozen LLM.
+
+    The words' embeddings get no gradient, answers alone get logits, and the encoder takes all
+    series at once. Padding, and the weights' share of the backward pass, are transformers' own.
+    """
+
+    def __init__(self, folder, start):
+        super().__init__(folder, start)
+        self.llm.get_input_embeddings().requires_grad_(False)
+        self.special = nn.Parameter(
+            start.special_embeddings.detach().clone(), requires_grad=self.head is None)
+
+    def embed(self, batch):
+        is_special = batch.ids >= self.vocab_size
+        special = self.special[batch.ids[is_special] - self.vocab_size]
+        x = self.llm.get_input_embeddings()(batch.ids).index_put([is_special], special)
+        ids, mask, _, _ = self.chronos.encode(batch.series)
+        with torch.no_grad():
+            encoded = self.encoder(input_ids=ids, attention_mask=mask)
+        sensors = self.projector(encoded.last_hidden_state).flatten(0, 1)
+        return x.index_put([batch.ids == self.sensor_id], sensors)
+
+    def forward(self, batch):
+        if self.head is not None:
+            return super().forward(batch)
+        hidden = self.llm.model(inputs_embeds=self.embed(batch), attention_mask=batch.mask,
+                                use_cache=False).last_hidden_state
+        targets = F.pad(batch.targets[:, 1:], (0, 1), value=IGNORED)
+        wanted = targets != IGNORED
+        return F.cross_entropy(self.llm.lm_head(hidden[wanted]), targets[wanted])
+
+    def backward(self, batch):
+        loss = self(batch)
+        loss.backward()
+        return loss.item()
+
+
+WAYS = {"ours": SensorLLM, "theirs": Theirs, "plain": Plain}
+
+
 def trained(model):
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -210,6 +260,8 @@ def gradients(model, batch):
         loss, weight = model(batch)
         (loss / weight).backward()
         loss, special = loss.item() / weight.item(), model.special_embeddings.grad
+    elif isinstance(model, Plain):
+        loss, special = model.backward(batch), model.special.grad
     else:
         loss, special = model.backward(batch), model.llm.get_input_embeddings().weight.grad
         special = None if special is None else special[model.vocab_size:]
@@ -248,7 +300,7 @@ def resident(field):
 
 def memory(way, stage, folder, size):
     """In a process of its own: prints the bytes that a first step adds, with optimizer state."""
-    tokenizer = make_tokenizer(32000)
+    tokenizer = make_tokenizer(read_llama_config(Path(folder) / "llama").vocab_size)
     model = load(way, Path(folder), tokenizer, stage)
     gradients(model, make_batch(tokenizer, stage, 1))
     batch, optimizer = make_batch(tokenizer, stage, int(size)), make_optimizer(model)
@@ -286,13 +338,14 @@ def checkpoint_bytes(model, tokenizer, stage, folder):
 
 
 def measure(stage, size, folder, repeats):
-    tokenizer = make_tokenizer(32000)
-    models = {way: load(way, folder, tokenizer, stage) for way in ("ours", "theirs")}
+    tokenizer = make_tokenizer(read_llama_config(folder / "llama").vocab_size)
+    models = {way: load(way, folder, tokenizer, stage) for way in WAYS}
     batch = make_batch(tokenizer, stage, size)
     n_answer = int((batch.targets != IGNORED).sum())
     print(f"train_{stage}.py: {tuple(batch.ids.shape)} tokens, {int(batch.mask.sum())} of them "
           f"real, {n_answer} in answers; {len(batch.series)} series of {S} samples")
-    compare(*models.values(), batch)
+    for way in ("theirs", "plain"):
+        compare(models["ours"], models[way], batch)
     optimizers = {way: make_optimizer(model) for way, model in models.items()}
     seconds = {way: [] for way in models}
     for _ in range(repeats + 1):                                  # in turns: the noise is the same
@@ -308,10 +361,37 @@ def measure(stage, size, folder, repeats):
             "trained parameters, M": sum(p.numel() for p in trained(model)) / 1e6,
             "optimizer state, MB": optimizer_bytes(optimizers[way]) / 1e6,
             "checkpoint, MB": checkpoint_bytes(model, tokenizer, stage, folder) / 1e6}
-    print(f"  {'':24}{'ours':>10}{'theirs':>10}{'theirs / ours':>16}")
+    flop, rate = step_flop(models["ours"].llm, batch), matmul_rate()
+    ours = columns["ours"]["step, s (median)"]
+    print(f"  matmul: {flop / 1e12:.2f} TFLOP a step at {rate / 1e9:.0f} GFLOP/s are "
+          f"{flop / rate / ours:.0%} of our step")
+    print(f"  {'':24}{'ours':>10}{'theirs':>10}{'plain':>10}{'theirs / ours':>16}"
+          f"{'plain / ours':>16}")
     for name, ours in columns["ours"].items():
-        theirs = columns["theirs"][name]
-        print(f"  {name:24}{ours:10.2f}{theirs:10.2f}{theirs / ours:16.2f}", flush=True)
+        theirs, plain = columns["theirs"][name], columns["plain"][name]
+        print(f"  {name:24}{ours:10.2f}{theirs:10.2f}{plain:10.2f}{theirs / ours:16.2f}"
+              f"{plain / ours:16.2f}", flush=True)
+
+
+def step_flop(llm, batch):
+    """Operations of a step's matrix products, as training/step.py counts them.
+
+    2 N forward and 2 N for the gradient of what flows through; the last block's for answers alone.
+    Padding, attention, the encoder and what checkpointing computes again count as nothing.
+    """
+    n_tokens, n_answer = batch.mask.sum().item(), (batch.targets != IGNORED).sum().item()
+    return 4 * (n_weights * n_tokens + llm.head_weight.numel() * n_answer)
+
+
+def matmul_rate():
+    """FLOP/s of a float32 product of 2048 x 2048 matrices on this machine."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * 2048 ** 3 / statistics.median(seconds)
 
 
 # ---- on a GPU ----
@@ -351,15 +431,10 @@ def measure_on_gpu(repeats):
     rate = 2 * 8192 ** 3 / median_seconds(lambda: a @ b, 20)      # FLOP/s
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: "
           f"matmul {rate / 1e12:.0f} TFLOP/s in bfloat16")
-    matrices = [parameter for parameter in llm.layers.parameters() if parameter.dim() == 2]
-    n_weights = sum(matrix.numel() for matrix in matrices)
     for stage, size in (("align", 4), ("har", 2)):
         model = our_model(encoder, llm, tokenizer, stage).to("cuda")
         batch, optimizer = make_batch(tokenizer, stage, size).to("cuda"), make_optimizer(model)
-        n_tokens, n_answer = batch.mask.sum().item(), (batch.targets != IGNORED).sum().item()
-        # As training/step.py counts: 2 N forward and 2 N for the gradient of what flows through.
-        # Padding, attention, the encoder and what checkpointing computes again count as nothing.
-        flop = 4 * (n_weights * n_tokens + llm.lm_head.weight.numel() * n_answer)
+        n_tokens, flop = batch.mask.sum().item(), step_flop(llm, batch)
         for checkpointing in (False, True):
             llm.gradient_checkpointing = checkpointing
             torch.cuda.empty_cache()
@@ -383,6 +458,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the LLaMA, on a CPU")
+    parser.add_argument("--batch", type=int, default=8,
+                        help="windows of stage 1, on a CPU; stage 2 takes half as many")
     parser.add_argument("--memory", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
@@ -392,8 +470,8 @@ def main():
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32; "
           f"medians of {args.repeats}, in turns")
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder))
-        for stage, size in (("align", 8), ("har", 4)):
+        make(Path(folder), args.shape)
+        for stage, size in (("align", args.batch), ("har", max(1, args.batch // 2))):
             measure(stage, size, Path(folder), args.repeats)
 
 
