@@ -73,7 +73,7 @@ def scripted(asked, stop_after=None):
     answer ended.
     """
 
-    def describe(loaded, examples, processes, decoding, positions):
+    def describe(loaded, examples, processes, decoding, positions, say):
         asked.append([int(examples.index[i]) for i in positions])
         for count, i in enumerate(positions):
             if count == stop_after:
@@ -570,7 +570,7 @@ def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windo
     no other.
     """
 
-    def answers(loaded, examples, processes, decoding, positions=None):
+    def answers(loaded, examples, processes, decoding, positions=None, say=None):
         for i in range(len(examples)) if positions is None else positions:
             yield i, "0.0s to 0.1s: rising", i % 2 == 0
 
