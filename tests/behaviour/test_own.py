@@ -133,6 +133,11 @@ def test_a_file_whose_samples_are_all_missing_is_no_mistake(tmp_path, dataset):
     assert np.isnan(read_log(tmp_path / "a.csv", dataset, Counter()).samples).all()
 
 
+def test_of_lines_with_the_same_time_the_first_counts(tmp_path, dataset):
+    (tmp_path / "a.csv").write_text("time,ramp,wave\n0,0,1\n0.04,1,1\n0.04,9,1\n0.08,2,1\n0.12,3,1\n")
+    np.testing.assert_allclose(read_log(tmp_path / "a.csv", dataset, Counter()).samples[:, 0], [0, 1, 2, 3], atol=1e-9)
+
+
 def test_numbers_of_lines_are_no_times(tmp_path):
     """At 100 Hz they would pass for milliseconds of a file at 1,000 Hz."""
     dataset = describe(tmp_path / "raw", rate=100)
@@ -202,7 +207,7 @@ def test_one_person_is_split_by_time_with_a_window_left_out(tmp_path):
         assert data.records("har", split)[0]["subject"] == f"anna-{split}" and data.subjects_of(split) == [f"anna-{split}"]
     assert "says nothing about other people" in meta["held_out"] == data.dataset.held_out
     with pytest.raises(InputError, match="--folds leaves people out"):
-        next(plan_runs(SimpleNamespace(answer="class", ablate=None, data="d"), SimpleNamespace(rows=("full",), n_seeds=1, folds=2), data, None))
+        next(plan_runs(SimpleNamespace(answer="class", ablate=None, data="d", align="none"), SimpleNamespace(rows=("full",), n_seeds=1, folds=2), data, None))
 
 
 def test_one_person_is_split_by_recordings(tmp_path):
