@@ -31,7 +31,6 @@ from sensorllm_min.evaluation.predict import (
 from sensorllm_min.evaluation.report import most_wrong
 from sensorllm_min.evaluation.trend_scores import Guess, scores_of
 from sensorllm_min.files import InputError, write_json, write_text
-from sensorllm_min import generate as generate_module
 from sensorllm_min.generate import Sampling, generate
 from sensorllm_min.sensorllm import SensorLLM
 from sensorllm_min.training.checkpoint import load_checkpoint
@@ -365,8 +364,9 @@ def test_an_answer_that_only_repeats_itself_is_not_computed_to_its_end(folder, d
     loaded = load_checkpoint(folder / "out/align/best.safetensors")
     examples, loops = AlignExamples(data, "test", loaded.prompts, 4), []
     monkeypatch.setattr(predict, "PATIENCE", 3)
+    generation = sys.modules["sensorllm_min.generate"]  # the package's name of it is the function
     monkeypatch.setattr(
-        generate_module, "loop_of", lambda ids, patience: loops.append(patience) or ids[-1:])
+        generation, "loop_of", lambda ids, patience: loops.append(patience) or ids[-1:])
     answers = list(describe(loaded, examples, ALONE, Decoding(4, 9)))
     assert len(loops) == sum(not ended for *_, ended in answers) > 0  # one look at each: a loop
     assert set(loops) == {3} and not any(text for _, text, ended in answers if ended)
