@@ -164,7 +164,7 @@ def test_logs_of_a_run_without_a_checkpoint_are_kept_aside(demo, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
     (tmp_path / "x" / "log.txt").write_text("what was seen\n")
-    run("train_align.py", "--data", demo, "--out", "x", *SMALL, cwd=tmp_path)
+    run("train_align.py", "--data", demo, "--out", "x", *SMALL, "--batch-size", 32, cwd=tmp_path)
     assert (tmp_path / "x" / "metrics.1.jsonl").read_text() == '{"step": 1, "loss": 7.0}\n'
     assert (tmp_path / "x" / "log.1.txt").read_text() == "what was seen\n" and len(losses(tmp_path / "x")) == 2
     (tmp_path / "x" / "last.safetensors").unlink()

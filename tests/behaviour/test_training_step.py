@@ -219,7 +219,7 @@ def test_gradient_checkpointing_computes_each_block_again_for_the_backward_pass(
     set_up(model, SimpleNamespace(
         train=("llm",), attention="torch", compile=False, gradient_checkpointing=recompute))
     one_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert model.calls == [times] * 3
+    assert model.calls == [times] * len(model.llm.layers)
 
 
 def test_defaults_stand_where_an_option_was_not_given():
