@@ -145,7 +145,7 @@ def with_progress(results, examples, positions, say):
 
     The results of a batch come all at once: the pace is taken when the first of the next arrives.
     """
-    began = said = time.monotonic()
+    began = said = arrived = time.monotonic()
     size, all_sizes = 0, examples.sizes[positions].sum()          # long windows take longer
     for done, (i, result) in enumerate(zip(positions, results)):
         now = time.monotonic()

@@ -380,6 +380,8 @@ def step_flop(llm, batch):
     Padding, attention, the encoder and what checkpointing computes again count as nothing.
     """
     n_tokens, n_answer = batch.mask.sum().item(), (batch.targets != IGNORED).sum().item()
+    matrices = [parameter for parameter in llm.layers.parameters() if parameter.dim() == 2]
+    n_weights = sum(matrix.numel() for matrix in matrices)
     return 4 * (n_weights * n_tokens + llm.head_weight.numel() * n_answer)
 
 
