@@ -60,7 +60,8 @@ def test_data_prep_shows_a_window_with_its_prompts_as_the_model_reads_them(tmp_p
 
 @pytest.mark.slow
 def test_a_real_torchrun_starts_two_processes_of_which_the_first_prints(tmp_path):
-    out = torchrun("train_align.py", *SMALL, "--max-new-tokens", 4, cwd=tmp_path, processes=2)
+    out = torchrun("train_align.py", *SMALL, "--batch-size", 32, "--max-new-tokens", 4, cwd=tmp_path,
+                   processes=2)
     assert out.count("making the demo dataset") == out.count("wrote out/align/results.json") == 1
     assert len(re.findall(r"^step +1/1 ", out, re.MULTILINE)) == 1
 
