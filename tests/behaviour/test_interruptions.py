@@ -71,7 +71,8 @@ def test_many_kills_at_any_moment_change_nothing(demo, tmp_path):
                "--eval-limit", 2)
     run("train_align.py", *options, "--out", "whole", cwd=tmp_path, threads=2)
     killed, seen = tmp_path / "killed", []
-    for event in [*EVENTS.values(), *list(EVENTS.values())[3:5]]:
+    # Kills within a writing may leave the run where it was; two that wait for steps come after them.
+    for event in [*EVENTS.values(), *list(EVENTS.values())[1:3]]:
         resume = ["--resume"] if (killed / "last.safetensors").exists() else []
         for left in killed.glob("*.unfinished"):
             left.unlink()                                                     # so that its return is an event
