@@ -376,6 +376,7 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
         if replaced:
             say(f"replacing {out}, which held {name} of seed {replaced.get('seed')}")
         if out.exists():
+            shutil.rmtree(old, ignore_errors=True)                # a run was killed after its moves
             os.replace(out, old)
         os.replace(whole, out)
         discard(unfinished)

@@ -26,7 +26,7 @@ COMMANDS = {                                # script, options, the folder whose 
                                "--max-new-tokens", 8, "--show", 0), "out/align"),
     "evaluation of stage 2": (("evaluate.py", "--checkpoint", "out/har", "--data", "data/demo", "--batch-size", 2), "out/har"),
     "comparison": (("train_har.py", *TRAIN[:10], "--eval-every", 10, "--epochs", 0.3, "--text", "smry", "--align", "out/align",
-                    "--compare", 1, "--out", "made"), "made"),
+                    "--compare", "all", "--seeds", 1, "--out", "made"), "made"),
     "export": (("evaluate.py", "--checkpoint", "out/har", "--export", "made"), "made"),
 }
 TIMES = ("seconds",)                        # what no rerun can repeat
