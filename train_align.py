@@ -1,6 +1,6 @@
 """Stage 1, sensor-language alignment: the LLM learns to describe the trends of one sensor channel.
 
-    torchrun train_align.py                                # the demo: no download, three minutes
+    torchrun train_align.py                                # the demo: no download, a few minutes
     torchrun --nproc_per_node 8 train_align.py --data data/usc-had --llm DIR --encoder DIR \\
         --dtype bfloat16 --out out/align
 """
