@@ -33,8 +33,7 @@ from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.training.export import export
 from sensorllm_min.training.options import (
     add_attention_argument, add_device_argument, add_dtype_argument, precision)
-from sensorllm_min.training.processes import (
-    Processes, choose_device, warn_of_slow_bfloat16)
+from sensorllm_min.training.processes import Processes, choose_device, warn_of_slow_bfloat16
 from sensorllm_min.training.provenance import command_line, provenance
 
 

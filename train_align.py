@@ -74,10 +74,12 @@ def main():
     settings = settings.with_epochs(n_pairs, len(train), of_sample=1)
 
     # ---- the built-in encoder first, then optimizer and run ----
+    seconds = 0.0
     if settings.encoder is None and "encoder" in settings.train and not settings.resume:
-        warm_up(model, train, settings, processes)
+        seconds = warm_up(model, train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, loaded, optimizer, train)
+    run.progress["seconds"] += seconds                            # of the training, all in all
     evenly = np.linspace(0, len(test) - 1, min(3, len(test))).astype(int)
     samples = short_to_long(test)[evenly]
     before = {}

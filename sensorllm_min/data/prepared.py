@@ -72,7 +72,7 @@ class PreparedData:
         self.directory = Path(directory)
         path = self.directory / "meta.json"
         if not path.exists():
-            name, rate = re.fullmatch(r"(.*?)(?:-([\d.]+)hz)?", self.directory.name).groups()
+            name, rate = re.match(r"(?s)(.*?)(?:-([\d.]+)hz)?$", self.directory.name).groups()
             rate = f"--rate {rate} " if rate else ""
             raise InputError(f"{path} not found. Run: python data_prep.py --dataset {name} "
                              f"--raw DIR {rate}--out {self.directory}")

@@ -2,7 +2,7 @@
 
 A public Chronos comes trained on many series. The built-in encoder starts at random, and an LLM
 cannot learn where to look in features that hold nothing yet: it falls back on the usual lengths of
-trends and stays there for thousands of steps. So at each sample of stage 1's training windows, two
+trends and stays there for hundreds of steps. So at each sample of stage 1's training windows, two
 linear maps first tell from the encoder's features alone which way the trend goes and how long it
 still lasts. Then they are thrown away.
 """
@@ -39,32 +39,33 @@ def targets_of(batch, dataset):
     for row, (series, length) in enumerate(zip(batch.series, batch.series_lengths.tolist())):
         ahead = trends_ahead(series[longest - length:].cpu().numpy(), dataset)
         targets[:, row, longest - length:longest - 1] = torch.from_numpy(ahead)
-    return targets.to(batch.series.device)
+    return targets
 
 
-def warm_up(model, examples, settings, processes):
-    """Trains model.encoder as above, once over the windows that stage 1 will see, on one process.
+def warm_up(model, examples, settings, processes) -> float:
+    """Trains model.encoder as above, on one process; the others receive the weights -> seconds.
 
-    examples: AlignExamples; settings: RunSettings. The other processes receive the weights.
+    examples: AlignExamples; settings: RunSettings. It sees as many windows as stage 1 will.
     """
+    began = said = time.monotonic()
     if processes.first:
-        encoder, dataset = model.encoder, examples.data.dataset
+        encoder, dataset, device = model.encoder, examples.data.dataset, processes.device
         settings = replace(settings, batch_size=BATCH_SIZE, accumulate=1, lr=LR, warmup=0.05)
         plan = Steps(examples, settings, replace(processes, world=1), pad_id=0)
-        tells = nn.Linear(encoder.config.d_model, 3 + LONGEST + 1).to(processes.device)
+        tells = nn.Linear(encoder.config.d_model, 3 + LONGEST + 1).to(device)
         weights = [*encoder.parameters(), *tells.parameters()]
         optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0)
-        began = said = time.monotonic()
         for step in plan.starting_at(0):
-            batch = step.batches[0].to(processes.device)
+            batch = step.batches[0]                               # encoded where float64 is exact
             ids, observed, *_ = model.chronos.encode(batch.series)
-            told = tells(encoder(ids, observed))                  # (N, S+1, 3 + LONGEST + 1)
-            direction, until = targets_of(batch, dataset)         # (N, S+1) each
-            counts = direction != IGNORED
-            told = told[counts]                                   # (n, 3 + LONGEST + 1)
-            loss = (F.cross_entropy(told[:, :3], direction[counts], reduction="sum")
-                    + F.cross_entropy(told[:, 3:], until[counts], reduction="sum"))
-            loss = loss / counts.sum().clamp(min=1)               # a batch may hold no trend
+            told = tells(encoder(ids.to(device), observed.to(device)))    # (N, S+1, 3+LONGEST+1)
+            targets = targets_of(batch, dataset)                  # (2, N, S+1)
+            counts = targets[0] != IGNORED
+            direction, until = targets[:, counts].to(device)      # (n,) each
+            told = told[counts.to(device)]                        # (n, 3 + LONGEST + 1)
+            loss = (F.cross_entropy(told[:, :3], direction, reduction="sum")
+                    + F.cross_entropy(told[:, 3:], until, reduction="sum"))
+            loss = loss / max(len(told), 1)                       # a batch may hold no trend
             optimizer.param_groups[0]["lr"] = step.lr
             optimizer.zero_grad()
             loss.backward()
@@ -73,8 +74,9 @@ def warm_up(model, examples, settings, processes):
             done, now = step.index + 1, time.monotonic()
             if now - said > 10 or done == plan.count:
                 said = now
-                right = (told[:, :3].argmax(-1) == direction[counts]).float().mean()
+                right = (told[:, :3].argmax(-1) == direction).float().mean()
                 minutes = (now - began) / done * (plan.count - done) / 60
                 print(f"the encoder warms up: step {done}/{plan.count}, direction right at "
                       f"{right:.0%} of samples, {minutes:.1f} min left", flush=True)
     processes.spread(model.encoder.parameters())
+    return time.monotonic() - began
