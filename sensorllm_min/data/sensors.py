@@ -126,7 +126,7 @@ DATASETS = {
         test_subjects=(9, 10), val_subjects=(8,),
         align_lengths=(4, 16), window=24, stride=12,
         citation="simulated: no real person", licence="",
-        # short answers in one wording, which can be learned in three minutes
+        # short answers in one wording, which can be learned in minutes
         answer=("simple_trend",), paraphrase=False),
     "usc-had": DatasetInfo(
         rate=100, channels=WRIST,
