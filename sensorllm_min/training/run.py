@@ -2,6 +2,7 @@
 import ctypes
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -40,11 +41,21 @@ def peak_memory(device):
     return getrusage(RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_memory():
+    """The bytes of memory that this process holds now; 0 where the system is not Linux."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def release_freed_memory():
     """Has glibc give back to the system what it keeps of freed tensors; elsewhere nothing happens.
 
     Steps have batches of ever other shapes, and what one has freed lies in pieces that do not fit
-    the next: without this the memory of a run grows by half in a few hundred steps.
+    the next: without this the memory of a run grows by half in a few hundred steps. It makes the
+    next step up to a half slower, so it is for when memory has grown.
     """
     try:
         trim = ctypes.CDLL("libc.so.6").malloc_trim
@@ -153,12 +164,12 @@ class Run:
         """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
         self.began = self.started = self.logged = time.monotonic()    # not the samples before
         self.began -= self.progress["seconds"]
-        largest = 0
+        limit = math.inf
         for step in self.plan.starting_at(self.progress["step"]):
-            largest = max(largest, step.size)
-            if step.size > largest / 2:                           # before each, it takes 8 % longer
+            if resident_memory() > limit:
                 release_freed_memory()
             yield step
+            limit = min(limit, 1.05 * peak_memory(torch.device("cpu")))   # of the largest step
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
                 self.progress |= {"step": step.index + 1, "seconds": time.monotonic() - self.began}
                 if self.processes.first:
