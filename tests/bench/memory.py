@@ -1,6 +1,7 @@
 """The memory of a training run, step by step: it must not grow.
 
-    python tests/bench/memory.py [--steps 375] --data data/usc-had --train-limit 12000 --batch-size 32
+    python tests/bench/memory.py [--steps 375] --data data/usc-had --train-limit 12000 \\
+        --batch-size 32
 
 All other options are those of train_align.py, which runs in a process of its own and is ended after
 so many steps. What is printed is its peak until then, mapped files included.
