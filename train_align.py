@@ -31,7 +31,7 @@ from sensorllm_min.training.warm_up import warm_up
 # minutes on two cores, and less for the demo, which is easy. With public weights: the paper's.
 BUILT_IN = {"projector": (256,), "batch_size": 8, "accumulate": 1, "lr": 1e-3,
             "betas": (0.9, 0.95)}
-BUILT_IN_PAIRS, DEMO_PAIRS = 30_000, 12_000
+BUILT_IN_PAIRS, DEMO_PAIRS = 40_000, 12_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def main():
         loss, norm, n_tokens = train_step(run.wrapped, step, optimizer, processes, settings.out)
         run.log_step(step, loss, norm, n_tokens)
         if run.is_evaluated(step):
-            val_loss = mean_loss(model, val, processes, settings.batch_size)
+            val_loss = mean_loss(model, val, processes, settings.batch_size, run.say)
             run.log_evaluation(step, {"val_loss": val_loss}, "val_loss", higher_is_better=False)
 
     # ---- what it learned: the best checkpoint on test subjects ----

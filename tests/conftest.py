@@ -13,9 +13,10 @@ import pytest                                                                 # 
 
 # A worker that has nothing left to do takes the next file, in this order, then the others: the
 # longest come first, so that the two workers end together.
-LONGEST_FIRST = ("test_learning", "test_training", "test_triton_attention", "test_evaluation",
-                 "test_scripts", "test_hub", "test_ablations", "test_interruptions",
-                 "test_sensorllm", "test_triton_networks", "test_asking", "test_datasets")
+LONGEST_FIRST = ("test_kills", "test_fuzz", "test_training", "test_evaluation", "test_learning", "test_sensorllm",
+                 "test_interruptions", "test_triton_compiled", "test_triton_attention", "test_hub", "test_scripts",
+                 "test_one_line", "test_nothing_lost", "test_ablations", "test_triton_networks", "test_datasets",
+                 "test_triton_grid", "test_other_systems")
 
 
 def pytest_addoption(parser):

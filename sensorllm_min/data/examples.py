@@ -67,7 +67,7 @@ class Examples:
     def __getitem__(self, i) -> Example:
         index = int(self.index[i])
         record = self.records[index]
-        with understanding(f"{self.records.path}, line {index + 1},"):
+        with understanding(self.records.place(index)):
             window = self.data.window(record)
             if self.degrees:
                 rng = np.random.default_rng([self.seed, self.epoch, index])

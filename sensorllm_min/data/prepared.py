@@ -34,8 +34,11 @@ class JsonLines:
     def __len__(self):
         return len(self.sizes)
 
+    def place(self, index):
+        return f"{self.path}, line {index + 1},"
+
     def __getitem__(self, index):
-        with understanding(f"{self.path}, line {index + 1},"):
+        with understanding(self.place(index)):
             line = self.bytes[self.ends[index] + 1:self.ends[index + 1]].tobytes()
             record = json.loads(line)
             self.check(record)
@@ -46,7 +49,7 @@ class RecordsOf:
     """The records of some subjects in several JsonLines, one file after another, as one file."""
 
     def __init__(self, files, subjects):
-        self.path = files[0].path
+        self.path = files[0].path                                 # for what concerns them all
         self.places = [(file, i) for file in files for i in range(len(file))
                        if str(file[i]["subject"]) in subjects]
         self.sizes = np.array([file.sizes[i] for file, i in self.places], int)
@@ -57,6 +60,10 @@ class RecordsOf:
     def __getitem__(self, index):
         file, i = self.places[index]
         return file[i]
+
+    def place(self, index):
+        file, i = self.places[index]
+        return file.place(i)
 
 
 class PreparedData:

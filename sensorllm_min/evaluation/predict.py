@@ -51,12 +51,16 @@ def batches_of(examples, processes, batch_size, order=None, for_generation=False
 
 
 @torch.no_grad()
-def mean_loss(model, examples, processes, batch_size) -> float:
+def mean_loss(model, examples, processes, batch_size, say=lambda line: None) -> float:
     """The loss per answer token (stage 1) or weighted window (stage 2) over all examples."""
+    def sums():
+        for positions, batch in batches_of(examples, processes, batch_size):
+            with processes.autocast():
+                yield model(batch)
+            yield from [(0, 0)] * (len(positions) - 1)            # progress counts examples
+    mine = share(short_to_long(examples), processes.world)[processes.rank]
     loss_sum = weight_sum = 0
-    for _, batch in batches_of(examples, processes, batch_size):
-        with processes.autocast():
-            loss, weight = model(batch)
+    for loss, weight in with_progress(sums(), examples, mine, say):
         loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
     loss_sum, weight_sum = processes.sum(loss_sum, weight_sum)
     return loss_sum / weight_sum if weight_sum else math.nan
@@ -130,7 +134,7 @@ def score_classes(loaded, examples, processes, batch_size, say):
     counts = confusion_of(records, n)
     counts = np.array(processes.sum(*counts.ravel()), int).reshape(n, n + 1)
     if model.head is None:
-        return counts, mean_loss(model, examples, processes, batch_size)
+        return counts, mean_loss(model, examples, processes, batch_size, say)
     weights = model.class_weights.tolist()
     loss = sum(record["loss"] for record in records)
     weight = sum(weights[record["label"]] for record in records)

@@ -71,7 +71,7 @@ class Recipe:
     chat_template: str | None = None    # the LLM's own; None: it has none, or the checkpoint is old
     class_bos: bool = True              # whether each class prompt begins with bos; not since then
     own_dataset: dict | None = None     # the DatasetInfo, where it is not that of the table
-    levels: tuple | None = None         # mean and deviation of each channel; None: not added
+    levels: tuple[tuple[float, ...], ...] | None = None       # mean and deviation of each channel
 
     @property
     def sensors(self):
@@ -252,7 +252,9 @@ def read_checkpoint(path):
             raise InputError(f"{path}: checkpoint format {brief(metadata['format'])}, this code "
                              f"reads {FORMAT}; train it again")
         recipe, progress = Recipe.from_json(metadata["recipe"], path), metadata["progress"]
-        known_dataset(recipe.dataset, recipe.own_dataset, path)
+        channels = known_dataset(recipe.dataset, recipe.own_dataset, path).channels
+        if recipe.levels is not None and [*map(len, recipe.levels)] != [2] * len(channels):
+            raise ValueError(f"the levels are {recipe.levels}")
         good = (is_a(progress["step"], int) and is_a(progress["best"], float | None)
                 and is_a(progress["best_step"], int | None) and is_a(progress["seconds"], float)
                 and is_a(progress["settings"], dict)

@@ -176,7 +176,8 @@ RECIPES = [
     {"projector": 32}, {"classes": "Walking"}, {"classes": [1, 2]}, {"text": ["poem"]}, {"answer": "song"}, {"ablation": "x"},
     {"trained": ["teeth"]}, {"chat_format": "x"}, {"llm": 7}, {"channel_names": "no"}, {"tokenizer_json": "{}"}, {"tokenizer_json": None},
     {"llm_config": {}}, {"encoder_config": None}, {"chronos": {"n_tokens": "many"}}, {"own_dataset": {"rate": 1}, "dataset": "x"},
-    {"unheard_of": 1}, {"added_tokens": ["a"]}]
+    {"unheard_of": 1}, {"added_tokens": ["a"]}, {"levels": 5}, {"levels": [[0.0, 1.0]]}, {"levels": [[0.0]] * 6},
+    {"levels": [["a", "b"]] * 6}]
 LARGE = {"d_model": 10**6, "d_ff": 10**7, "n_layers": 900, "vocab_size": 10**9}
 
 
