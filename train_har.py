@@ -39,7 +39,7 @@ from sensorllm_min.training.step import new_optimizer, train_step
 # minutes on two cores, and less for the demo, which is easy. With public weights: the paper's.
 BUILT_IN = {"projector": (256,), "batch_size": 32, "accumulate": 1, "lr": 1e-3,
             "betas": (0.9, 0.95), "text": (), "rotate": 20.0}
-BUILT_IN_WINDOWS, DEMO_WINDOWS = 40_000, 6_000
+BUILT_IN_WINDOWS, DEMO_WINDOWS = 40_000, 4_000
 PAPER = PUBLIC | {"text": ("smry", "Q"), "rotate": 0.0}
 
 

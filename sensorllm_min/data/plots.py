@@ -157,21 +157,24 @@ def draw_curves(path, metrics):
     names = dict.fromkeys(name for record in metrics for name in record)
     scores = [[name] for name in names if name not in known]
     panels = [["loss", "val_loss"], *scores, ["grad_norm"], ["lr"]]
+    from matplotlib.ticker import LogFormatter
     figure, axes = plotting().subplots(len(panels), 1, figsize=(8, 2.3 * len(panels)), sharex=True,
                                        layout="constrained")
     for axis, panel in zip(axes, panels):
         for name in panel:
             points = [(record["step"], record[name]) for record in metrics if name in record]
             label, marker = name.replace("_", " "), "o" if len(points) < 20 else None
-            if len(points) > 100:                                 # steps of like lengths jump
+            if len(points) > 100 and name != "lr":                # steps of like lengths jump
                 axis.plot(*zip(*points), color="#d5d8dc", linewidth=0.6)
                 points = list(zip(*running_mean(points)))
             if points:
                 axis.plot(*zip(*points), label=label, linewidth=1.2, markersize=3, marker=marker)
             if "loss" in name and all(value > 0 for _, value in points):
                 axis.set_yscale("log")
+                axis.yaxis.set_major_formatter("{x:g}")           # the usual ones need parse_math
+                axis.yaxis.set_minor_formatter(LogFormatter())
         axis.legend(fontsize=8, frameon=False)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, which="both")
     axes[-1].set_xlabel("step", fontsize=8)
     save(figure, path)
 

@@ -751,6 +751,15 @@ def test_the_loss_is_the_same_in_batches_of_any_size(folder, data, stage):
     assert losses == [pytest.approx(losses[0], rel=1e-5)] * len(losses)
 
 
+def test_a_long_validation_says_how_far_it_is(folder, data, monkeypatch):
+    loaded = load_checkpoint(folder / "out/align/best.safetensors")
+    examples, said = AlignExamples(data, "val", loaded.prompts, 12), []
+    monkeypatch.setattr(predict, "SILENCE", 0)
+    predict.mean_loss(loaded.model, examples, ALONE, 5, said.append)
+    done = [int(re.match(r"(\d+)/12 windows, .* min left$", line)[1]) for line in said]
+    assert done == list(range(1, 12))
+
+
 # ---- stage 2: answers in words ----
 
 

@@ -191,7 +191,7 @@ def folder(saved, tmp_path):
 @pytest.mark.parametrize("setting,other", [
     ("data", "data/else"), ("batch_size", 8), ("accumulate", 1), ("epochs", 4.0), ("lr", 2e-3), ("warmup", 0.1),
     ("weight_decay", 0.0), ("seed", 1), ("train_limit", 99), ("train_limit", None), ("eval_limit", 49),
-    ("dtype", "bfloat16"), ("rotate", 20.0), ("fold", (0, 3))])
+    ("dtype", "bfloat16"), ("rotate", 20.0), ("fold", (0, 3)), ("betas", (0.9, 0.999))])
 def test_resuming_needs_the_same_settings(recipe, folder, setting, other):
     before = digest(folder)
     named = "batch" if setting in ("batch_size", "accumulate") else setting

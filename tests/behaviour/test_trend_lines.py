@@ -323,6 +323,8 @@ def test_losses_are_drawn_smoothed_on_a_log_axis(tmp_path, monkeypatch):
             for line in axis.lines:
                 drawn[line.get_label()] = axis.get_yscale(), line.get_ydata()
         save(figure, path)
+        for axis in figure.axes:                                  # as text, not as a formula's source
+            assert not [tick for tick in axis.get_yticklabels(which="both") if "$" in tick.get_text()]
 
     monkeypatch.setattr(plots, "save", look)
     losses = np.random.default_rng(0).uniform(0.1, 1, 150)
