@@ -236,6 +236,17 @@ def test_an_interrupted_evaluation_is_not_resumed_with_another(
     assert sorted(asked[0]) == windows_of(records_in(folder, "align")) and len(asked[0]) in (11, 12)
 
 
+def test_an_interrupted_evaluation_of_all_windows_is_not_resumed_with_another_seed(folder, evaluated, monkeypatch):
+    """The windows are the same, the sampled answers are not."""
+    asked, options = [], (*ALIGN, "--limit", "all", "--temperature", 0.5)
+    monkeypatch.setattr("evaluate.describe", scripted(asked, stop_after=40))
+    with pytest.raises(Interrupted):
+        evaluated(*options)
+    monkeypatch.setattr("evaluate.describe", scripted(asked))
+    assert "interrupted" not in evaluated(*options, "--seed", 1)
+    assert sorted(asked[1]) == list(range(300))
+
+
 @pytest.mark.parametrize("what", ["checkpoint", "data"])
 def test_an_interrupted_evaluation_is_not_resumed_with_other_files(
     interrupted, folder, evaluated, monkeypatch, what
@@ -576,6 +587,7 @@ def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windo
             yield i, "0.0s to 0.1s: rising", i % 2 == 0
 
     monkeypatch.setattr("train_align.describe", answers)
+    monkeypatch.setattr("train_align.warm_up", lambda *args: 1e6)             # seconds
     monkeypatch.chdir(folder)
     monkeypatch.setattr(
         sys,
@@ -598,6 +610,7 @@ def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windo
     assert expected["rouge_l"] < 100
     assert found["scores"]["well_formed"] == 0.5
     assert found["direction_accuracy"] == found["scores"]["direction"]
+    assert found["seconds"] >= 1e6                                # those of the warm-up count
     assert found["direction_chance"] == found["guess"]["direction"]
 
 

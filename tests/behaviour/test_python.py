@@ -2,6 +2,7 @@
 import inspect
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.data.examples import HarExamples, sample_texts
 from sensorllm_min.data.own import Log
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation import ask, predict
+from sensorllm_min.evaluation import ask, predict, recording
 from sensorllm_min.evaluation.recording import slide_windows
 from sensorllm_min.files import InputError
 from sensorllm_min.generate import stream
@@ -124,6 +125,22 @@ def test_windows_lie_between_long_gaps_and_over_short_ones(demo, stage_2):
 def test_a_model_that_answers_in_words_names_a_class_or_none(demo, folder):
     found = sensorllm_min.load(folder / "out/words").classify(recording_of(demo, 0)[1][:30])
     assert [(one.start, one.activity, one.probabilities) for one in found] == [(0.0, None, None), (0.3, None, None)]
+
+
+def test_an_answer_in_words_is_no_longer_than_the_llm_takes(demo, folder, monkeypatch):
+    model, rooms = sensorllm_min.load(folder / "out/words"), []
+
+    def generated(llm, x, mask, stop_ids, room):
+        rooms.append((x.shape[1], room))
+        return [[]] * len(x)
+
+    monkeypatch.setattr(recording, "generate", generated)
+    samples = recording_of(demo, 0)[1][:25]
+    model.classify(samples)
+    config = replace(model.loaded.recipe.llm_config, max_positions=rooms[0][0] + 30)
+    model.loaded = model.loaded._replace(recipe=replace(model.loaded.recipe, llm_config=config))
+    model.classify(samples)
+    assert [room for _, room in rooms] == [400, 30]
 
 
 def test_the_loss_is_weighted_as_in_training_and_an_earlier_checkpoint_loads(demo, folder, tmp_path):

@@ -152,6 +152,22 @@ def test_stage_1_trains_validates_and_tests_on_a_sample_of_the_split_for_it(unto
         assert f"{row['channel']}, {row['length']} samples\ntrue:\n{row['answer']}\nbefore" in text
 
 
+def test_only_what_is_trained_on_turns(demo, tmp_path, monkeypatch):
+    """Validation and test have the sensors as they were worn."""
+    import train_har
+    seen = []
+
+    def scored(loaded, examples, *rest):
+        seen.append(examples.degrees)
+        return score_classes(loaded, examples, *rest)
+
+    monkeypatch.setattr(train_har, "score_classes", scored)
+    options = ("--data", demo, *SMALL, *ONE_STEP, "--align", "none", "--rotate", 30, "--out", tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["train_har.py", *map(str, options)])
+    train_har.main()
+    assert seen == [0, 0]
+
+
 def test_stage_2_trains_validates_and_tests_on_a_sample_of_the_split_for_it(untouched, demo):
     """The loss is weighted by the rarity of each class among the windows trained on, in training and validation."""
     loaded = load_checkpoint(untouched / "har/last.safetensors")
