@@ -11,6 +11,7 @@ from helpers import ROOT, json_lines, launch, make_chronos, make_llama
 from untrained import ALONE, save_untrained, small_dataset
 
 import sensorllm_min
+from sensorllm_min.batch import collate
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.data.examples import HarExamples, sample_texts
 from sensorllm_min.data.own import Log
@@ -100,6 +101,11 @@ def test_a_recording_is_classified_as_its_prepared_windows_are(demo, stage_2):
     examples = HarExamples(data, "test", loaded.prompts)
     expected = {found["window"]: found["probabilities"] for found in
                 predict.classify(loaded, examples, ALONE, positions=np.array(wanted))}
+    for i in wanted[:3]:
+        prompt = collate([examples[i]], loaded.tokenizer.pad_id)
+        with torch.no_grad():
+            logits = loaded.model.class_logits(prompt)[0]
+        assert expected[i] == pytest.approx(logits.softmax(-1).tolist(), abs=1e-6)
     found = stage_2.classify(samples, batch_size=5)
     assert [prediction.start for prediction in found] == [(records[i]["start"] - line["start"]) / 20 for i in wanted]
     assert {round(prediction.end - prediction.start, 9) for prediction in found} == {1.2}
@@ -147,6 +153,7 @@ def test_the_loss_is_weighted_as_in_training_and_an_earlier_checkpoint_loads(dem
     """The class weights are kept with the checkpoint; one from before has none: the model keeps those that it has."""
     loaded = sensorllm_min.load(folder / "out/har").loaded
     examples = HarExamples(PreparedData(folder / "data/demo"), "val", loaded.prompts, 6)
+    loaded.model.class_weights = torch.ones(5)
     one_each = [record["loss"] for record in predict.classify(loaded, examples, ALONE)]
     loaded.model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
     path = tmp_path / "best.safetensors"

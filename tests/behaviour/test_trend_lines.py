@@ -125,7 +125,7 @@ def test_smoothing_is_in_seconds():
 def test_a_rhythm_that_is_faster_than_the_average_leaves_no_trend():
     """5.7 Hz at 20 Hz, where an average over five samples alone would leave a fifth of it."""
     t = np.arange(80) / 20
-    series = t + np.sin(2 * np.pi * 5.7 * t)
+    series = 0.2 * t + np.sin(2 * np.pi * 5.7 * t)                # the band is half of that fifth
     assert list_segments(trend_line(series, replace(BANDED, smooth=0.25))) == [(0, 79, 1)]
 
 

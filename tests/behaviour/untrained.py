@@ -69,6 +69,8 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     with torch.no_grad():  # so that some answers end by themselves
         for index in loaded.tokenizer.stop_ids:
             loaded.model.llm.embed_tokens.weight[index] *= 2
+    if loaded.model.head is not None:  # weights of losses, never of probabilities
+        loaded.model.class_weights = torch.linspace(0.05, 0.35, len(recipe.classes))
     progress = {
         "step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0,
         "settings": {"data": str(data_folder), "seed": seed},
