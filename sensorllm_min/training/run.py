@@ -55,7 +55,7 @@ def release_freed_memory():
 
     Steps have batches of ever other shapes, and what one has freed lies in pieces that do not fit
     the next: without this the memory of a run grows by half in a few hundred steps. It makes the
-    next step up to a half slower, so it is for when memory might exceed that of the first.
+    next step up to a half slower, so it is for when memory might exceed that of the first step.
     """
     try:
         trim = ctypes.CDLL("libc.so.6").malloc_trim
@@ -164,15 +164,17 @@ class Run:
         """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
         self.began = self.started = self.logged = time.monotonic()    # not the samples before
         self.began -= self.progress["seconds"]
-        limit, growth = math.inf, 0.0
+        limit, growth, last = math.inf, 0.0, math.inf
         for step in self.plan.starting_at(self.progress["step"]):
             held = resident_memory()
-            if held + growth * step.size > limit:
+            if step.size > 1.1 * last and held + growth * step.size > limit:
                 release_freed_memory()
+            last = step.size
             yield step
             if limit == math.inf:                                 # after the largest step
-                limit = peak_memory(torch.device("cpu"))
-                growth = max(0, limit - held) / 2 / step.size     # half fits in what was freed
+                peak = peak_memory(torch.device("cpu"))
+                growth = (peak - held) / 2 / step.size            # half fits in what was freed
+                limit = 1.05 * peak
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
                 self.progress |= {"step": step.index + 1, "seconds": time.monotonic() - self.began}
                 if self.processes.first:
