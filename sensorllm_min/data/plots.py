@@ -153,11 +153,11 @@ def running_mean(points):
 
 def draw_curves(path, metrics):
     """Draws the records of a metrics.jsonl to a PNG: losses (log), scores, gradient norm, lr."""
+    from matplotlib.ticker import LogFormatter                # here, as in `plotting`
     known = ("step", "loss", "val_loss", "grad_norm", "lr")
     names = dict.fromkeys(name for record in metrics for name in record)
     scores = [[name] for name in names if name not in known]
     panels = [["loss", "val_loss"], *scores, ["grad_norm"], ["lr"]]
-    from matplotlib.ticker import LogFormatter
     figure, axes = plotting().subplots(len(panels), 1, figsize=(8, 2.3 * len(panels)), sharex=True,
                                        layout="constrained")
     for axis, panel in zip(axes, panels):

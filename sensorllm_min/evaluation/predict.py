@@ -56,7 +56,8 @@ def mean_loss(model, examples, processes, batch_size, say=lambda line: None) -> 
     def sums():
         for positions, batch in batches_of(examples, processes, batch_size):
             with processes.autocast():
-                yield model(batch)
+                sums_of_batch = model(batch)
+            yield sums_of_batch
             yield from [(0, 0)] * (len(positions) - 1)            # progress counts examples
     mine = share(short_to_long(examples), processes.world)[processes.rank]
     loss_sum = weight_sum = 0

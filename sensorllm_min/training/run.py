@@ -166,7 +166,7 @@ class Run:
         self.began -= self.progress["seconds"]
         limit, growth, last = math.inf, 0.0, math.inf
         for step in self.plan.starting_at(self.progress["step"]):
-            held = resident_memory()
+            held = resident_memory()                              # equal steps fit into their gaps
             if step.size > 1.1 * last and held + growth * step.size > limit:
                 release_freed_memory()
             last = step.size
