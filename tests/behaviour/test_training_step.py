@@ -234,16 +234,18 @@ def test_defaults_stand_where_an_option_was_not_given():
 # ---- which examples a step sees ----
 
 class Numbered:
-    """Examples of which each knows its number."""
+    """Examples of which each knows its number, and the epoch that it was made in."""
 
     def __init__(self, count):
         self.sizes = np.arange(count) % 7 + 1
+        self.epoch = None
 
     def __len__(self):
         return len(self.sizes)
 
     def __getitem__(self, index):
-        return Example([1] * int(self.sizes[index]), [2], [np.ones(3)], 0, {}, index=int(index))
+        return Example([1] * int(self.sizes[index]), [2], [np.ones(3)], label=self.epoch, record={},
+                       index=int(index))
 
 
 def steps_of(count, world=1, rank=0, batch_size=8, accumulate=1, epochs=1, seed=0):
@@ -260,10 +262,11 @@ def numbers(steps, first=0):
 
 def test_each_step_tells_the_examples_its_epoch():
     """So that they turn their sensors anew; after a resumption in the middle as well."""
-    steps = steps_of(16, epochs=3)
-    assert [steps.examples.epoch for _ in steps.starting_at(0)] == [0, 0, 1, 1, 2, 2]
-    steps = steps_of(16, epochs=3)
-    assert [steps.examples.epoch for _ in steps.starting_at(3)] == [1, 2, 2]
+    def epochs(first):
+        return [step.batches[0].labels.unique().tolist()
+                for step in steps_of(16, epochs=3).starting_at(first)]
+    assert epochs(0) == [[0], [0], [1], [1], [2], [2]]
+    assert epochs(3) == [[1], [2], [2]]
 
 
 def flat(lists):
