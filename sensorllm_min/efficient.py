@@ -8,7 +8,8 @@ Each part replaces a plain expression, and a test holds the two together:
 - fused_cross_entropy: F.cross_entropy(hidden @ weight.T, targets); never holds all the logits.
 - Int8Linear: a frozen matrix in floating point; keeps one byte a weight.
 """
-from functools import partial
+from functools import cache, partial
+from timeit import repeat
 
 import torch
 import torch.nn.functional as F
@@ -17,30 +18,42 @@ from torch.utils.checkpoint import checkpoint
 
 # ---- decoding: a few rows times a large weight ----
 
-FEW_ROWS, LARGE_WEIGHT = 32, 1 << 17
+FEW_ROWS, LARGE_WEIGHT = 32, 1 << 18
 
 
 def linear(x, weight):
-    """x (..., D_in) times weight (D_out, D_in)^T -> (..., D_out): F.linear, faster for a few rows.
+    """x (..., D_in) times weight (D_out, D_in)^T -> (..., D_out): F.linear, or faster for few rows.
 
-    Decoding in float32 has a few rows at a time and spends its time reading the weights. PyTorch
-    reads them with one core, or slowly, for x W^T. W x^T with the weight in two halves is the same
-    product and reads them two to four times as fast (tests/bench/generate.py). On one core that
-    pays for tall weights and several rows alone. In bfloat16 it is slower.
+    Decoding in float32 has a few rows at a time and spends its time reading the weights. How fast
+    PyTorch reads them depends on the processor: on some, `in_halves` is two to four times as fast
+    as F.linear with two cores or more, on others half as fast. So it is timed, once for each shape.
     """
-    n, d_in = x.numel() // x.shape[-1], x.shape[-1]
+    n = x.numel() // x.shape[-1]
     few_rows = n <= FEW_ROWS and weight.numel() >= LARGE_WEIGHT
-    one_core = torch.get_num_threads() == 1
-    if one_core and (n == 1 or len(weight) <= d_in):
-        few_rows = False
     float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    if training or not few_rows or not float32_on_cpu:
-        return F.linear(x, weight)
+    if few_rows and float32_on_cpu and not training:
+        if halves_pay(n.bit_length(), *weight.shape, torch.get_num_threads()):
+            return in_halves(x, weight)
+    return F.linear(x, weight)
+
+
+def in_halves(x, weight):
+    """The same product as W x^T, with the rows of the weight in two halves."""
+    n, d_in = x.numel() // x.shape[-1], x.shape[-1]
     halves = weight.view(2 - len(weight) % 2, -1, d_in)           # (2, D_out/2, D_in), a view
     columns = x.reshape(n, d_in).T.expand(len(halves), -1, -1)    # (2, D_in, n)
     out = torch.bmm(halves, columns).reshape(-1, n)               # (D_out, n)
     return out.T.contiguous().view(*x.shape[:-1], -1)       # attention wants a dense last dimension
+
+
+@cache
+def halves_pay(bits, d_out, d_in, n_threads):
+    """Whether `in_halves` is clearly faster, for rows whose number has so many bits."""
+    x, weight = torch.ones(2 ** bits - 1, d_in), torch.ones(d_out, d_in)
+    best = {way: min(repeat(lambda: way(x, weight), number=1, repeat=5))
+            for way in (F.linear, in_halves)}
+    return best[in_halves] < 0.75 * best[F.linear]          # clearly: one run chooses as another
 
 
 class Linear(nn.Linear):

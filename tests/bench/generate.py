@@ -17,11 +17,14 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+N_THREADS = torch.get_num_threads()
 
 from helpers import DEVICE, make_llama                            # noqa: E402
 
 from sensorllm_min.generate import generate                       # noqa: E402
 from sensorllm_min.weights import load_llama                      # noqa: E402
+
+torch.set_num_threads(N_THREADS)                                  # helpers set one, for the tests
 
 SIZES = {               # layers, width, heads, KV heads, feed-forward, vocabulary
     "tiny": (3, 128, 4, 2, 384, 1024),                            # the built-in LLM

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from helpers import make_chronos, make_llama
 
+from sensorllm_min import efficient
 from sensorllm_min.evaluation import ask
 from sensorllm_min.evaluation import predict as evaluation
 from sensorllm_min.evaluation.predict import Decoding
@@ -362,22 +363,23 @@ def test_a_seed_fixes_what_is_said(model):
     assert first != second
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    """How many threads PyTorch computes with: one core goes other ways than two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("n", [1, 2, 7, FEW_ROWS, FEW_ROWS + 1])
 @pytest.mark.parametrize("d_out,d_in", [(4096, 64), (4095, 64), (64, 4096)])
-def test_the_matrix_product_of_decoding_equals_pytorch(n, d_out, d_in, threads):
-    """The way that decoding takes gives what PyTorch's linear gives, dense in memory."""
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_matrix_product_of_decoding_equals_pytorch(n, d_out, d_in, fast, monkeypatch):
+    """Either way of decoding gives what PyTorch's linear gives, dense in memory."""
+    monkeypatch.setattr(efficient, "halves_pay", lambda *shape: fast)
     x, weight = torch.randn(n, 1, d_in), torch.randn(d_out, d_in)
     with torch.no_grad():
         ours = linear(x, weight)
     # sums of d_in products of size 1, reordered
     torch.testing.assert_close(ours, F.linear(x, weight), rtol=0, atol=1e-4 * (d_in / 64) ** 0.5)
     assert ours.is_contiguous()
+
+
+@pytest.mark.parametrize("seconds,taken", [(0.5, True), (0.9, False), (2.0, False)])
+def test_decoding_takes_the_way_that_is_clearly_faster(seconds, taken, monkeypatch):
+    monkeypatch.setattr(efficient, "in_halves", lambda x, weight: seconds)
+    monkeypatch.setattr(efficient.F, "linear", lambda x, weight: 1.0)
+    monkeypatch.setattr(efficient, "repeat", lambda run, number, repeat: [run(), 3.0])
+    assert efficient.halves_pay.__wrapped__(3, 8, 8, 1) is taken
