@@ -166,15 +166,15 @@ class Run:
         self.began -= self.progress["seconds"]
         limit, growth, last = math.inf, 0.0, math.inf
         for step in self.plan.starting_at(self.progress["step"]):
-            held = resident_memory()                              # equal steps fit into their gaps
-            if step.size > 1.1 * last and held + growth * step.size > limit:
+            held = resident_memory()
+            needed = growth * step.size if step.size > 1.1 * last else 0     # others fit in gaps
+            if held + needed > limit:
                 release_freed_memory()
             last = step.size
             yield step
             if limit == math.inf:                                 # after the largest step
-                peak = peak_memory(torch.device("cpu"))
-                growth = (peak - held) / 2 / step.size            # half fits in what was freed
-                limit = 1.05 * peak
+                limit = peak_memory(torch.device("cpu"))
+                growth = (limit - held) / 2 / step.size           # half fits in what was freed
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
                 self.progress |= {"step": step.index + 1, "seconds": time.monotonic() - self.began}
                 if self.processes.first:

@@ -143,3 +143,12 @@ def test_every_link_in_a_readme_leads_somewhere():
     for readme in [*ROOT.glob("*.md"), *PACKAGE.rglob("*.md"), *(ROOT / "tests").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
             assert "://" in target or (readme.parent / target).exists(), f"{readme}: {target}"
+
+
+def test_the_table_of_claims_names_tests_that_exist():
+    tests = ROOT / "tests"
+    claims = re.findall(r"([\w/]+\.py)::(\w+)", (tests / "README.md").read_text(encoding="utf-8"))
+    assert len(claims) > 60
+    missing = [(path, name) for path, name in claims
+               if f"def {name}(" not in (tests / path).read_text(encoding="utf-8")]
+    assert missing == []
