@@ -36,19 +36,27 @@ def find_files(raw, pattern, dataset):
     return files
 
 
-def one_file_a_subject(raw, pattern, name, dataset):
-    """{subject: [file]}; name is a regular expression for file names, with the subject's number."""
-    parts = {}
+def files_of_subjects(raw, pattern, form, dataset, what="subject"):
+    """{subject: its files}, both in the order of the numbers in their paths.
+
+    form: how a path ends, such as "Subject<N>/a<N>t<N>.mat"; the first number is the subject's.
+    what: that of which there is one file. InputError for another path, and for a second file.
+    """
+    ending = re.escape(form).replace("<N>", r"(\d+)")
+    found = {}                                                    # numbers -> path
     for path in find_files(raw, pattern, dataset):
-        match = re.fullmatch(name, path.name)
+        match = re.search(rf"(?:^|/){ending}\Z", path.as_posix())
         if not match:
-            raise InputError(f"{path}: a {dataset} file is called {name}; remove or rename it")
-        subject = int(match[1])
-        if subject in parts:                                      # an archive unpacked into itself
-            raise InputError(f"{parts[subject][0]} and {path} are of the same subject; --raw must "
+            raise InputError(f"{path}: expected {form}; remove or rename it")
+        numbers = tuple(map(int, match.groups()))
+        if numbers in found:                                      # an archive unpacked into itself
+            raise InputError(f"{found[numbers]} and {path} are of the same {what}; --raw must "
                              "hold the archive once")
-        parts[subject] = [path]
-    return dict(sorted(parts.items()))
+        found[numbers] = path
+    parts = {}
+    for (subject, *_), path in sorted(found.items()):
+        parts.setdefault(subject, []).append(path)
+    return parts
 
 
 def label_indices(raw_labels, ids, path, others=(0,)):
@@ -84,22 +92,7 @@ def read_demo(subject, files, dataset, seed, counts):
 
 def usc_had_files(raw):
     """{subject: trials}, told apart by their paths: the ids inside some files are wrong."""
-    trials = {}
-    for path in find_files(raw, "a*t*.mat", "usc-had"):
-        name = f"{path.parent.name}/{path.name}"
-        match = re.fullmatch(r"Subject(\d+)/a(\d+)t(\d+)\.mat", name)
-        if not match:
-            raise InputError(f"{path}: expected Subject<N>/a<activity>t<trial>.mat; remove or "
-                             "rename it")
-        trial = tuple(map(int, match.groups()))
-        if trial in trials:                                       # an archive unpacked into itself
-            raise InputError(f"{trials[trial]} and {path} are the same trial; --raw must hold the "
-                             "archive once")
-        trials[trial] = path
-    parts = {}
-    for (subject, _, _), path in sorted(trials.items()):
-        parts.setdefault(subject, []).append(path)
-    return parts
+    return files_of_subjects(raw, "a*t*.mat", "Subject<N>/a<N>t<N>.mat", "usc-had", "trial")
 
 
 def read_usc_had(subject, files, dataset, seed, counts):
@@ -170,7 +163,7 @@ def read_uci_har(split, files, dataset, seed, counts):
 # ---- MHealth and PAMAP2: one log a subject ----
 
 def mhealth_files(raw):
-    return one_file_a_subject(raw, "mHealth_subject*.log", r"mHealth_subject(\d+)\.log", "mhealth")
+    return files_of_subjects(raw, "mHealth_subject*.log", "mHealth_subject<N>.log", "mhealth")
 
 
 def read_mhealth(subject, files, dataset, seed, counts):
@@ -187,7 +180,7 @@ PAMAP2_OTHERS = (0, 9, 10, 11, 18, 19, 20)                        # transitions;
 
 def pamap2_files(raw):
     """Protocol/subject1*.dat; the optional activities lie in other folders and are not read."""
-    return one_file_a_subject(raw, "Protocol/subject*.dat", r"subject(\d+)\.dat", "pamap2")
+    return files_of_subjects(raw, "Protocol/subject*.dat", "subject<N>.dat", "pamap2")
 
 
 def read_pamap2(subject, files, dataset, seed, counts):
@@ -212,7 +205,7 @@ def read_pamap2(subject, files, dataset, seed, counts):
 def capture24_files(raw):
     """{participant: [recording, label dictionary]}."""
     dictionary = find_files(raw, "annotation-label-dictionary.csv", "capture24")[0]
-    parts = one_file_a_subject(raw, "P*.csv.gz", r"P(\d+)\.csv\.gz", "capture24")
+    parts = files_of_subjects(raw, "P*.csv.gz", "P<N>.csv.gz", "capture24")
     return {subject: [*files, dictionary] for subject, files in parts.items()}
 
 
