@@ -68,9 +68,8 @@ def own_files(raw):
     return parts
 
 
-def passed_over(raw):
+def passed_over(raw, dataset):
     """One line about the files that are not read, with the reasons, or None."""
-    _, dataset = own_dataset(raw)
     _, reasons = sort_files(raw, dataset)
     parts = []
     for reason, names in reasons.items():
@@ -148,24 +147,20 @@ def read_dates(texts, path):
 
 def sampling_step(samples, seconds):
     """The median seconds between samples, of the channel that has the longest."""
-    steps = [0.0]
-    for channel in samples.T:
-        differences = np.diff(seconds[np.isfinite(channel)])
-        if len(differences):
-            steps.append(float(np.median(differences)))
-    return max(steps)
+    steps = [np.diff(seconds[np.isfinite(channel)]) for channel in samples.T]
+    return max([float(np.median(step)) for step in steps if len(step)], default=0.0)
 
 
-def put_on_clock(log, dataset, path, counts) -> Log:
+def put_on_clock(log, path, counts) -> Log:
     """A log whose `seconds` are those of its time column -> one at a steady rate, NaN in gaps.
 
-    Between samples it is interpolated. The rate is the dataset's, or the file's own where it is
+    Between samples it is interpolated. The rate is the log's, or the file's own where it is
     higher (then preparation filters and resamples). A row without label stands at each long gap,
     and where the clock goes back. InputError for a lower rate, and a clock that stands still.
     """
-    rate = dataset.raw_rate or dataset.rate
+    rate = log.rate
     if len(log.seconds) < 2 or not np.isfinite(log.samples).any():
-        return replace(log, rate=rate)
+        return log
     step = sampling_step(log.samples, log.seconds)
     if step <= 0:
         raise InputError(f"{path}: the time column stands still in most lines; give finer times, "
@@ -182,18 +177,14 @@ def put_on_clock(log, dataset, path, counts) -> Log:
     ends = (skips < 0) | (np.rint(skips / step) > int(GAP / step) + 1)
     within_activity = (log.labels[1:] == log.labels[:-1]) & (log.labels[1:] >= 0)
     counts["recordings split at a gap"] += int((ends & within_activity).sum())
-    pieces = []
+    separator = np.full((1, log.samples.shape[1]), np.nan), np.array([-1]), np.array([np.nan])
+    pieces = []                                                   # (samples, labels, seconds) each
     edges = [0, *(np.flatnonzero(ends) + 1), len(log.seconds)]
     for start, end in zip(edges, edges[1:]):
         rows = slice(start, end)
-        pieces.append(place_on_grid(log.samples[rows], log.labels[rows], log.seconds[rows], rate))
-    n_channels = log.samples.shape[1]
-    separator = np.full((1, n_channels), np.nan), np.array([-1]), np.array([np.nan])
-    columns = [[], [], []]
-    for piece in pieces:
-        for column, part, between in zip(columns, piece, separator):
-            column += [part, between]
-    return Log(*(np.concatenate(column[:-1]) for column in columns), rate)
+        piece = place_on_grid(log.samples[rows], log.labels[rows], log.seconds[rows], rate)
+        pieces += [piece, separator]
+    return Log(*map(np.concatenate, zip(*pieces[:-1])), rate)
 
 
 def place_on_grid(samples, labels, seconds, rate):
@@ -238,7 +229,7 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
     log = Log(table.samples, labels, np.arange(len(labels)) / rate, rate)
     if time:
         log.seconds = read_clock(table.texts[time], table.lines, dataset, path)
-        log = put_on_clock(log, dataset, path, counts)
+        log = put_on_clock(log, path, counts)
     return log
 
 

@@ -350,7 +350,7 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
     name = job.name
     check_replaceable(out, name)
     parts = reader.files(raw)
-    if reader is READERS["own"] and (left_out := passed_over(raw)):
+    if reader is READERS["own"] and (left_out := passed_over(raw, job.dataset)):
         say(left_out)
     unfinished = out.with_name(out.name + ".unfinished")
     foreign = {path.name for path in unfinished.glob("*")} - {
