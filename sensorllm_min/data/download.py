@@ -17,8 +17,12 @@ MAX_RATIO = 100                         # unpacked to packed: numbers reach 10, 
 MAX_INNER_ZIPS = 4                      # the archives of UCI hold one
 
 
-def progress(done, total, rate):
-    """Bytes and bytes per second -> "12 of 75 MB, 3.0 MB/s, 21 s left"; total may be unknown."""
+def progress(before, done, total, began):
+    """How far a download is: "12 of 75 MB, 3.0 MB/s, 21 s left"; total may be unknown.
+
+    before: the bytes that were there when it began.
+    """
+    rate = (done - before) / max(time.time() - began, 1e-9)       # bytes per second
     if not total:
         return f"{done / 1e6:.0f} MB, {rate / 1e6:.1f} MB/s"
     seconds = (total - done) / max(rate, 1)
@@ -39,11 +43,6 @@ def receive(dataset, part, say):
         length = response.headers.get("Content-Length")
         total = before + int(length) if length else dataset.size
         done, began, said = before, time.time(), 0
-
-        def report():
-            rate = (done - before) / max(time.time() - began, 1e-9)
-            say(progress(done, total, rate))
-
         if before:
             say(f"resuming at {before / 1e6:.0f} MB")
         with open(part, "ab" if before else "wb") as file:
@@ -52,8 +51,8 @@ def receive(dataset, part, say):
                 done += len(block)
                 if time.time() - said > 5:
                     said = time.time()
-                    report()
-        report()
+                    say(progress(before, done, total, began))
+        say(progress(before, done, total, began))
     if total and done < total:
         raise OSError(f"{done} of {total} bytes came")
 
@@ -84,18 +83,15 @@ def fetch(dataset, path, say):
 
 def compare(dataset, archive, name, say):
     """What size or sha256 an archive has in place of the known one, or None; says both."""
-    size, digest = archive.stat().st_size, sha256(archive)
+    size = archive.stat().st_size
+    with open(archive, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     for what, found, known in (("bytes", size, dataset.size), ("sha256", digest, dataset.sha256)):
         if known is not None and found != known:
             return f"{what} {found}, expected {known}"
     unchecked = "" if dataset.sha256 else " (there is no known value to compare it with)"
     say(f"{name}: {size} bytes, sha256 {digest}{unchecked}")
     return None
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_archive(archive, members, folder):
