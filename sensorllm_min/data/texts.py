@@ -6,7 +6,7 @@ generator that the caller seeds. `claims.parse_claims` reads the numbers back.
 """
 import math
 import random
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 
 import numpy as np
@@ -207,15 +207,10 @@ def align_pair(series, channel, rate, kinds, rng):
     words = {RISING: up, FALLING: down, STEADY: steady}
     segments = [part.tolist() for part in trend_segments(series)]
     question = rng.choice(QUESTIONS).format(sensor=sensor)
-    texts = []
-    for kind in kinds:
-        if kind == "summary":
-            overall = int(np.sign(series[-1] - series[0]))        # last sample against first
-            texts.append(summary(segments, words, rate, rng, sensor, overall))
-        else:
-            write = {"simple_trend": simple_trend, "trend": detailed_trend}[kind]
-            texts.append(write(segments, words, rate, rng))
-    return question, "\n\n".join(texts)
+    overall = int(np.sign(series[-1] - series[0]))                # last sample against first
+    write = {"simple_trend": simple_trend, "trend": detailed_trend,
+             "summary": partial(summary, sensor=sensor, overall=overall)}
+    return question, "\n\n".join(write[kind](segments, words, rate, rng) for kind in kinds)
 
 
 def pair_rng(seed, dataset_name, paraphrase, *key):
@@ -248,11 +243,6 @@ def statistics_text(window, dataset, write=decimals):
     means, deviations = window.mean(0, dtype=float), window.std(0, dtype=float)
     return "\n".join(f"{channel.spoken}: Mean={write(mean)}, StdDev={write(deviation)}"
                      for channel, mean, deviation in zip(dataset.channels, means, deviations))
-
-
-def short_statistics_text(window, dataset):
-    """The same in three digits each: LLMs that read digit by digit have half as many to read."""
-    return statistics_text(window, dataset, three_digits)
 
 
 def window_trends_text(window, dataset):
@@ -293,8 +283,11 @@ def question_text(window, dataset):
     return f"Which activity is this? It is one of: {', '.join(dataset.classes)}."
 
 
-HAR_TEXTS = {"smry": statistics_text, "smry3": short_statistics_text, "trend": window_trends_text,
-             "corr": correlations_text, "meta": meta_text, "Q": question_text}
+HAR_TEXTS = {
+    "smry": statistics_text,
+    # LLMs that read digit by digit have half as many to read
+    "smry3": partial(statistics_text, write=three_digits),
+    "trend": window_trends_text, "corr": correlations_text, "meta": meta_text, "Q": question_text}
 
 
 def har_text(window, dataset, parts):
