@@ -313,15 +313,11 @@ def own_dataset(raw):
         places = given.get("places")
         if places is not None:
             places = tuple(tuple(map(str, texts(place))) for place in texts(places))
-        split = given.get("split")
         subjects = {key: tuple(normalised(str(name)) for name in texts(given.get(key, [])))
                     for key in ("test_subjects", "val_subjects")}
-        if not split and not all(subjects.values()):
-            raise InputError(f"{path}: give test_subjects and val_subjects, at least one each, or, "
-                             'for a single person, "split": "recordings" or "time"')
         return name, check_dataset(name, DatasetInfo(
-            rate=rate, window=window, stride=stride, split=split, **subjects,
-            classes=tuple(map(str, texts(given["classes"]))),
+            rate=rate, window=window, stride=stride, split=given.get("split"),
+            **subjects, classes=tuple(map(str, texts(given["classes"]))),
             **named_columns("time", given.get("time", {}), ("column", "unit")),
             **named_columns("label", given.get("label", {}), ("column", "values")),
             channels=tuple(Channel(**channel) for channel in given["channels"]),
@@ -363,6 +359,10 @@ def check_dataset(name, dataset, where):
                 f"spoken name '{brief(channel.spoken)}' contains a digit, a dot or a trend word "
                 f"({', '.join(DIRECTION_OF_WORD)}), which would be read as a claim of the text")
     tests, vals = map(list, (dataset.test_subjects, dataset.val_subjects))
+    require(dataset.split in SPLITS, f"split '{brief(dataset.split)}' must be recordings or time")
+    require(bool(tests) == bool(vals) == (dataset.split is None),
+            "give either split, or test_subjects and val_subjects, at least one each; "
+            '"split": "recordings" or "time" is for a single person')
     tokens = [channel.token for channel in dataset.channels]
     headings = [channel.heading for channel in dataset.channels]
     for what, values in (("channel tokens", tokens), ("columns", headings),
@@ -372,9 +372,6 @@ def check_dataset(name, dataset, where):
                 f"{what} {brief(values)} must neither be empty nor repeat a value")
     for text in (*dataset.classes, *(channel.unit for channel in dataset.channels)):
         require(text.isprintable(), f"{brief(repr(text))} must be text of one line")
-    require(dataset.split in SPLITS, f"split '{brief(dataset.split)}' must be recordings or time")
-    require(bool(tests) == bool(vals) == (dataset.split is None),
-            "give either split, or test_subjects and val_subjects, at least one each")
     require(dataset.time_unit in (None, *UNITS),
             f"the unit of time '{brief(dataset.time_unit)}' must be one of {', '.join(UNITS)}")
     values = dataset.label_values
