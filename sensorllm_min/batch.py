@@ -1,7 +1,9 @@
 """What the model reads: one example, and a batch of them with its padding and its targets."""
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .chronos_tokenizer import pad_left
 from .layers import exact_device
@@ -34,35 +36,32 @@ class Batch:
 
     def to(self, device):
         """The batch on a device; samples stay, with their channels, where there is float64."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        examples = tensors.pop("examples")
+        tensors = {name: value for name, value in vars(self).items() if name != "examples"}
         places = dict.fromkeys(("series", "channels"), exact_device(device))
         moved = {name: tensor.to(places.get(name, device), non_blocking=True)
                  for name, tensor in tensors.items()}
-        return Batch(**moved, examples=examples)
+        return replace(self, **moved)
 
 
 def collate(examples, pad_id, for_generation=False) -> Batch:
     """Examples -> Batch. for_generation: prompts alone, padded on the left to end together."""
-    sequences = [example.prompt if for_generation else example.prompt + example.answer
-                 for example in examples]
-    longest = max(map(len, sequences))
-    ids = torch.full((len(examples), longest), pad_id)
-    mask = torch.zeros(len(examples), longest, dtype=torch.bool)
-    targets = torch.full((len(examples), longest), IGNORED)
-    for row, (sequence, example) in enumerate(zip(sequences, examples)):
-        start = longest - len(sequence) if for_generation else 0
-        end = start + len(sequence)
-        ids[row, start:end] = torch.tensor(sequence)
-        mask[row, start:end] = True
-        if not for_generation and example.answer:
-            targets[row, len(example.prompt):end] = torch.tensor(example.answer)
-    series, channels = [], []
+    side = "left" if for_generation else "right"
+    pad = partial(pad_sequence, batch_first=True, padding_side=side)
+    ids, mask, targets, series, channels = [], [], [], [], []
     for example in examples:
+        answer = [] if for_generation else example.answer
+        sequence = torch.tensor(example.prompt + answer)          # (t,)
+        target = sequence.clone()
+        target[:len(example.prompt)] = IGNORED
+        ids.append(sequence)
+        mask.append(torch.ones_like(sequence, dtype=torch.bool))
+        targets.append(target)
         series += [torch.tensor(channel, dtype=torch.float64) for channel in example.series]
         channels += example.channels or range(len(example.series))
     return Batch(
-        ids, mask, targets,
+        ids=pad(ids, padding_value=pad_id),                       # (B, T)
+        mask=pad(mask, padding_value=False),
+        targets=pad(targets, padding_value=IGNORED),
         series=pad_left(series),
         series_lengths=torch.tensor([len(channel) for channel in series]),
         labels=torch.tensor([example.label for example in examples]),

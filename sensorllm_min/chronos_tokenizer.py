@@ -12,6 +12,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 
 def mean_scale(samples, observed):
@@ -36,10 +37,7 @@ SCALINGS = {"MeanScaleUniformBins": mean_scale, "StanNormalizeUniformBins": stan
 
 def pad_left(series):
     """A list of series (S,) of any lengths -> (B, longest) with NaN on the left, as in Chronos."""
-    series = [torch.as_tensor(one) for one in series]
-    longest = max(len(one) for one in series)
-    padded = [F.pad(one, (longest - len(one), 0), value=float("nan")) for one in series]
-    return torch.stack(padded)
+    return pad_sequence(series, batch_first=True, padding_value=float("nan"), padding_side="left")
 
 
 WAVELENGTHS = 1.5, 3.0, 6.0, 12.0, 24.0                           # of the sinusoids of a level
