@@ -1,5 +1,5 @@
 """Decoding with a key-value cache: unequal prompts in one batch, greedy or sampled."""
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 
 import numpy as np
@@ -16,15 +16,10 @@ class Sampling:
     top_k: int = 0                      # only this many of the likeliest tokens; 0: all
     top_p: float = 1.0                  # only the fewest likeliest that reach top_p together
     seed: int = 0
-    places: tuple | None = None         # a whole number for each row; None: its index in the batch
+    # A whole number for each row; None: its index in the batch. With the seed, a row's place fixes
+    # what it draws, so that it says the same in any batch.
+    places: tuple | None = None
     patience: int = 0                   # tokens of a loop that are computed; 0: all of them
-
-    def at(self, places):
-        """The same for rows at these places: with the seed, a row's place fixes what it draws.
-
-        So a row says the same in any batch.
-        """
-        return replace(self, places=tuple(places))
 
 
 GREEDY = Sampling()

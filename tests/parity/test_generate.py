@@ -108,15 +108,15 @@ def test_a_batch_says_what_each_prompt_says_alone(model, kind, indices, sampling
     ours, _, tokenizer, _ = model
     batch = prompts(model, kind, indices)
     assert kind == "har" or len({int(n) for n in batch.series_lengths}) > 1 and not batch.mask.all()
-    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 40, sampling.at(batch.examples))
+    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 40, replace(sampling, places=tuple(batch.examples)))
     stops = {free[0][5], free[-1][20], free[1][30]}                           # several, met at different steps
-    together = generate(ours.llm, ours.embed(batch), batch.mask, stops, 40, sampling.at(batch.examples))
+    together = generate(ours.llm, ours.embed(batch), batch.mask, stops, 40, replace(sampling, places=tuple(batch.examples)))
     assert together == [row[:next((i for i, token in enumerate(row) if token in stops), 40)] for row in free]
     assert len({len(answer) for answer in together}) > 1
     for i, index in enumerate(indices):
         alone = prompts(model, kind, (index,))
         assert alone.mask.all()
-        assert generate(ours.llm, ours.embed(alone), alone.mask, stops, 40, sampling.at(alone.examples)) == [together[i]]
+        assert generate(ours.llm, ours.embed(alone), alone.mask, stops, 40, replace(sampling, places=tuple(alone.examples))) == [together[i]]
 
 
 def test_greedy_with_sensors_equals_transformers(model):
@@ -357,7 +357,7 @@ def test_a_seed_fixes_what_is_said(model):
     swapped = prompts(model, "align", (100, 0))
     settings = Sampling(temperature=1.5, seed=1)
     x = ours.embed(swapped)
-    assert generate(ours.llm, x, swapped.mask, set(), 20, settings.at((5, 4))) == rows[::-1]
+    assert generate(ours.llm, x, swapped.mask, set(), 20, replace(settings, places=(5, 4))) == rows[::-1]
     same = prompts(model, "align", (0, 0))                                    # one prompt twice draws apart
     first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5, places=(4, 5)))
     assert first != second
