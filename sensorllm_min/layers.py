@@ -10,25 +10,22 @@ from torch import nn
 from .files import InputError
 
 
-def rms_norm(x, weight, eps):
+class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (arXiv 1910.07467).
 
     x (..., D), weight (D,) -> (..., D) in x's dtype. T5 calls it "layer norm", but takes no mean
     and has no bias either.
     """
-    x32 = x.float()
-    normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-    return weight * normed.to(x.dtype)                  # rounded, then scaled: as the references do
 
-
-class RMSNorm(nn.Module):
     def __init__(self, width, eps):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
     def forward(self, x):
-        return rms_norm(x, self.weight, self.eps)
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)         # rounded, then scaled: as the references do
 
 
 # ---- attention ----
@@ -90,10 +87,8 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=No
     if not plain_causal:
         mask = allowed_keys(n_queries, n_keys, causal, key_mask, q.device)
     if bias is not None:
-        hidden = mask
-        mask = bias.to(q.dtype)
-        if hidden is not None:
-            mask = mask.masked_fill(~hidden, float("-inf"))
+        bias = bias.to(q.dtype)
+        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=plain_causal, scale=scale,
         enable_gqa=q.shape[1] != k.shape[1])
