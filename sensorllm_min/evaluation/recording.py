@@ -91,23 +91,16 @@ def name_activities(loaded, examples, processes):
 
 def activity_bar(predictions):
     """Predictions in order -> [(start, end, activity)]: at each time that of the nearest window."""
-    bar = []
+    bar, middle = [], None
     for start, end, activity, _ in predictions:
-        middle, activity = (start + end) / 2, activity or NO_CLASS
+        before, middle = middle, (start + end) / 2
+        activity = activity or NO_CLASS
         if bar and start < bar[-1][1]:                            # windows overlap
-            start = bar[-1][1] = (middle + bar[-1][3]) / 2
-        bar.append([start, end, activity, middle])
-    return merge_neighbours([piece[:3] for piece in bar])
-
-
-def merge_neighbours(pieces):
-    """[(start, end, activity)] with one piece for those that touch and are alike."""
-    merged = []
-    for start, end, activity in pieces:
-        if merged and merged[-1][2] == activity and start - merged[-1][1] < 1e-6:
-            start = merged.pop()[0]
-        merged.append((start, end, activity))
-    return merged
+            start = bar[-1][1] = (before + middle) / 2
+        if bar and bar[-1][2] == activity and start - bar[-1][1] < 1e-6:
+            start, _, _ = bar.pop()                               # they touch and are alike
+        bar.append([start, end, activity])
+    return list(map(tuple, bar))
 
 
 def true_bar(log, classes):
