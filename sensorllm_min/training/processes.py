@@ -1,7 +1,6 @@
 """One process, or the several that torchrun starts, and what each of them computes on."""
 import hashlib
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +55,6 @@ class Processes:
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def without_reducing(self, model, skip):
-        """A context in which, if skip is true, a backward pass leaves DDP's gradients unreduced."""
-        return model.no_sync() if self.world > 1 and skip else nullcontext()
 
 
 def choose_device(name=None) -> torch.device:

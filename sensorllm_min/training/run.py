@@ -108,8 +108,9 @@ class Run:
         self.first_step = self.progress["step"]                   # of this part of the run
         if processes.first:
             mode = "a" if settings.resume else "w"
-            self.metrics = open(self.out / "metrics.jsonl", mode, encoding="utf-8")
-            self.log = open(self.out / "log.txt", mode, encoding="utf-8")
+            # buffering=1: each line is in the file at once
+            self.metrics = open(self.out / "metrics.jsonl", mode, buffering=1, encoding="utf-8")
+            self.log = open(self.out / "log.txt", mode, buffering=1, encoding="utf-8")
         self.asked_to_stop = False
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
         self.wrapped = distributed(self.model, processes)
@@ -153,12 +154,10 @@ class Run:
         if self.processes.first:
             print(text, flush=True)
             self.log.write(text + "\n")
-            self.log.flush()
 
     def measure(self, record):
         if self.processes.first:
             self.metrics.write(json.dumps(record) + "\n")
-            self.metrics.flush()
 
     def steps(self):
         """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
@@ -211,17 +210,14 @@ class Run:
         Where there are others, the first step is left out: it warms up.
         """
         n_seen, now = step.index + 1 - self.first_step, time.monotonic()
+        if n_seen == 2:                                           # the first one warmed up
+            self.started, self.size = self.stepped, 0
         self.size += step.size
-        if n_seen == 1:
-            self.first_ended, self.first_size = now, step.size
         slow = now - self.started > 10
         if self.announced or (n_seen < min(4, self.plan.count - self.first_step) and not slow):
             return
         self.announced = True
-        if n_seen == 1:
-            pace = (now - self.started) / self.size               # seconds for each byte of records
-        else:
-            pace = (now - self.first_ended) / (self.size - self.first_size)
+        pace = (now - self.started) / self.size                   # seconds for each byte of records
         seconds = pace * self.plan.mean_size
         n_left = self.plan.count - step.index - 1
         if n_left == 0:
