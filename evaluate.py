@@ -70,8 +70,7 @@ def evaluate_align(args, loaded, data, processes, settings, out):
         path, settings, examples, described, say, args.batch_size)
     evenly = np.linspace(0, len(records) - 1, min(6, len(records))).astype(int)
     picture = out / f"descriptions_{args.split}.png"
-    if draw_answers(picture, [records[i] for i in evenly], data):
-        say(f"wrote {picture}: true trends and those that the model claims")
+    draw_answers(picture, [records[i] for i in evenly], data, say)
     guess = Guess(AlignExamples(data, "train", loaded.prompts))
     scores = score_trends(records, data, guess, say)
     table = scores_table(scores)

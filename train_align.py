@@ -119,22 +119,18 @@ def main():
         sums += trend_sums(record, test[i].series[0], guess)
     ours, fixed = map(scores_of, np.reshape(processes.sum(*sums.ravel()), (2, WIDTH)))
     run.say("\n" + in_one_line(ours, fixed))
-    picture = run.out / "descriptions.png"
-    if processes.first and draw_answers(picture, [after[i] for i in shown], data):
-        run.say(f"wrote {picture}: true trends and those that the model claims")
+    if processes.first:
+        draw_answers(run.out / "descriptions.png", [after[i] for i in shown], data, run.say)
     run.finish({"val_loss": run.progress["best"], "direction_accuracy": ours["direction"],
                 "direction_chance": fixed["direction"], "scores": ours, "guess": fixed})
-    run.say("next: " + next_command(settings))
 
-
-def next_command(settings):
-    """The command that continues with stage 2; defaults are left out."""
+    # ---- the command that continues with stage 2; defaults are left out ----
     command = ["torchrun", "train_har.py"]
     if settings.data != "data/demo":
         command += ["--data", settings.data]
     if settings.out != "out/align":
         command += ["--align", settings.out]
-    return shlex.join(command)
+    run.say(f"next: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,7 @@ class AlignExamples(Examples):
     kind, called = "align", "pairs"
 
     def make(self, record, window):
-        tokens = [channel.token for channel in self.data.dataset.channels]
-        column = tokens.index(record["channel"])
+        column = self.data.tokens.index(record["channel"])
         channel = self.data.dataset.channels[column]
         rate = self.data.dataset.rate
         prompt = align_prompt(self.prompts, channel, len(window), rate, record["question"])

@@ -173,15 +173,14 @@ def trend_sums(record, series, guess):
     return np.stack([answer, guess.row_of_sums(record, series)])
 
 
-def draw_answers(path, records, data):
+def draw_answers(path, records, data, say):
     """Draws described windows to a PNG, with their true trends and those that the answers claim.
 
-    Returns whether it could: matplotlib may be missing.
+    Says so, unless there are none or matplotlib is missing.
     """
-    tokens = [channel.token for channel in data.dataset.channels]
     windows = []
     for record in records:
-        column = tokens.index(record["channel"])
+        column = data.tokens.index(record["channel"])
         series = data.window(record)[:, column]
         title = (f"window {record['window']}, subject {record['subject']}: "
                  f"{data.dataset.channels[column].spoken}")
@@ -189,24 +188,24 @@ def draw_answers(path, records, data):
     try:
         draw_descriptions(path, windows, data.dataset)
     except ImportError:
-        return False
-    return bool(windows)
+        return
+    if windows:
+        say(f"wrote {path}: true trends and those that the model claims")
 
 
 def score_trends(records, data, guess, say):
     """Described windows -> {group: {"windows", "answers", "guess"}}; groups are of groups_of."""
-    tokens = [channel.token for channel in data.dataset.channels]
     sums, counts, said = {}, Counter(), time.time()
     for index, record in enumerate(records):
         if time.time() - said > 10:
             said = time.time()
             say(f"scored {index} of {len(records)} descriptions")
-        series = data.window(record)[:, tokens.index(record["channel"])]
+        series = data.window(record)[:, data.tokens.index(record["channel"])]
         both = trend_sums(record, series, guess)
         for group in groups_of(record, data.meta["align_lengths"]):
             sums[group] = sums.get(group, 0) + both
             counts[group] += 1
-    order = ["all", *(token for token in tokens if token in sums)]
+    order = ["all", *(token for token in data.tokens if token in sums)]
     lengths = sums.keys() - set(order)                            # "5 to 53 samples"
     order += sorted(lengths, key=lambda group: int(group.split()[0]))
     return {group: {"windows": counts[group], "answers": scores_of(sums[group][0]),

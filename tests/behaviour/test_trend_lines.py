@@ -284,7 +284,9 @@ def test_bars_stand_where_the_true_trends_are_and_where_the_answer_claims_them(
         "0.2s to 99999999999s: falling\n0.6s to 0.2s: rising", "It is a nice day.")
     asked = [{**records[i], "window": i, "generated": text} for i, text in enumerate(generated)]
     path = tmp_path / "descriptions.png"
-    assert draw_answers(path, asked, walked)
+    said = []
+    draw_answers(path, asked, walked, said.append)
+    assert said == [f"wrote {path}: true trends and those that the model claims"]
     assert path.read_bytes().startswith(b"\x89PNG") and len(drawn) == 3
     rising, falling, steady = (COLOURS[direction] for direction in (1, -1, 0))
     for record, bars in zip(asked, drawn):
@@ -302,8 +304,9 @@ def test_bars_stand_where_the_true_trends_are_and_where_the_answer_claims_them(
 def test_an_answer_is_scored_where_matplotlib_is_missing(walked, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     record = {**walked.records("align", "test")[0], "window": 0, "generated": ""}
-    assert not draw_answers(tmp_path / "no.png", [record], walked)
-    assert not list(tmp_path.iterdir())
+    said = []
+    draw_answers(tmp_path / "no.png", [record], walked, said.append)
+    assert not said and not list(tmp_path.iterdir())
 
 
 def test_the_running_mean_is_of_the_points_before_it():
