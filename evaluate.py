@@ -23,7 +23,7 @@ from sensorllm_min.evaluation.class_scores import (
 from sensorllm_min.evaluation.compare import table_over_datasets
 from sensorllm_min.evaluation.predict import Decoding, classify, describe, write_as_they_come
 from sensorllm_min.evaluation.recording import predict_csv
-from sensorllm_min.evaluation.report import Findings, write_report
+from sensorllm_min.evaluation.report import write_report
 from sensorllm_min.evaluation.trend_scores import (
     Guess, draw_answers, in_one_line, score_trends, scores_table)
 from sensorllm_min.files import InputError, write_json, write_text
@@ -107,17 +107,16 @@ def evaluate_har(args, loaded, data, processes, settings, out):
     say(class_report(confusion, classes))
     say("\n95 % over subjects: macro F1 {:.3f} to {:.3f}, accuracy {:.3f} to {:.3f}"
         .format(*intervals["macro_f1"], *intervals["accuracy"]))
-    source = provenance(processes.device)
-    findings = Findings(records, confusion, scores, intervals, args.split, source)
+    unparsable = sum(record["predicted"] is None for record in records)
+    result = {"windows": len(records), **scores, "unparsable": unparsable, "intervals": intervals,
+              "classes": classes, "confusion": confusion.tolist()}
     try:
-        write_report(out / f"report_{args.split}", findings, loaded, data)
+        write_report(out / f"report_{args.split}", records, result, args.split, loaded, data)
         say(f"wrote {out}/report_{args.split}.html and .md, with pictures and the windows it got "
             "most wrong")
     except ImportError:
         say("no report: matplotlib is not installed")
-    unparsable = sum(record["predicted"] is None for record in records)
-    return {"windows": len(records), **scores, "unparsable": unparsable, "intervals": intervals,
-            "classes": classes, "confusion": confusion.tolist()}
+    return result
 
 
 def open_data(args, recipe):

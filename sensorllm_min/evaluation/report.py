@@ -1,11 +1,11 @@
 """The report of stage 2: one HTML file that holds its pictures, and its tables as Markdown."""
 import base64
 import html
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.plots import draw_class_bars, draw_confusion, draw_signals
 from ..files import markdown_table, write_text
+from ..training.provenance import provenance
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 0 auto; padding: 1rem;
@@ -38,9 +38,9 @@ MEANING = {
 }
 
 
-def score_table_of(scores, intervals):
+def score_table_of(scores):
     """(head, rows): each score's name, value, 95 % interval over subjects, meaning."""
-    rows = []
+    rows, intervals = [], scores["intervals"]
     for name, meaning in MEANING.items():
         interval = "{:.3f} to {:.3f}".format(*intervals[name]) if name in intervals else ""
         rows.append((name.replace("_", " "), f"{scores[name]:.3f}", interval, meaning))
@@ -122,11 +122,9 @@ def describe_source(source):
     return [(what, value) for what, value in rows if value]
 
 
-def describe_run(loaded, data, split, source):
-    """Settings, data, and how to reproduce the scores: {heading: [(what, value), ...]}.
-
-    source: the provenance of the evaluation; that of the training is in the checkpoint.
-    """
+def describe_run(loaded, data, split):
+    """Settings, data, and how to reproduce the scores: {heading: [(what, value), ...]}."""
+    device = next(loaded.model.parameters()).device
     recipe, progress = loaded.recipe, loaded.progress
     dataset, meta = data.dataset, data.meta
     subjects = [subject for subject, counts in meta["subjects"].items() if counts["split"] == split]
@@ -150,26 +148,18 @@ def describe_run(loaded, data, split, source):
             ("channels", ", ".join(channels)), (f"{split} subjects", ", ".join(subjects)),
             ("windows", ", ".join(windows)), ("the test is of", dataset.held_out)],
         "The training": describe_source(progress.get("provenance", {})),
-        "This evaluation": describe_source(source),
+        "This evaluation": describe_source(provenance(device)),
     }
     return {heading: rows for heading, rows in sections.items() if rows}
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What an evaluation of stage 2 found."""
-    records: list                       # from predict.classify
-    confusion: object                   # (n, n); of answers in words (n, n + 1)
-    scores: dict                        # from class_scores
-    intervals: dict                     # from bootstrap_intervals
-    split: str
-    source: dict                        # their provenance
+def write_report(path, records, scores, split, loaded, data):
+    """Writes PATH.html and PATH.md.
 
-
-def write_report(path, findings: Findings, loaded, data):
-    """Writes PATH.html and PATH.md."""
-    records, scores, recipe = findings.records, findings.scores, loaded.recipe
-    classes = recipe.classes
+    records: of predict.classify. scores: those of class_scores, and with them the "confusion"
+    matrix, the "intervals" of bootstrap_intervals, and how many answers are "unparsable".
+    """
+    recipe, classes = loaded.recipe, loaded.recipe.classes
     n_subjects = len({record["subject"] for record in records})
     people = "unseen people" if data.dataset.split is None else "people who were trained on"
     title = (f"{recipe.dataset}: macro F1 {scores['macro_f1']:.3f} on {len(records)} windows of "
@@ -181,10 +171,10 @@ def write_report(path, findings: Findings, loaded, data):
         note += ("So few people say little about the next one: the interval only shows how these "
                  "differ. ")
     if recipe.answer != "class":
-        unread = sum(record["predicted"] is None for record in records)
-        note += f"{unread} of {len(records)} answers name no class; they count as wrong."
-    sections = describe_run(loaded, data, findings.split, findings.source)
-    score_table = score_table_of(scores, findings.intervals)
+        note += (f"{scores['unparsable']} of {len(records)} answers name no class; they count as "
+                 "wrong.")
+    sections = describe_run(loaded, data, split)
+    score_table = score_table_of(scores)
     class_table = class_table_of(scores["per_class"], classes)
 
     markdown = [f"# {title}", markdown_table(*score_table), note,
@@ -193,9 +183,9 @@ def write_report(path, findings: Findings, loaded, data):
         markdown += [f"## {heading}", markdown_table(("", ""), rows)]
     write_text(Path(f"{path}.md"), "\n\n".join(markdown) + "\n")
 
-    windows = data.records("har", findings.split)
+    windows = data.records("har", split)
     wrong = "".join(wrong_window(record, data, windows) for record in most_wrong(records))
-    confusion_picture = draw_confusion(findings.confusion, classes)
+    confusion_picture = draw_confusion(scores["confusion"], classes)
     class_bars = draw_class_bars(scores["per_class"], classes)
     body = [
         f"<h1>{html.escape(title)}</h1>", html_table(*score_table),
