@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
-from sensorllm_min.cli import amount, count, run_script, seed
+from sensorllm_min.cli import amount, count, run_script, seed, some_of
 from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA, read_llama_config
 from sensorllm_min.data.download import download
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
@@ -93,8 +93,9 @@ def main():
     parser.add_argument("--band", type=amount, metavar="SHARE",
                         help="a change below this share of a window's range counts as steady "
                              "(default 0)")
-    parser.add_argument("--answer", help="kinds of text in a stage-1 answer, joined by '+', of "
-                                         f"{', '.join(ANSWER_KINDS)} (default: the dataset's own)")
+    parser.add_argument("--answer", type=some_of("--answer", "kinds", ANSWER_KINDS, "+"),
+                        help="kinds of text in a stage-1 answer, joined by '+', of "
+                             f"{', '.join(ANSWER_KINDS)} (default: the dataset's own)")
     parser.add_argument("--longest", type=count,
                         help="samples of the longest stage-1 window (default: the dataset's own)")
     parser.add_argument("--workers", type=count, default=min(os.cpu_count(), 3),
@@ -122,10 +123,7 @@ def main():
     if args.show is not None:
         return show(PreparedData(out), args.show, args.llm)
 
-    given = args.answer.split("+") if args.answer else dataset.answer
-    if not set(given) <= set(ANSWER_KINDS):
-        known = ", ".join(ANSWER_KINDS)
-        raise InputError(f"--answer {args.answer}: the kinds are {known}, joined by '+'")
+    given = args.answer or dataset.answer
     kinds = tuple(kind for kind in ANSWER_KINDS if kind in given)     # always in this order
     if args.download:
         download(args.dataset, DATASETS[args.dataset], Path(raw))

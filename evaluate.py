@@ -31,10 +31,9 @@ from sensorllm_min.generate import Sampling
 from sensorllm_min.layers import use_backend
 from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
 from sensorllm_min.training.export import export
-from sensorllm_min.training.options import (
-    add_attention_argument, add_device_argument, add_dtype_argument, precision)
+from sensorllm_min.training.options import add_device_arguments, precision
 from sensorllm_min.training.processes import Processes, choose_device, warn_of_slow_bfloat16
-from sensorllm_min.training.provenance import command_line, provenance
+from sensorllm_min.training.provenance import command_line
 
 
 def sample_size(text):
@@ -209,15 +208,13 @@ def read_arguments():
              "ask about, in stage 2 a recording of any length, whose activities are written to "
              "FILE.predictions.csv and drawn in FILE.predictions.png")
     add("--channel", help="the channel to ask about (default: the window's own)")
-    add_dtype_argument(parser)
     add("--export", metavar="DIR",
         help="write the model and a card into a folder to share, instead of scoring; `hf upload "
              "NAME/MODEL DIR` puts it on the hub")
     add("--source", nargs="+", default=[], metavar="NAME/MODEL@REV",
         help="with --export: the hub ids of networks that are directories here, the LLM's before "
              "the encoder's (default: as their files say)")
-    add_attention_argument(parser)
-    add_device_argument(parser)
+    add_device_arguments(parser)
     args = parser.parse_args()
     if args.source and not args.export:
         raise InputError("--source goes with --export")

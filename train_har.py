@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from sensorllm_min.ablations import ABLATIONS
-from sensorllm_min.cli import amount, count, run_script
+from sensorllm_min.cli import amount, count, run_script, some_of
 from sensorllm_min.data.examples import HAR_ANSWERS, HarExamples
 from sensorllm_min.data.texts import HAR_TEXTS
 from sensorllm_min.evaluation.class_scores import class_report, class_scores
 from sensorllm_min.evaluation.compare import (
-    ROWS, plan_runs, read_finished, score_majority, write_comparison)
+    ROWS, plan_runs, score_majority, write_comparison)
 from sensorllm_min.evaluation.predict import score_classes
 from sensorllm_min.files import InputError, read_json
 from sensorllm_min.sensorllm import class_weights
@@ -54,21 +54,6 @@ class HarSettings(RunSettings):
     fold: tuple | None = None           # (k, K): part of a cross-validation
 
 
-def text_parts(text):
-    parts = () if text == "none" else tuple(text.split("+"))
-    if not set(parts) <= set(HAR_TEXTS):
-        raise InputError(f"--text {text}: the parts are {', '.join(HAR_TEXTS)}, joined by '+', or "
-                         "none")
-    return parts
-
-
-def row_names(text):
-    names = tuple(ROWS) if text == "all" else tuple(text.split(","))
-    if not set(names) <= set(ROWS):
-        raise InputError(f"--compare {text}: the rows are {', '.join(ROWS)}, joined by ',', or all")
-    return names
-
-
 @dataclass(frozen=True)
 class Plan:
     """Which runs are compared: rows, seeds of each, parts of a cross-validation (None: the test)"""
@@ -86,7 +71,7 @@ def read_arguments():
         help="output of train_align.py to start from (default out/align), or none")
     add("--out",
         help="where checkpoints and logs go (default out/har; with --compare out/comparison)")
-    add("--text", type=text_parts,
+    add("--text", type=some_of("--text", "parts", HAR_TEXTS, "+", words={"none": ()}),
         help="parts of the text after the sensors, joined by '+', or none: "
              f"{', '.join(HAR_TEXTS)} (default smry+Q; built-in none)")
     add("--channel-names", action="store_true", help="put its name before each channel")
@@ -96,7 +81,8 @@ def read_arguments():
         help="in training, turn the sensors of each window by up to this angle (default 0; "
              "built-in 20)")
     add("--ablate", choices=ABLATIONS, help="train a model with one part taken away")
-    add("--compare", type=row_names, nargs="?", const="all", metavar="ROWS",
+    add("--compare", type=some_of("--compare", "rows", ROWS, words={"all": tuple(ROWS)}),
+        nargs="?", const="all", metavar="ROWS",
         help="train the full model and its ablations, or some rows joined by ',', and compare "
              f"them: {', '.join(ROWS)}; an interrupted comparison is resumed")
     add("--seeds", type=count, help="seeds of each row in a comparison (default 3; of a fold 1)")
@@ -137,7 +123,11 @@ def main():
     for name, run_settings in plan_runs(settings, plan, data, processes):
         if processes.first:
             print(f"\n==== {Path(run_settings.out).name} ====", flush=True)
-        scores = read_finished(run_settings.out) or train_once(run_settings, processes, data)
+        finished = Path(run_settings.out, "results.json")
+        if finished.exists():
+            scores = read_json(finished)
+        else:
+            scores = train_once(run_settings, processes, data)
         results.setdefault(name, []).append(scores)
     if processes.first:
         print("\n" + write_comparison(settings.out, results, plan, data, command_line()))

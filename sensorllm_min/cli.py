@@ -76,3 +76,22 @@ def seed(text):
     if int(text) < 0:
         raise ValueError
     return int(text)
+
+
+def some_of(option, noun, known, sign=",", words={}):
+    """A type, for an option that takes some of `known`, joined by a sign: text -> a tuple of them.
+
+    words: what may be given instead, and its value, such as {"all": (...)}. InputError for another
+    text; in it `noun` says what they are, such as "parts".
+    """
+    def parse(text):
+        if text in words:
+            return words[text]
+        names = tuple(text.split(sign))
+        if not set(names) <= set(known):
+            choices = ", ".join([*known, f"joined by '{sign}'"])
+            others = "".join(f", or {word}" for word in words)
+            raise InputError(f"{option} {text}: the {noun} are {choices}{others}")
+        return names
+
+    return parse

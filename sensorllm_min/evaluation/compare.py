@@ -123,12 +123,6 @@ def comparison_table(results, runs):
     return f"{markdown_table(HEAD, rows)}\n\n{READING.format(runs=runs)}\n"
 
 
-def read_finished(out):
-    """The results of a run that is done, or None."""
-    path = Path(out, "results.json")
-    return read_json(path) if path.exists() else None
-
-
 def write_comparison(out, results, plan, data, command):
     """Writes comparison.json and comparison.md into `out` -> the table, with the majority class."""
     first = next(iter(results.values()))

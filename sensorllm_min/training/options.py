@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..chronos_tokenizer import SCALINGS
-from ..cli import amount, count, seed
+from ..cli import amount, count, seed, some_of
 from ..config import TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, read_chronos_configs, read_llama_config
 from ..data.examples import sample_texts
 from ..data.prepare import prepare
@@ -88,14 +88,7 @@ def precision(dtype) -> dict:
     return {"dtype": weights, "int8": dtype == "int8"}
 
 
-# ---- argparse types: the values of --train, --projector, --epochs ----
-
-def parts_list(text):
-    parts = tuple(text.split(","))
-    if not set(parts) <= set(PARTS):
-        raise InputError(f"--train {text}: the parts are {', '.join(PARTS)}, joined by ','")
-    return parts
-
+# ---- argparse types: the values of --projector, --betas, --epochs ----
 
 def widths(text):
     try:
@@ -120,21 +113,16 @@ def passes(text):
 
 # ---- options ----
 
-def add_dtype_argument(parser):
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32",
+def add_device_arguments(parser):
+    """Adds the options that say what computes, and how."""
+    add = parser.add_argument
+    add("--dtype", choices=DTYPES, default="float32",
         help="precision of computation and frozen weights; what is trained stays float32. int8 is "
              "bfloat16 with the matrices of a frozen --llm in int8 (default float32)")
-
-
-def add_attention_argument(parser):
-    parser.add_argument("--attention", choices=("torch", "triton"),
-                        help="attention backend (default: triton on NVIDIA GPUs, torch elsewhere)")
-
-
-def add_device_argument(parser):
-    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: an NVIDIA GPU where "
-                                         "there is one, else cpu)")
+    add("--attention", choices=("torch", "triton"),
+        help="attention backend (default: triton on NVIDIA GPUs, torch elsewhere)")
+    add("--device",
+        help="cpu, cuda, cuda:N or mps (default: an NVIDIA GPU where there is one, else cpu)")
 
 
 def listed(value):
@@ -165,7 +153,7 @@ def add_shared_arguments(parser, built_in, test_limit):
     add("--levels", action=argparse.BooleanOptionalAction,
         help="give the model each series' mean and scale as numbers (default: with the built-in "
              "encoder)")
-    add("--train", type=parts_list,
+    add("--train", type=some_of("--train", "parts", PARTS),
         help=f"parts to train, joined by ',': {', '.join(PARTS)} (default: the projector, in stage "
              "1 or without it the tokens, in stage 2 the head, and each network without a source)")
     add("--epochs", type=passes,
@@ -183,11 +171,9 @@ def add_shared_arguments(parser, built_in, test_limit):
     add("--warmup", type=amount, default=0.03,
         help="share of the steps in which the learning rate rises (default 0.03)")
     add("--weight-decay", type=amount, default=0.0, help="weight decay of AdamW (default 0)")
-    add_dtype_argument(parser)
+    add_device_arguments(parser)
     add("--gradient-checkpointing", action="store_true",
         help="recompute each LLM block in the backward pass: less memory, a third more time")
-    add_attention_argument(parser)
-    add_device_argument(parser)
     add("--compile", action="store_true",
         help="torch.compile the LLM's blocks: faster after a slow first step; needs a C++ compiler")
     add("--train-limit", type=count,
