@@ -55,8 +55,7 @@ def evaluate_align(args, loaded, data, processes, settings, out):
     def described(positions):
         evenly = np.linspace(0, len(positions) - 1, args.show).astype(int)
         shown = {positions[i] for i in evenly if positions}
-        for i, text, ended in describe(
-                loaded, examples, processes, decoding, positions, say):
+        for i, text, ended in describe(loaded, examples, processes, decoding, positions, say):
             record = examples[i].record
             if i in shown:
                 say(f"--- window {examples.index[i]}: {record['channel']}, "
@@ -65,8 +64,7 @@ def evaluate_align(args, loaded, data, processes, settings, out):
             yield {"window": int(examples.index[i]), **record, "generated": text, "ended": ended}
 
     path = out / f"descriptions_{args.split}.jsonl"
-    records = write_as_they_come(
-        path, settings, examples, described, say, args.batch_size)
+    records = write_as_they_come(path, settings, examples, described, say, args.batch_size)
     evenly = np.linspace(0, len(records) - 1, min(6, len(records))).astype(int)
     picture = out / f"descriptions_{args.split}.png"
     draw_answers(picture, [records[i] for i in evenly], data, say)
@@ -91,8 +89,7 @@ def evaluate_har(args, loaded, data, processes, settings, out):
         return classify(loaded, examples, processes, decoding, positions)
 
     path = out / f"predictions_{args.split}.jsonl"
-    records = write_as_they_come(
-        path, settings, examples, classified, say, args.batch_size)
+    records = write_as_they_come(path, settings, examples, classified, say, args.batch_size)
     classes = loaded.recipe.classes
     confusion = confusion_of(records, len(classes))
     if loaded.recipe.answer == "class":

@@ -20,8 +20,7 @@ from sensorllm_min.cli import amount, count, run_script, some_of
 from sensorllm_min.data.examples import HAR_ANSWERS, HarExamples
 from sensorllm_min.data.texts import HAR_TEXTS
 from sensorllm_min.evaluation.class_scores import class_report, class_scores
-from sensorllm_min.evaluation.compare import (
-    ROWS, plan_runs, score_majority, write_comparison)
+from sensorllm_min.evaluation.compare import ROWS, plan_runs, score_majority, write_comparison
 from sensorllm_min.evaluation.predict import score_classes
 from sensorllm_min.files import InputError, read_json
 from sensorllm_min.sensorllm import class_weights

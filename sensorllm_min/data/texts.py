@@ -234,8 +234,7 @@ def decimals(value):
 def three_digits(value):
     """Three significant digits: 0.0123456 -> "0.0123", 1234.5 -> "1230"; below 1e-8 "0"."""
     value = round(float(value), 8) + 0.0                                      # + 0.0: no "-0"
-    return np.format_float_positional(
-        value, precision=3, unique=False, fractional=False, trim="-")
+    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
 
 
 def statistics_text(window, dataset, write=decimals):

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..ablations import ABLATIONS
-from ..files import (
-    InputError, markdown_table, read_json, understanding, write_json, write_text)
+from ..files import InputError, markdown_table, read_json, understanding, write_json, write_text
 from .class_scores import class_scores
 
 # The rows of the table: what is changed in the settings of the full model, and what that leaves.

@@ -30,10 +30,8 @@ from ..files import InputError, brief, check_types, is_a, understanding
 from ..llama import Llama
 from ..sensorllm import PARTS, SensorLLM
 from ..t5_encoder import T5Encoder
-from ..text_tokenizer import (
-    CHAT_FORMATS, TextTokenizer, built_tokenizer, load_text_tokenizer)
-from ..weights import (
-    Unfilled, load_llama, load_t5_encoder, open_safetensors)
+from ..text_tokenizer import CHAT_FORMATS, TextTokenizer, built_tokenizer, load_text_tokenizer
+from ..weights import Unfilled, load_llama, load_t5_encoder, open_safetensors
 from .fingerprint import is_same_network
 from .hub import HUB_ID, pin_revision, resolve_source
 
