@@ -26,6 +26,9 @@ FIXED = ("data", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit"
 BEFORE = {"rotate": 0.0, "fold": None, "betas": [0.9, 0.95]}
 
 
+LITTLE_MEMORY = 1e9                     # bytes; a run may grow to it, since holding it costs time
+
+
 def peak_memory(device):
     """The most bytes this process has held: on the GPU, else in memory, mapped files included.
 
@@ -166,14 +169,16 @@ class Run:
         limit, growth, last = math.inf, 0.0, math.inf
         for step in self.plan.starting_at(self.progress["step"]):
             held = resident_memory()
-            needed = growth * step.size if step.size > 1.1 * last else 0     # others fit in gaps
+            is_like_last = 0.9 < step.size / last < 1.1           # then it fits in what that freed
+            needed = 0 if is_like_last else growth * step.size
             if held + needed > limit:
                 release_freed_memory()
             last = step.size
             yield step
             if limit == math.inf:                                 # after the largest step
-                limit = peak_memory(torch.device("cpu"))
-                growth = (limit - held) / 2 / step.size           # half fits in what was freed
+                peak = peak_memory(torch.device("cpu"))
+                growth = (peak - held) / step.size
+                limit = max(peak, LITTLE_MEMORY)
             if any(self.processes.sum(self.asked_to_stop)):       # one was asked: all stop
                 self.progress |= {"step": step.index + 1, "seconds": time.monotonic() - self.began}
                 if self.processes.first:
@@ -202,6 +207,8 @@ class Run:
             self.say(f"step {done:5}/{n_steps}  loss {mean_loss:.4f}  lr {step.lr:.2e}  "
                      f"{rate:7.0f} tokens/s  {minutes:.1f} min left  {self.memory()}")
             self.logged, self.tokens, self.losses = now, 0, []
+        if self.is_evaluated(step):
+            release_freed_memory()                                # a validation has other shapes
         self.stepped = now
 
     def announce(self, step):

@@ -277,20 +277,34 @@ def test_what_a_run_costs_is_said_once_and_soon(recipe, tmp_path, monkeypatch, s
     assert "--train-limit" in said[-1] or hours < 24
 
 
-def test_freed_memory_is_given_back_before_a_step_that_might_exceed_the_first(recipe, tmp_path, monkeypatch):
-    """The first step is the largest, and took 500 bytes: half of them are reckoned for another of its size.
+@pytest.mark.parametrize("little,expected", [(0, [0, 0, 1, 1, 1, 2, 2, 2, 3]), (2000, [0] * 9)])
+def test_freed_memory_is_given_back_before_a_step_that_might_exceed_the_first(
+        recipe, tmp_path, monkeypatch, little, expected):
+    """The first step is the largest, and took 500 bytes: as many are reckoned for another of its size.
 
-    A step that is no larger than the one before fits into what that has left, until more is held than the first took.
+    A step like the one before fits into what that has left, until more is held than the first took. A run with little
+    memory may grow.
     """
-    released, held = [], iter([500, 990, 990, 740, 990, 760, 990, 1010])
-    sizes = [20.0, 20.0, 2.0, 20.0, 2.0, 20.0, 20.0, 2.0]
+    released, held = [], iter([500, 990, 960, 490, 940, 510, 990, 940, 1010])
+    sizes = [20.0, 20.0, 2.0, 20.0, 2.0, 20.0, 20.0, 2.0, 2.0]
     steps = [replace(step_of(i), size=size) for i, size in enumerate(sizes)]
     run = begin(recipe, tmp_path)
     run.plan = SimpleNamespace(starting_at=lambda first: iter(steps))
     monkeypatch.setattr(training, "resident_memory", lambda: next(held))
     monkeypatch.setattr(training, "peak_memory", lambda device: 1000)
     monkeypatch.setattr(training, "release_freed_memory", lambda: released.append(1))
-    assert [len(released) for step in run.steps()] == [0, 0, 0, 0, 0, 1, 1, 2]
+    monkeypatch.setattr(training, "LITTLE_MEMORY", little)
+    assert [len(released) for step in run.steps()] == expected
+
+
+def test_freed_memory_is_given_back_before_a_validation(recipe, tmp_path, monkeypatch):
+    released = []
+    run = begin(recipe, tmp_path, eval_every=3)
+    run.plan.count = 8
+    monkeypatch.setattr(training, "release_freed_memory", lambda: released.append(1))
+    for index in range(8):
+        run.log_step(step_of(index), 1.0, 0.5, 10)
+        assert len(released) == (index + 1) // 3 + (index == 7)
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="gives memory back with a function of glibc")
