@@ -7,7 +7,7 @@
 import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,12 +80,13 @@ def main():
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, loaded, optimizer, train)
     run.progress["seconds"] += seconds                            # of the training, all in all
-    evenly = np.linspace(0, len(test) - 1, min(3, len(test))).astype(int)
-    samples = short_to_long(test)[evenly]
+    mine = share(short_to_long(test), processes.world)[processes.rank]
+    evenly = np.linspace(0, len(mine) - 1, min(3, len(mine))).astype(int)
     before = {}
-    if not settings.resume:
+    if processes.first and not settings.resume:                   # it shows examples of its share
         decoding = Decoding(32, max_new_tokens=64)                # the untrained model rambles
-        untrained = describe(loaded, test, processes, decoding, samples)
+        alone = replace(processes, world=1)
+        untrained = describe(loaded, test, alone, decoding, mine[evenly])
         before = {i: text for i, text, _ in untrained}
 
     # ---- loop ----
@@ -100,7 +101,6 @@ def main():
     run.load_best()
     after = {}
     decoding = Decoding(32, settings.max_new_tokens)
-    mine = share(short_to_long(test), processes.world)[processes.rank]
     answers = describe(loaded, test, processes, decoding, say=run.say)
     for i, text, ended in with_progress(answers, test, mine, run.say):
         after[i] = {"window": int(test.index[i]), **test[i].record, "generated": text,

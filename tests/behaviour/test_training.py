@@ -53,7 +53,9 @@ def test_two_processes_and_accumulation_equal_one_process(demo, tmp_path):
     """
     options = ("--data", demo, *SMALL, *BRIEF, "--train-limit", 33, "--epochs", 1, "--eval-every", 1000)
     run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
-    run("train_align.py", *options, "--batch-size", 2, "--accumulate", 2, "--out", "two", cwd=tmp_path, processes=2)
+    out = run("train_align.py", *options, "--batch-size", 2, "--accumulate", 2, "--out", "two", cwd=tmp_path, processes=2)
+    assert out.count("\n--- test window") == out.count("\nbefore training:\n") == 2        # the first process's two of four
+    assert "(resumed)" not in out
     run("train_align.py", *options, "--train-limit", 1, "--lr", 0, "--eval-limit", 1, "--test-limit", 1, "--out", "start",
         cwd=tmp_path)
     start, one, two = (load_file(tmp_path / out / "last.safetensors") for out in ("start", "one", "two"))
