@@ -11,7 +11,7 @@ from .class_scores import class_scores
 
 # The rows of the table: what is changed in the settings of the full model, and what that leaves.
 ROWS = {
-    "full": ({}, "the model as it is, after stage 1"),
+    "full": ({}, "the model as it is, after stage 1 unless --align is none"),
     "no-stage-1": ({"align": "none"}, "stage 2 alone: projector and special tokens new, "
                                       "and every network without a source"),
     **{name: ({"ablate": name}, model.__doc__) for name, (model, _) in ABLATIONS.items()},
@@ -131,9 +131,11 @@ def write_comparison(out, results, plan, data, command):
         runs = (f"{seeds} and {plan.folds} folds: each of the subjects that are not for the test "
                 "is scored once, by a model that has not seen it")
     else:
-        runs = f"{seeds}, which share one stage 1 if there is one; the test has " + (
-            data.dataset.held_out if data.dataset.split
-            else f"{len(data.subjects_of('test'))} people")
+        share = ", so none is shown" if plan.n_seeds == 1 else (
+            ", which share one stage 1 if there is one")
+        people = f"{len(data.subjects_of('test'))} people"
+        tested = data.dataset.held_out if data.dataset.split else people
+        runs = f"{seeds}{share}; the test has {tested}"
     table = comparison_table(results, runs)
     write_json(Path(out, "comparison.json"),
                {"command": command, "dataset": data.name, "results": results})

@@ -379,7 +379,7 @@ def test_the_table_takes_differences_seed_by_seed():
     table = comparison_table(
         {"full": [run_of(0.5), run_of(0.7)], "no-llm": [run_of(0.4), run_of(0.6)]}, "2 seeds"
     )
-    assert "| full | the model as it is, after stage 1 | 0.600 \u00b1 0.141 |  |" in table
+    assert "| full | the model as it is, after stage 1 unless --align is none | 0.600 \u00b1 0.141 |  |" in table
     assert "| 0.500 \u00b1 0.141 | +0.100 \u00b1 0.000 |" in table
     assert "The standard deviation is taken over 2 seeds." in table
     assert "\u00b1 " not in comparison_table({"full": [run_of(0.5)]}, "1 seed").split("How to read")[0]
