@@ -18,6 +18,7 @@ import torch
 from sensorllm_min.ablations import ABLATIONS
 from sensorllm_min.cli import amount, count, run_script, some_of
 from sensorllm_min.data.examples import HAR_ANSWERS, HarExamples
+from sensorllm_min.data.sensors import rotations
 from sensorllm_min.data.texts import HAR_TEXTS
 from sensorllm_min.evaluation.class_scores import class_report, class_scores
 from sensorllm_min.evaluation.compare import ROWS, plan_runs, score_majority, write_comparison
@@ -224,6 +225,10 @@ def train_once(settings, processes, data) -> dict:
     run = Run(settings, processes, loaded, optimizer, train)
     if align and not settings.resume:
         run.progress["provenance"]["stage_1"] = describe_align(settings.align)
+    dataset = data.dataset
+    if settings.rotate and dataset.places is None and not rotations(dataset):
+        run.say("no sensor turns in training: no three channels differ by x, y and z alone; where "
+                'three are one sensor, say so by "places" in dataset.json')
 
     # ---- loop ----
     for step in run.steps():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import run
 from raw_files import write_small_own
 from untrained import small_dataset
 
@@ -206,3 +207,10 @@ def test_own_recordings_without_a_triaxial_sensor_are_trained_on_as_they_are(tmp
     examples = HarExamples(own, "train", PromptFormat(tokenizer, 512, 4096, text=()))
     examples.degrees = 20.0
     np.testing.assert_array_equal(window_of(examples, 0), own.window(examples[0].record))
+
+
+def test_training_says_where_no_sensor_turns(tmp_path):
+    write_small_own(tmp_path / "raw", n_recordings=1)
+    prepare("own", tmp_path / "raw", tmp_path / "data", say=lambda line: None)
+    options = ("--data", "data", "--align", "none", "--train-limit", 8, "--eval-limit", 4, "--test-limit", 4, "--epochs", 1)
+    assert 'say so by "places" in dataset.json' in run("train_har.py", *options, cwd=tmp_path)

@@ -30,6 +30,7 @@ def test_the_scripts_do_what_the_readme_says_when_a_person_starts_them(tmp_path)
     scores = {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"}
     assert scores <= results(tmp_path / "out/align").keys()
     out = torchrun("train_har.py", *SMALL, cwd=tmp_path)
+    assert "no sensor turns" not in out
     assert "macro f1" in out and out.rstrip().endswith("python evaluate.py --checkpoint out/har")
     source = results(tmp_path / "out/har")["provenance"]
     assert source["command"].startswith("torchrun --nproc_per_node 1 train_har.py --train-limit 48")
