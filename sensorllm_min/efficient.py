@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 # ---- decoding: a few rows times a large weight ----
 
 FEW_ROWS, LARGE_WEIGHT = 32, 1 << 18
+TALL = 1 << 14                          # rows of a weight that are timed in place of more
 
 
 def linear(x, weight):
@@ -33,7 +34,8 @@ def linear(x, weight):
     float32_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     if few_rows and float32_on_cpu and not training:
-        if halves_pay(n.bit_length(), *weight.shape, torch.get_num_threads()):
+        d_out, d_in = weight.shape
+        if halves_pay(n.bit_length(), min(d_out, TALL), d_in, torch.get_num_threads()):
             return in_halves(x, weight)
     return F.linear(x, weight)
 
@@ -50,7 +52,7 @@ def in_halves(x, weight):
 @cache
 def halves_pay(bits, d_out, d_in, n_threads):
     """Whether `in_halves` is clearly faster, for rows whose number has so many bits."""
-    x, weight = torch.ones(2 ** bits - 1, d_in), torch.ones(d_out, d_in)
+    x, weight = torch.ones(2 ** (bits - 1), d_in), torch.ones(d_out, d_in)
     best = {way: min(repeat(lambda: way(x, weight), number=1, repeat=5))
             for way in (F.linear, in_halves)}
     return best[in_halves] < 0.75 * best[F.linear]          # clearly: one run chooses as another

@@ -24,8 +24,6 @@ FIXED = ("data", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit"
          "dtype", "rotate", "fold", "betas")
 # What checkpoints from before these settings were trained with.
 BEFORE = {"rotate": 0.0, "fold": None, "betas": [0.9, 0.95]}
-
-
 LITTLE_MEMORY = 1e9                     # bytes; a run may grow to it, since holding it costs time
 
 
@@ -166,16 +164,16 @@ class Run:
         """Yields the remaining steps. On SIGTERM it finishes the current one, saves and raises."""
         self.began = self.started = self.logged = time.monotonic()    # not the samples before
         self.began -= self.progress["seconds"]
-        limit, growth, last = math.inf, 0.0, math.inf
+        limit, growth, last, largest = math.inf, 0.0, math.inf, 0.0
         for step in self.plan.starting_at(self.progress["step"]):
-            held = resident_memory()
             is_like_last = 0.9 < step.size / last < 1.1           # then it fits in what that freed
             needed = 0 if is_like_last else growth * step.size
-            if held + needed > limit:
+            if resident_memory() + needed > limit:
                 release_freed_memory()
-            last = step.size
+            held, last = resident_memory(), step.size
             yield step
-            if limit == math.inf:                                 # after the largest step
+            if step.size > largest:                               # the first, unless resumed
+                largest = step.size
                 peak = peak_memory(torch.device("cpu"))
                 growth = (peak - held) / step.size
                 limit = max(peak, LITTLE_MEMORY)

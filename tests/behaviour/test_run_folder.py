@@ -277,6 +277,18 @@ def test_what_a_run_costs_is_said_once_and_soon(recipe, tmp_path, monkeypatch, s
     assert "--train-limit" in said[-1] or hours < 24
 
 
+def released_before(run, monkeypatch, sizes, held, peaks, little=0):
+    """How often memory has been given back when each step of these sizes begins."""
+    released, held, peaks = [], iter(np.repeat(held, 2)), iter(peaks)         # held is asked for twice a step
+    steps = [replace(step_of(i), size=size) for i, size in enumerate(sizes)]
+    run.plan = SimpleNamespace(starting_at=lambda first: iter(steps))
+    monkeypatch.setattr(training, "resident_memory", lambda: next(held))
+    monkeypatch.setattr(training, "peak_memory", lambda device: next(peaks))
+    monkeypatch.setattr(training, "release_freed_memory", lambda: released.append(1))
+    monkeypatch.setattr(training, "LITTLE_MEMORY", little)
+    return [len(released) for step in run.steps()]
+
+
 @pytest.mark.parametrize("little,expected", [(0, [0, 0, 1, 1, 1, 2, 2, 2, 3]), (2000, [0] * 9)])
 def test_freed_memory_is_given_back_before_a_step_that_might_exceed_the_first(
         recipe, tmp_path, monkeypatch, little, expected):
@@ -285,16 +297,15 @@ def test_freed_memory_is_given_back_before_a_step_that_might_exceed_the_first(
     A step like the one before fits into what that has left, until more is held than the first took. A run with little
     memory may grow.
     """
-    released, held = [], iter([500, 990, 960, 490, 940, 510, 990, 940, 1010])
     sizes = [20.0, 20.0, 2.0, 20.0, 2.0, 20.0, 20.0, 2.0, 2.0]
-    steps = [replace(step_of(i), size=size) for i, size in enumerate(sizes)]
-    run = begin(recipe, tmp_path)
-    run.plan = SimpleNamespace(starting_at=lambda first: iter(steps))
-    monkeypatch.setattr(training, "resident_memory", lambda: next(held))
-    monkeypatch.setattr(training, "peak_memory", lambda device: 1000)
-    monkeypatch.setattr(training, "release_freed_memory", lambda: released.append(1))
-    monkeypatch.setattr(training, "LITTLE_MEMORY", little)
-    assert [len(released) for step in run.steps()] == expected
+    held = [500, 990, 960, 490, 940, 510, 990, 940, 1010]
+    assert released_before(begin(recipe, tmp_path), monkeypatch, sizes, held, [1000], little) == expected
+
+
+def test_a_resumed_run_learns_from_larger_steps_what_memory_it_takes(recipe, tmp_path, monkeypatch):
+    """It begins anywhere: the second step is larger, and 990 bytes are no more than that one took."""
+    sizes, held = [2.0, 20.0, 20.0, 2.0], [500, 500, 990, 940]
+    assert released_before(begin(recipe, tmp_path), monkeypatch, sizes, held, [550, 1000]) == [0, 1, 1, 1]
 
 
 def test_freed_memory_is_given_back_before_a_validation(recipe, tmp_path, monkeypatch):
