@@ -14,7 +14,7 @@ from sensorllm_min.cli import amount, count, run_script, seed, some_of
 from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA, read_llama_config
 from sensorllm_min.data.download import download
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
-from sensorllm_min.data.plots import draw_window
+from sensorllm_min.plots.figures import draw_window
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.recordings import READERS
@@ -22,8 +22,8 @@ from sensorllm_min.data.sensors import DATASETS, choose_dataset
 from sensorllm_min.data.texts import ANSWER_KINDS, window_trends_text
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import (
-    built_tokenizer, load_text_tokenizer, read_chat_template, train_backend)
-from sensorllm_min.training.hub import resolve_source
+    built_tokenizer, load_text_tokenizer, new_tokens, read_chat_template, train_backend)
+from sensorllm_min.hub import resolve_source
 
 
 def print_counts(meta):
@@ -48,11 +48,12 @@ def show(data, index, llm):
     if llm:
         directory = resolve_source(llm)
         tokenizer = load_text_tokenizer(
-            directory, read_llama_config(directory), channels,
-            template=read_chat_template(directory))
+            directory, read_llama_config(directory), new_tokens(channels),
+            read_chat_template(directory))
     else:
         size = TINY_LLAMA.vocab_size
-        tokenizer = built_tokenizer(train_backend(sample_texts(data), size), channels, size)
+        tokenizer = built_tokenizer(train_backend(sample_texts(data), size),
+                                    new_tokens(channels), size)
     prompts = PromptFormat(tokenizer, 10**9, 10**9)               # to look at: nothing is too long
     windows, pairs = HarExamples(data, "train", prompts), AlignExamples(data, "train", prompts)
     if index >= min(len(windows), len(pairs)):

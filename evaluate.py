@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from sensorllm_min.cli import amount, count, run_script, seed
-from sensorllm_min.data.examples import AlignExamples, HarExamples
+from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.sensors import dataset_of
 from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_window
 from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of)
@@ -30,7 +31,6 @@ from sensorllm_min.files import InputError, write_json, write_text
 from sensorllm_min.generate import Sampling
 from sensorllm_min.layers import use_backend
 from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
-from sensorllm_min.training.export import export
 from sensorllm_min.training.options import add_device_arguments, precision
 from sensorllm_min.training.processes import Processes, choose_device, warn_of_slow_bfloat16
 from sensorllm_min.training.provenance import command_line
@@ -47,15 +47,17 @@ def say(line):
 
 # ---- scoring ----
 
-def evaluate_align(args, loaded, data, processes, settings, out):
+def evaluate_align(args, run, data, processes, settings, out):
     """Describes windows; writes the truth and the answers as they come, then the scores."""
-    examples = AlignExamples(data, args.split, loaded.prompts, args.limit or 256, args.seed)
+    model, recipe, _ = run
+    prompts = PromptFormat.of(model, recipe)
+    examples = AlignExamples(data, args.split, prompts, args.limit or 256, args.seed)
     decoding = Decoding(args.batch_size, args.max_new_tokens, args.sampling)
 
     def described(positions):
         evenly = np.linspace(0, len(positions) - 1, args.show).astype(int)
         shown = {positions[i] for i in evenly if positions}
-        for i, text, ended in describe(loaded, examples, processes, decoding, positions, say):
+        for i, text, ended in describe(model, examples, processes, decoding, positions, say):
             record = examples[i].record
             if i in shown:
                 say(f"--- window {examples.index[i]}: {record['channel']}, "
@@ -68,7 +70,7 @@ def evaluate_align(args, loaded, data, processes, settings, out):
     evenly = np.linspace(0, len(records) - 1, min(6, len(records))).astype(int)
     picture = out / f"descriptions_{args.split}.png"
     draw_answers(picture, [records[i] for i in evenly], data, say)
-    guess = Guess(AlignExamples(data, "train", loaded.prompts))
+    guess = Guess(AlignExamples(data, "train", prompts))
     scores = score_trends(records, data, guess, say)
     table = scores_table(scores)
     path = out / f"scores_{args.split}.md"
@@ -80,19 +82,21 @@ def evaluate_align(args, loaded, data, processes, settings, out):
     return {"windows": len(records), **answers, **guessed, "groups": scores}
 
 
-def evaluate_har(args, loaded, data, processes, settings, out):
+def evaluate_har(args, run, data, processes, settings, out):
     """Classifies windows; prints the scores and the confusion matrix, and writes the report."""
-    examples = HarExamples(data, args.split, loaded.prompts, args.limit, args.seed)
+    model, recipe, progress = run
+    prompts = PromptFormat.of(model, recipe)
+    examples = HarExamples(data, args.split, prompts, args.limit, args.seed)
     decoding = Decoding(args.batch_size, args.max_new_tokens, args.sampling)
 
     def classified(positions):
-        return classify(loaded, examples, processes, decoding, positions)
+        return classify(model, examples, processes, decoding, positions)
 
     path = out / f"predictions_{args.split}.jsonl"
     records = write_as_they_come(path, settings, examples, classified, say, args.batch_size)
-    classes = loaded.recipe.classes
+    classes = recipe.classes
     confusion = confusion_of(records, len(classes))
-    if loaded.recipe.answer == "class":
+    if recipe.answer == "class":
         confusion = confusion[:, :-1]                             # a class head names a class
     by_subject = {}
     for record in sorted(records, key=lambda record: str(record["subject"])):
@@ -107,7 +111,8 @@ def evaluate_har(args, loaded, data, processes, settings, out):
     result = {"windows": len(records), **scores, "unparsable": unparsable, "intervals": intervals,
               "classes": classes, "confusion": confusion.tolist()}
     try:
-        write_report(out / f"report_{args.split}", records, result, args.split, loaded, data)
+        write_report(out / f"report_{args.split}", records, result, args.split,
+                     (recipe, progress, processes.device), data)
         say(f"wrote {out}/report_{args.split}.html and .md, with pictures and the windows it got "
             "most wrong")
     except ImportError:
@@ -124,9 +129,9 @@ def open_data(args, recipe):
     return data
 
 
-def score(args, loaded, path, processes, out):
+def score(args, run, path, processes, out):
     """Scores the checkpoint at `path` on a split and writes evaluation_SPLIT.json."""
-    recipe, progress = loaded.recipe, loaded.progress
+    _, recipe, progress = run
     data = open_data(args, recipe)
     best = progress["best"]                                       # None: not validated yet
     best = "none yet" if best is None else f"{best:.4f}"
@@ -142,30 +147,30 @@ def score(args, loaded, path, processes, out):
     result = out / f"evaluation_{args.split}.json"
     result.unlink(missing_ok=True)                                # if interrupted, there is none
     evaluate = evaluate_har if recipe.classes else evaluate_align
-    write_json(result, evaluate(args, loaded, data, processes, settings, out))
+    write_json(result, evaluate(args, run, data, processes, settings, out))
     say(f"wrote {result}\n")
 
 
 # ---- asking ----
 
-def ask(args, loaded, processes, out):
+def ask(args, run, processes, out):
     """Answers about one window: the question given, or those that a person types."""
-    recipe = loaded.recipe
+    model, recipe, _ = run
     if args.channel and recipe.stage == "har":
         raise InputError("--channel is for stage 1; stage 2 reads all channels")
     if args.ask and recipe.stage == "har":
         raise InputError("stage 2 answers one question, which activity it is; give --window or "
                          "--csv without --ask")
     if args.csv:
-        window = csv_window(args.csv, recipe.sensors, args.channel)
+        window = csv_window(args.csv, dataset_of(recipe), args.channel)
     else:
         data = open_data(args, recipe)
         window = prepared_window(data, recipe.stage, args.split, args.window or 0, args.channel)
-    loaded.prompts.check_length(window.samples, window.title)     # before a person types questions
-    draw(window, loaded.model.chronos, out, say)
+    PromptFormat.of(model, recipe).check_length(window.samples, window.title)     # before a person types questions
+    draw(window, model.chronos, out, say)
     question = args.ask or (None if recipe.stage == "align" else "Which activity is this?")
     decoding = Decoding(1, args.max_new_tokens or 400, args.sampling)
-    converse(loaded, window, question, processes, decoding, out)
+    converse(model, recipe, window, question, processes, decoding, out)
 
 
 def read_arguments():
@@ -205,18 +210,8 @@ def read_arguments():
              "ask about, in stage 2 a recording of any length, whose activities are written to "
              "FILE.predictions.csv and drawn in FILE.predictions.png")
     add("--channel", help="the channel to ask about (default: the window's own)")
-    add("--export", metavar="DIR",
-        help="write the model and a card into a folder to share, instead of scoring; `hf upload "
-             "NAME/MODEL DIR` puts it on the hub")
-    add("--source", nargs="+", default=[], metavar="NAME/MODEL@REV",
-        help="with --export: the hub ids of networks that are directories here, the LLM's before "
-             "the encoder's (default: as their files say)")
     add_device_arguments(parser)
     args = parser.parse_args()
-    if args.source and not args.export:
-        raise InputError("--source goes with --export")
-    if args.export and len(args.checkpoint or ()) != 1:
-        raise InputError("--export takes one --checkpoint")
     if args.csv and args.window is not None:
         raise InputError("--csv and --window are two windows; give one of them")
     if not 0 < args.top_p <= 1:
@@ -242,22 +237,19 @@ def main():
     warn_of_slow_bfloat16(processes)
     for checkpoint in checkpoints[:1] if asking else checkpoints:
         path = checkpoint_file(checkpoint)
-        loaded = load_checkpoint(path, args.llm, args.encoder, **precision(args.dtype))
+        run = load_checkpoint(path, args.llm, args.encoder, **precision(args.dtype))
         on_hub = not Path(checkpoint).exists()                    # then its folder is the cache
         out = Path("out", Path(checkpoint).name) if on_hub else path.parent
-        if args.export:
-            export(loaded, out, args.export, args.source, say)
-            say(f"wrote {args.export}: best.safetensors and README.md, the card")
-            continue
         out.mkdir(parents=True, exist_ok=True)
-        loaded.model.to(device).requires_grad_(False)
-        use_backend(loaded.model, args.attention)
-        if args.csv and loaded.recipe.classes and not (args.ask or args.channel):
-            predict_csv(args.csv, loaded, processes, args.batch_size, say)
+        model, recipe, _ = run
+        model.to(device).requires_grad_(False)
+        use_backend(model, args.attention)
+        if args.csv and recipe.classes and not (args.ask or args.channel):
+            predict_csv(args.csv, model, recipe, processes, args.batch_size, say)
         elif asking:
-            ask(args, loaded, processes, out)
+            ask(args, run, processes, out)
         else:
-            score(args, loaded, path, processes, out)
+            score(args, run, path, processes, out)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from sensorllm_min.cli import count, run_script
-from sensorllm_min.data.examples import AlignExamples
+from sensorllm_min.data.examples import AlignExamples, PromptFormat
 from sensorllm_min.evaluation.predict import (
     Decoding, describe, mean_loss, short_to_long, with_progress)
 from sensorllm_min.evaluation.trend_scores import (
     WIDTH, Guess, draw_answers, in_one_line, scores_of, trend_sums)
-from sensorllm_min.training.checkpoint import build_model
+from sensorllm_min.recipe import build_model
 from sensorllm_min.training.options import (
     PUBLIC, RunSettings, add_shared_arguments, check_out, default_parts, new_recipe,
     open_or_make_data, precision, set_up)
@@ -62,13 +62,14 @@ def main():
     check_out(settings, "align", processes)
 
     # ---- model: the parts of --train learn; the rest is frozen ----
-    loaded = build_model(new_recipe(settings, data, processes), **precision(settings.dtype))
-    model = loaded.model
+    recipe = new_recipe(settings, data, processes)
+    model = build_model(recipe, **precision(settings.dtype))
     set_up(model, settings)
     model.to(processes.device)
-    train = AlignExamples(data, "train", loaded.prompts, settings.train_limit, settings.seed)
-    val = AlignExamples(data, "val", loaded.prompts, settings.eval_limit, settings.seed)
-    test = AlignExamples(data, "test", loaded.prompts, settings.test_limit, settings.seed)
+    prompts = PromptFormat.of(model, recipe)
+    train = AlignExamples(data, "train", prompts, settings.train_limit, settings.seed)
+    val = AlignExamples(data, "val", prompts, settings.eval_limit, settings.seed)
+    test = AlignExamples(data, "test", prompts, settings.test_limit, settings.seed)
 
     n_pairs = DEMO_PAIRS if data.name == "demo" else BUILT_IN_PAIRS
     settings = settings.with_epochs(n_pairs, len(train), of_sample=1)
@@ -78,7 +79,7 @@ def main():
     if settings.encoder is None and "encoder" in settings.train and not settings.resume:
         seconds = warm_up(model, train, settings, processes)
     optimizer = new_optimizer(model, settings)
-    run = Run(settings, processes, loaded, optimizer, train)
+    run = Run(settings, processes, model, recipe, optimizer, train)
     run.progress["seconds"] += seconds                            # of the training, all in all
     mine = share(short_to_long(test), processes.world)[processes.rank]
     evenly = np.linspace(0, len(mine) - 1, min(3, len(mine))).astype(int)
@@ -86,7 +87,7 @@ def main():
     if processes.first and not settings.resume:                   # it shows examples of its share
         decoding = Decoding(32, max_new_tokens=64)                # the untrained model rambles
         alone = replace(processes, world=1)
-        untrained = describe(loaded, test, alone, decoding, mine[evenly])
+        untrained = describe(model, test, alone, decoding, mine[evenly])
         before = {i: text for i, text, _ in untrained}
 
     # ---- loop ----
@@ -101,7 +102,7 @@ def main():
     run.load_best()
     after = {}
     decoding = Decoding(32, settings.max_new_tokens)
-    answers = describe(loaded, test, processes, decoding, say=run.say)
+    answers = describe(model, test, processes, decoding, say=run.say)
     for i, text, ended in with_progress(answers, test, mine, run.say):
         after[i] = {"window": int(test.index[i]), **test[i].record, "generated": text,
                     "ended": ended}

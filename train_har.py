@@ -17,7 +17,7 @@ import torch
 
 from sensorllm_min.ablations import ABLATIONS
 from sensorllm_min.cli import amount, count, run_script, some_of
-from sensorllm_min.data.examples import HAR_ANSWERS, HarExamples
+from sensorllm_min.data.examples import HAR_ANSWERS, HarExamples, PromptFormat
 from sensorllm_min.data.sensors import rotations
 from sensorllm_min.data.texts import HAR_TEXTS
 from sensorllm_min.evaluation.class_scores import class_report, class_scores
@@ -25,8 +25,8 @@ from sensorllm_min.evaluation.compare import ROWS, plan_runs, score_majority, wr
 from sensorllm_min.evaluation.predict import score_classes
 from sensorllm_min.files import InputError, read_json
 from sensorllm_min.sensorllm import class_weights
-from sensorllm_min.training.checkpoint import (
-    build_model, checkpoint_file, fill_model, move_sources, read_checkpoint)
+from sensorllm_min.recipe import build_model, move_sources
+from sensorllm_min.training.checkpoint import checkpoint_file, fill_model, read_checkpoint
 from sensorllm_min.training.options import (
     PUBLIC, RunSettings, add_shared_arguments, check_out, default_parts, new_recipe,
     open_or_make_data, precision, set_up)
@@ -194,25 +194,22 @@ def train_once(settings, processes, data) -> dict:
 
     # ---- model: stage 1's with a class head; the parts of --train learn, the rest is frozen ----
     recipe = align or new_recipe(settings, data, processes)
-    last = Path(settings.out, "last.safetensors")
-    resumed = read_checkpoint(last)[0] if settings.resume else None
     random_llm = settings.ablate == "random-llm"
     recipe = replace(
         recipe, classes=data.dataset.classes, text=settings.text,
         channel_names=settings.channel_names, answer=settings.answer, ablation=settings.ablate,
         llm_seed=settings.seed if random_llm else None,
-        class_bos=resumed is not None and resumed.class_bos,      # a run goes on as it began
         trained=tuple(sorted({*recipe.trained, *settings.train})))
-    loaded = build_model(recipe, **precision(settings.dtype))
-    model = loaded.model
+    model = build_model(recipe, **precision(settings.dtype))
     if align:
         new_parts = ("head", "llm") if random_llm else ("head",)
         fill_model(model, align, tensors, settings.align, new_parts)
     set_up(model, settings)
-    train = HarExamples(data, "train", loaded.prompts, settings.train_limit, settings.seed)
-    val = HarExamples(data, "val", loaded.prompts, settings.eval_limit, settings.seed)
+    prompts = PromptFormat.of(model, recipe)
+    train = HarExamples(data, "train", prompts, settings.train_limit, settings.seed)
+    val = HarExamples(data, "val", prompts, settings.eval_limit, settings.seed)
     scored = "val" if settings.fold else "test"
-    test = HarExamples(data, scored, loaded.prompts, settings.test_limit, settings.seed)
+    test = HarExamples(data, scored, prompts, settings.test_limit, settings.seed)
     train.degrees = settings.rotate
     n_windows = DEMO_WINDOWS if data.name == "demo" else BUILT_IN_WINDOWS
     settings = settings.with_epochs(n_windows, len(train), of_sample=3)
@@ -222,7 +219,7 @@ def train_once(settings, processes, data) -> dict:
 
     # ---- optimizer and run ----
     optimizer = new_optimizer(model, settings)
-    run = Run(settings, processes, loaded, optimizer, train)
+    run = Run(settings, processes, model, recipe, optimizer, train)
     if align and not settings.resume:
         run.progress["provenance"]["stage_1"] = describe_align(settings.align)
     dataset = data.dataset
@@ -237,7 +234,7 @@ def train_once(settings, processes, data) -> dict:
         run.log_step(step, loss, norm, n_tokens)
         if run.is_evaluated(step):
             confusion, val_loss = score_classes(
-                loaded, val, processes, settings.batch_size, run.say)
+                model, val, processes, settings.batch_size, run.say)
             scores = class_scores(confusion)
             shown = {name: scores[name] for name in ("macro_f1", "accuracy")}
             run.log_evaluation(step, {"val_loss": val_loss, **shown}, "macro_f1",
@@ -245,7 +242,7 @@ def train_once(settings, processes, data) -> dict:
 
     # ---- what it learned: the best checkpoint on test subjects ----
     run.load_best()
-    confusion, _ = score_classes(loaded, test, processes, settings.batch_size, run.say)
+    confusion, _ = score_classes(model, test, processes, settings.batch_size, run.say)
     run.say("\n" + class_report(confusion, recipe.classes))
     scores = class_scores(confusion)
     del scores["per_class"]

@@ -1,37 +1,56 @@
-"""The chat template of a model: a program in Jinja, run in a sandbox as transformers runs it.
+"""Chat templates: programs in Jinja, run in a sandbox the way transformers runs them.
 
-It says how a dialogue becomes text better than any table of formats does: names of the roles,
-begin-of-text or none, what ends a turn. Templates that write a date get always the same one.
+A template writes a dialogue as the text that its model was trained on: the names of the roles,
+whether begin-of-text comes first, what ends a turn. Models without a template get one of the two
+below. Templates that write a date always get the same one.
 """
 import json
 from datetime import date
 
+from jinja2 import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from .files import InputError, brief, understanding
 
-DAY = date(2024, 7, 26)                 # the one that Llama 3.1's template falls back on
-SYSTEM, USER, ANSWER = "Be brief.", "What is it?", "It rises."    # a dialogue to look at
+HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+# The dialogue of Llama 3, for tokenizers that have HEADERS: the built-in one among them.
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n{{ message.content }}<|eot_id|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+# For all other tokenizers without a template.
+PLAIN = (
+    "{{ bos_token }}{{ messages[0].content }}\n\nResearcher: {{ messages[1].content }}\n\n"
+    "Assistant: {% if messages[2] %}{{ messages[2].content }}{{ eos_token }}{% endif %}")
+
+DAY = date(2024, 7, 26)                 # the date that Llama 3.1's template falls back on
+ADVICE = "; repair its chat_template.jinja (or the entry in tokenizer_config.json)"
+# A dialogue that shows what a template does.
+SYSTEM, USER, ANSWER = "Be brief.", "What is it?", "It rises."
+
+
+class Generation(Extension):
+    """{% generation %}, which marks the answer and writes nothing itself."""
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+
+def raise_exception(message):
+    raise TemplateError(message)
+
+
+def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)
 
 
 def environment():
     """The Jinja environment of transformers' chat templates."""
-    from jinja2 import TemplateError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %}, which marks the answer and writes nothing itself."""
-        tags = {"generation"}
-
-        def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(["name:endgeneration"], drop_needle=True)
-
-    def raise_exception(message):
-        raise TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, **options):
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
     jinja = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     jinja.filters["tojson"] = tojson
@@ -40,15 +59,16 @@ def environment():
 
 
 class ChatTemplate:
-    """tokens: {"bos_token": text, ...}, which a template may write; where: its model's directory.
+    """A chat template, ready to write dialogues.
 
-    A model without a system role, whose template refuses or drops that text, gets it in front of
-    the question. InputError where a template cannot be run or drops the question.
+    tokens: {"bos_token": text, ...}, which it may write; where: the model's directory, for
+    messages. If the template refuses or drops the system text, that text comes before the question.
+    Raises an InputError if the template cannot be run or drops the question.
     """
 
     def __init__(self, source, tokens, where):
         self.tokens, self.where = tokens, where
-        with understanding(where, "has a chat template that cannot be run", "; give --chat-format"):
+        with understanding(where, "has a chat template that cannot be run", ADVICE):
             self.template = environment().from_string(source)
         self.has_system = True
         try:
@@ -58,7 +78,7 @@ class ChatTemplate:
         self.example = self.prompt(SYSTEM, USER)                  # up to the answer
         if USER not in self.example or SYSTEM not in self.example:
             raise InputError(f"{where} has a chat template that drops the question "
-                             f"({brief(repr(self.example))}); give --chat-format")
+                             f"({brief(repr(self.example))}){ADVICE}")
 
     def render(self, system, user, *answer):
         turns = [("system", system), ("user", user)]
@@ -66,7 +86,7 @@ class ChatTemplate:
             turns = [("user", f"{system}\n\n{user}")]
         turns += [("assistant", text) for text in answer]
         messages = [{"role": role, "content": text} for role, text in turns]
-        with understanding(self.where, "has a chat template that fails", "; give --chat-format"):
+        with understanding(self.where, "has a chat template that fails", ADVICE):
             return self.template.render(messages=messages, tools=None, documents=None,
                                         add_generation_prompt=not answer, **self.tokens)
 
@@ -75,12 +95,12 @@ class ChatTemplate:
         return self.render(system, user)
 
     def answer(self, text) -> str:
-        """What the template writes beyond the prompt: the answer with all that follows it."""
+        """What the template writes after the prompt: the answer and everything that follows it."""
         whole = self.render(SYSTEM, USER, text)
         if whole.startswith(self.example):
             return whole[len(self.example):]
         start = whole.rfind(text)                                 # the prompt opens a thought, say
         if start < 0:
             raise InputError(f"{self.where} has a chat template that changes the answer "
-                             f"{brief(repr(text))}; give --chat-format")
+                             f"{brief(repr(text))}{ADVICE}")
         return whole[start:]

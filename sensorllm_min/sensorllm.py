@@ -50,6 +50,7 @@ class SensorLLM(nn.Module):
     def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
         super().__init__()
         self.encoder, self.chronos, self.llm = encoder, chronos, llm
+        self.tokenizer = tokenizer
         self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
         self.markers = tokenizer.markers                        # {start id: end id} of each channel
         d_model = llm.config.d_model

@@ -22,7 +22,13 @@ class PromptFormat:
     text: tuple = ("smry", "Q")         # stage 2: parts of texts.HAR_TEXTS after the sensors
     channel_names: bool = False         # stage 2: before each channel's start marker
     answer: str = "class"               # stage 2: of HAR_ANSWERS
-    class_bos: bool = False             # stage 2: begin-of-text before a class prompt, in any case
+
+    @classmethod
+    def of(cls, model, recipe):
+        """The prompts that a model reads. recipe: the Recipe that it was built from."""
+        return cls(model.tokenizer, recipe.chronos.context_length,
+                   recipe.llm_config.max_positions, recipe.text, recipe.channel_names,
+                   recipe.answer)
 
     def check_length(self, samples, title):
         """InputError, which names the window, where the encoder cannot take this many samples."""
@@ -125,8 +131,7 @@ def har_prompt(prompts, window, dataset):
         user += "\n" + har_text(window, dataset, prompts.text)
     tokenizer = prompts.tokenizer
     if prompts.answer == "class":
-        begins = prompts.class_bos or tokenizer.starts_with_bos
-        return [tokenizer.bos_id] * begins + tokenizer.encode(user)
+        return [tokenizer.bos_id] * tokenizer.starts_with_bos + tokenizer.encode(user)
     return tokenizer.chat(har_system_prompt(len(window), dataset), user)
 
 

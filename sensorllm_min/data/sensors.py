@@ -398,6 +398,11 @@ def own_description(name, dataset):
     return None if DATASETS.get(name) == dataset else asdict(dataset)
 
 
+def dataset_of(recipe):
+    """The DatasetInfo of a model's training data. recipe: a recipe.Recipe."""
+    return known_dataset(recipe.dataset, recipe.own_dataset, "the checkpoint's recipe")
+
+
 def known_dataset(name, description, where):
     """The DatasetInfo of an own_description, or of the table. InputError where there is neither."""
     if description is None:

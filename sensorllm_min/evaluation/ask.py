@@ -9,11 +9,11 @@ import torch
 
 from ..batch import IGNORED, Example, collate
 from ..data.claims import parse_activity, parse_segments
-from ..data.examples import align_prompt, har_prompt
+from ..data.examples import PromptFormat, align_prompt, har_prompt
 from ..data.logs import resample
 from ..data.own import read_log
-from ..data.plots import draw_descriptions, draw_window
-from ..data.sensors import DatasetInfo
+from ..plots.figures import draw_descriptions, draw_window
+from ..data.sensors import DatasetInfo, dataset_of
 from ..data.tables import csv_header
 from ..data.texts import window_trends_text
 from ..files import InputError, brief
@@ -97,30 +97,30 @@ def draw(window, chronos, folder, say):
         say(f"{shown}; no picture: matplotlib is not installed")
 
 
-def batch_of(window, question, loaded, device):
+def batch_of(window, question, model, recipe, device):
     """The prompt about a window as a batch of one. InputError where the LLM cannot take it."""
-    samples, dataset, prompts = window.samples, window.dataset, loaded.prompts
+    samples, dataset, prompts = window.samples, window.dataset, PromptFormat.of(model, recipe)
     prompts.check_length(samples, window.title)
-    if loaded.recipe.stage == "align":
-        question = loaded.tokenizer.as_text(question)
+    if recipe.stage == "align":
+        question = model.tokenizer.as_text(question)
         prompt = align_prompt(prompts, dataset.channels[0], len(samples), dataset.rate, question)
     else:
         prompt = har_prompt(prompts, samples, dataset)
     if len(prompt) >= prompts.max_positions:
         raise InputError(f"{window.title}: a prompt of {len(prompt)} tokens, the LLM takes "
                          f"{prompts.max_positions}")
-    tokens = [channel.token for channel in loaded.recipe.sensors.channels]
+    tokens = [channel.token for channel in dataset_of(recipe).channels]
     columns = tuple(tokens.index(channel.token) for channel in dataset.channels)
     example = Example(prompt, [], list(samples.T), IGNORED, {}, 0, columns)
-    for_generation = loaded.model.head is None
-    return collate([example], loaded.tokenizer.pad_id, for_generation).to(device)
+    for_generation = model.head is None
+    return collate([example], model.tokenizer.pad_id, for_generation).to(device)
 
 
 @torch.no_grad()
-def answer(loaded, window, question, processes, decoding, say) -> str:
+def answer(model, recipe, window, question, processes, decoding, say) -> str:
     """Answers about a window -> the whole text; `say` gets it in pieces, as it is generated."""
-    model, tokenizer, recipe = loaded.model, loaded.tokenizer, loaded.recipe
-    batch = batch_of(window, question, loaded, processes.device)
+    tokenizer = model.tokenizer
+    batch = batch_of(window, question, model, recipe, processes.device)
     with processes.autocast():
         if model.head is not None:
             probabilities = model.class_logits(batch)[0].float().softmax(-1)
@@ -129,7 +129,7 @@ def answer(loaded, window, question, processes, decoding, say) -> str:
             say(text)
             return text
         ids, text = [], ""
-        room = min(decoding.max_new_tokens, loaded.prompts.max_positions - batch.ids.shape[1])
+        room = min(decoding.max_new_tokens, recipe.llm_config.max_positions - batch.ids.shape[1])
         x = model.embed(batch)
         tokens = stream(model.llm, x, batch.mask, tokenizer.stop_ids, room, decoding.sampling)
         for _, token in tokens:
@@ -166,7 +166,7 @@ def draw_claim(window, text, folder, say):
     say(f"(drawn with the true trends in {path})")
 
 
-def converse(loaded, window, question, processes, decoding, folder):
+def converse(model, recipe, window, question, processes, decoding, folder):
     """Prints the answer to a question about a window, or to each that a person types.
 
     What an answer claims is drawn into the folder.
@@ -175,9 +175,9 @@ def converse(loaded, window, question, processes, decoding, folder):
     if question is None:
         print("ask about it; an empty line ends", flush=True)
     for asked in [question] if question else typed_questions():
-        text = answer(loaded, window, asked, processes, decoding, say)
+        text = answer(model, recipe, window, asked, processes, decoding, say)
         print()
-        if loaded.recipe.stage == "align":
+        if recipe.stage == "align":
             draw_claim(window, text, folder, print)
     if question and window.truth:
         print(f"\n(the dataset says:\n{window.truth})", flush=True)

@@ -10,6 +10,8 @@ from ..data.wording import QUESTIONS
 from ..files import InputError
 from ..generate import GREEDY
 from ..layers import use_backend
+from ..data.examples import PromptFormat
+from ..data.sensors import dataset_of
 from ..training.checkpoint import load_checkpoint
 from ..training.options import DTYPES, precision
 from ..training.processes import Processes, choose_device
@@ -23,20 +25,20 @@ class Model:
 
     stage    "align" (stage 1: `describe`, `ask`) or "har" (stage 2: `classify`)
     dataset  the DatasetInfo of its training data: rate (Hz), channels, classes, window (samples)
-    loaded   the model itself, its text tokenizer and recipe (training.checkpoint.Loaded)
+    model    the network itself (sensorllm.SensorLLM); recipe  what it is made of (recipe.Recipe)
 
     Samples are arrays (T, C) of real numbers: T samples at `dataset.rate`, a column for each of
     `dataset.channels`, in their order and units. Every method raises an InputError, in one line,
     for samples of another shape, what does not fit this stage, and what is too long.
     """
 
-    def __init__(self, loaded, processes):
-        self.loaded, self.processes = loaded, processes
-        self.stage, self.dataset = loaded.recipe.stage, loaded.recipe.sensors
+    def __init__(self, model, recipe, processes):
+        self.model, self.recipe, self.processes = model, recipe, processes
+        self.stage, self.dataset = recipe.stage, dataset_of(recipe)
 
     def __repr__(self):
         channels = ", ".join(channel.token for channel in self.dataset.channels)
-        return (f"<sensorllm_min model of stage {self.stage} on {self.loaded.recipe.dataset}: "
+        return (f"<sensorllm_min model of stage {self.stage} on {self.recipe.dataset}: "
                 f"{channels} at {self.dataset.rate:g} Hz>")
 
     def classify(self, samples, batch_size=16) -> list[Prediction]:
@@ -51,7 +53,7 @@ class Model:
         samples = self.checked(samples, may_miss=True)
         n, rate = len(samples), self.dataset.rate
         log = Log(samples, np.full(n, -1), np.arange(n) / rate, rate)
-        return list(classify_recording(self.loaded, log, Counter(), self.processes, batch_size))
+        return list(classify_recording(self.model, self.recipe, log, Counter(), self.processes, batch_size))
 
     def describe(self, samples, channel, max_new_tokens=400) -> str:
         """The trends of one channel of a window (T, C), in words. channel: its token, "x_acc"."""
@@ -69,7 +71,7 @@ class Model:
         series = self.checked(samples)[:, [self.dataset.channels.index(dataset.channels[0])]]
         window = Window(series, dataset, "samples", "samples", None)
         decoding = Decoding(1, max_new_tokens, sampling)
-        return answer(self.loaded, window, question, self.processes, decoding, lambda piece: None)
+        return answer(self.model, self.recipe, window, question, self.processes, decoding, lambda piece: None)
 
     @torch.no_grad()
     def features(self, samples, after="encoder"):
@@ -80,10 +82,10 @@ class Model:
         """
         if after not in ("encoder", "projector"):
             raise InputError(f"after={after!r}: give encoder or projector")
-        model, samples = self.loaded.model, self.checked(samples)
-        self.loaded.prompts.check_length(samples, "samples")
+        model, samples = self.model, self.checked(samples)
+        PromptFormat.of(model, self.recipe).check_length(samples, "samples")
         example = Example([0], [], list(samples.T), IGNORED, {})
-        batch = collate([example], self.loaded.tokenizer.pad_id).to(self.processes.device)
+        batch = collate([example], model.tokenizer.pad_id).to(self.processes.device)
         with self.processes.autocast():
             vectors = model.encode(batch)                         # (C * (T+1), D_enc)
             if after == "projector":
@@ -118,7 +120,7 @@ def load_model(source, llm, encoder, device, dtype) -> Model:
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: give {', '.join(DTYPES)}")
     device = choose_device(device)
-    loaded = load_checkpoint(source, llm, encoder, **precision(dtype))
-    loaded.model.to(device).requires_grad_(False)
-    use_backend(loaded.model, None)
-    return Model(loaded, Processes(0, 1, device, bf16=dtype != "float32"))
+    model, recipe, _ = load_checkpoint(source, llm, encoder, **precision(dtype))
+    model.to(device).requires_grad_(False)
+    use_backend(model, None)
+    return Model(model, recipe, Processes(0, 1, device, bf16=dtype != "float32"))

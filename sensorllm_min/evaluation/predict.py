@@ -68,13 +68,13 @@ def mean_loss(model, examples, processes, batch_size, say=lambda line: None) -> 
 
 
 @torch.no_grad()
-def describe(loaded, examples, processes, decoding=Decoding(), positions=None, say=None):
+def describe(model, examples, processes, decoding=Decoding(), positions=None, say=None):
     """Generates the answer to each example of this process's share, as long as the LLM can take.
 
     positions: the examples to answer, in this order; None: all of them, short ones first. Yields
     (position, text, whether the answer ended by itself). While a batch takes long, `say` is told.
     """
-    model, tokenizer = loaded.model, loaded.tokenizer
+    tokenizer = model.tokenizer
     longest = decoding.max_new_tokens
     if longest is None:                                           # seen in the longest records
         longest = max(len(examples[i].answer) for i in np.argsort(-examples.sizes)[:1000])
@@ -97,14 +97,12 @@ def describe(loaded, examples, processes, decoding=Decoding(), positions=None, s
 
 
 @torch.no_grad()
-def classify(loaded, examples, processes, decoding=Decoding(), positions=None):
+def classify(model, examples, processes, decoding=Decoding(), positions=None):
     """Yields a record for each window of this process's share: window, subject, label, predicted.
 
     A class head adds probabilities (n,) and the loss, its weighted cross entropy. An answer in
     words adds the generated text; predicted is None where it names no class.
     """
-    model = loaded.model
-
     def record_of(i, **found):
         record = examples[i].record
         return {"window": int(examples.index[i]), "subject": record["subject"],
@@ -112,7 +110,7 @@ def classify(loaded, examples, processes, decoding=Decoding(), positions=None):
 
     if model.head is None:
         classes = examples.data.dataset.classes
-        for i, text, _ in describe(loaded, examples, processes, decoding, positions):
+        for i, text, _ in describe(model, examples, processes, decoding, positions):
             yield record_of(i, predicted=parse_activity(text, classes), generated=text)
         return
     for positions, batch in batches_of(examples, processes, decoding.batch_size, positions):
@@ -125,10 +123,9 @@ def classify(loaded, examples, processes, decoding=Decoding(), positions=None):
             yield record_of(i, predicted=predicted, probabilities=probabilities, loss=loss)
 
 
-def score_classes(loaded, examples, processes, batch_size, say):
+def score_classes(model, examples, processes, batch_size, say):
     """Over all examples: the confusion matrix of `confusion_of`, and the mean loss."""
-    model = loaded.model
-    classified = classify(loaded, examples, processes, Decoding(batch_size))
+    classified = classify(model, examples, processes, Decoding(batch_size))
     mine = share(short_to_long(examples), processes.world)[processes.rank]
     records = list(with_progress(classified, examples, mine, say))
     n = len(examples.data.dataset.classes)

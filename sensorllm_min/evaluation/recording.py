@@ -11,11 +11,12 @@ import torch
 
 from ..batch import IGNORED, Example, collate
 from ..data.claims import parse_activity
-from ..data.examples import har_prompt
+from ..data.examples import PromptFormat, har_prompt
 from ..data.logs import resample, runs, split_at_gaps
 from ..data.own import Log, read_log
-from ..data.plots import draw_recording
+from ..plots.figures import draw_recording
 from ..data.prepare import strided_windows
+from ..data.sensors import dataset_of
 from ..data.tables import csv_header
 from ..files import InputError, write_text
 from ..generate import generate
@@ -49,12 +50,12 @@ def slide_windows(log, dataset, counts):
 
 
 @torch.no_grad()
-def classify_recording(loaded, log, counts, processes, batch_size=16):
+def classify_recording(model, recipe, log, counts, processes, batch_size=16):
     """A Log -> yields a Prediction for each window, in order.
 
     InputError where not one whole window is without a gap.
     """
-    dataset, prompts = loaded.recipe.sensors, loaded.prompts
+    dataset, prompts = dataset_of(recipe), PromptFormat.of(model, recipe)
     windows = list(slide_windows(log, dataset, counts))
     if not windows:
         raise InputError(f"{len(log.samples)} samples hold no window: {dataset.n_window} samples "
@@ -68,14 +69,14 @@ def classify_recording(loaded, log, counts, processes, batch_size=16):
         if longest >= prompts.max_positions:
             raise InputError(f"a window makes a prompt of {longest} tokens, the LLM takes "
                              f"{prompts.max_positions}")
-        found = name_activities(loaded, examples, processes)
+        found = name_activities(model, recipe, examples, processes)
         for (start, window), (activity, probabilities) in zip(some, found):
             yield Prediction(start, start + len(window) / dataset.rate, activity, probabilities)
 
 
-def name_activities(loaded, examples, processes):
+def name_activities(model, recipe, examples, processes):
     """Examples of one batch -> [(activity, {activity: probability})], one for each."""
-    model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.recipe.classes
+    tokenizer, classes = model.tokenizer, recipe.classes
     in_words = model.head is None
     batch = collate(examples, tokenizer.pad_id, for_generation=in_words).to(processes.device)
     with processes.autocast():
@@ -83,7 +84,7 @@ def name_activities(loaded, examples, processes):
             chances = model.class_logits(batch).float().softmax(-1)               # (B, n_classes)
             return [(classes[int(np.argmax(row))], dict(zip(classes, row)))
                     for row in chances.tolist()]
-        room = min(400, loaded.prompts.max_positions - batch.ids.shape[1])
+        room = min(400, recipe.llm_config.max_positions - batch.ids.shape[1])
         answers = generate(model.llm, model.embed(batch), batch.mask, tokenizer.stop_ids, room)
     labels = [parse_activity(tokenizer.decode(answer), classes) for answer in answers]
     return [(None if label is None else classes[label], None) for label in labels]
@@ -130,11 +131,11 @@ def read_recording(path, dataset, counts) -> Log:
     return read_log(path, labelled, counts)
 
 
-def predict_csv(path, loaded, processes, batch_size, say):
+def predict_csv(path, model, recipe, processes, batch_size, say):
     """Writes PATH.predictions.csv, a line for each window, and draws PATH.predictions.png."""
-    dataset, counts = loaded.recipe.sensors, Counter()
+    dataset, counts = dataset_of(recipe), Counter()
     log = read_recording(path, dataset, counts)
-    predictions = list(classify_recording(loaded, log, counts, processes, batch_size))
+    predictions = list(classify_recording(model, recipe, log, counts, processes, batch_size))
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("start", "end", "activity", "probability"))

@@ -3,7 +3,7 @@ import base64
 import html
 from pathlib import Path
 
-from ..data.plots import draw_class_bars, draw_confusion, draw_signals
+from ..plots.figures import draw_class_bars, draw_confusion, draw_signals
 from ..files import markdown_table, write_text
 from ..training.provenance import provenance
 
@@ -122,10 +122,8 @@ def describe_source(source):
     return [(what, value) for what, value in rows if value]
 
 
-def describe_run(loaded, data, split):
+def describe_run(recipe, progress, device, data, split):
     """Settings, data, and how to reproduce the scores: {heading: [(what, value), ...]}."""
-    device = next(loaded.model.parameters()).device
-    recipe, progress = loaded.recipe, loaded.progress
     dataset, meta = data.dataset, data.meta
     subjects = [subject for subject, counts in meta["subjects"].items() if counts["split"] == split]
     settings = [(name.replace("_", " "), value) for name, value in progress["settings"].items()
@@ -153,13 +151,14 @@ def describe_run(loaded, data, split):
     return {heading: rows for heading, rows in sections.items() if rows}
 
 
-def write_report(path, records, scores, split, loaded, data):
+def write_report(path, records, scores, split, run, data):
     """Writes PATH.html and PATH.md.
 
     records: of predict.classify. scores: those of class_scores, and with them the "confusion"
     matrix, the "intervals" of bootstrap_intervals, and how many answers are "unparsable".
     """
-    recipe, classes = loaded.recipe, loaded.recipe.classes
+    recipe, progress, device = run
+    classes = recipe.classes
     n_subjects = len({record["subject"] for record in records})
     people = "unseen people" if data.dataset.split is None else "people who were trained on"
     title = (f"{recipe.dataset}: macro F1 {scores['macro_f1']:.3f} on {len(records)} windows of "
@@ -173,7 +172,7 @@ def write_report(path, records, scores, split, loaded, data):
     if recipe.answer != "class":
         note += (f"{scores['unparsable']} of {len(records)} answers name no class; they count as "
                  "wrong.")
-    sections = describe_run(loaded, data, split)
+    sections = describe_run(recipe, progress, device, data, split)
     score_table = score_table_of(scores)
     class_table = class_table_of(scores["per_class"], classes)
 

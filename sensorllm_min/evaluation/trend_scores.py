@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 
 from ..data.claims import Claims, in_samples, parse_claims, parse_segments
-from ..data.plots import draw_descriptions
+from ..plots.figures import draw_descriptions
 from ..data.texts import trend_line, trend_segments
 from ..data.wording import DIRECTIONS
 from ..files import markdown_table

@@ -16,10 +16,11 @@ from ..efficient import compile_blocks
 from ..files import InputError, locked, write_text
 from ..layers import use_backend
 from ..sensorllm import PARTS
-from ..text_tokenizer import CHAT_FORMATS, new_tokens, read_chat_template, train_backend
-from .checkpoint import Recipe, read_checkpoint
-from .fingerprint import fingerprint
-from .hub import pin_revision, resolve_source
+from ..fingerprint import fingerprint
+from ..hub import pin_revision, resolve_source
+from ..recipe import Recipe
+from ..text_tokenizer import new_tokens, read_chat_template, train_backend
+from .checkpoint import read_checkpoint
 
 DTYPES = ("float32", "bfloat16", "int8")
 # The paper's settings, for public weights, where an option is not given.
@@ -36,7 +37,6 @@ class RunSettings:
     seed: int
     llm: str | None                     # directory or hub id; None: tiny, trained from scratch
     encoder: str | None                 # the same
-    chat_format: str | None
     projector: tuple | None             # hidden widths
     scaling: str | None
     levels: bool | None
@@ -144,8 +144,6 @@ def add_shared_arguments(parser, built_in, test_limit):
         help="prepared dataset (default data/demo, which is made if it is missing)")
     add("--llm", help="LLaMA-family directory or hub id (default: tiny, trained from scratch)")
     add("--encoder", help="Chronos T5 directory or hub id (default: tiny, trained from scratch)")
-    add("--chat-format", choices=CHAT_FORMATS,
-        help="how a dialogue is written (default: as the LLM's chat template says)")
     add("--projector", type=widths,
         help=f"hidden widths of the projector, joined by ',' {default('projector')}")
     add("--scaling", choices=SCALINGS,
@@ -230,17 +228,11 @@ def new_recipe(settings, data, processes) -> Recipe:
     last = Path(settings.out, "last.safetensors")
     old = read_checkpoint(last)[0] if settings.resume else None
     llm, llm_fingerprint, tokenizer_json = TINY_LLAMA, None, None
-    chat_format, template = settings.chat_format, None
+    template = None
     if settings.llm:
         directory = resolve_source(settings.llm)
         llm, llm_fingerprint = read_llama_config(directory), fingerprint(directory)
-        if chat_format is None and old:
-            chat_format, template = old.chat_format, old.chat_template
-        elif chat_format is None:
-            template = read_chat_template(directory)
-    elif chat_format:
-        raise InputError(f"--chat-format {chat_format} is for an LLM of --llm; the built-in one "
-                         "knows only its own")
+        template = old.chat_template if old else read_chat_template(directory)
     elif old and old.llm:
         raise InputError(f"{last} was trained with --llm {old.llm}; --resume needs it again")
     elif old:
@@ -261,8 +253,7 @@ def new_recipe(settings, data, processes) -> Recipe:
         dataset=data.name, own_dataset=data.meta.get("row"),
         added_tokens=tuple(new_tokens(data.dataset.channels)),
         scaling=settings.scaling, projector=settings.projector, trained=settings.train,
-        tokenizer_json=tokenizer_json, chat_format=chat_format, chat_template=template,
-        class_bos=old is not None and old.class_bos,
+        tokenizer_json=tokenizer_json, chat_template=template,
         llm=pin_revision(settings.llm), llm_config=llm, llm_fingerprint=llm_fingerprint,
         encoder=pin_revision(settings.encoder), encoder_config=encoder,
         encoder_fingerprint=encoder_fingerprint, chronos=chronos,

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from ..cli import Stopped
-from ..data.plots import draw_curves
+from ..data.sensors import dataset_of
 from ..files import InputError, understanding, write_json, write_text
-from .checkpoint import Loaded, fill_model, fill_optimizer, read_checkpoint, save_checkpoint
+from ..plots.figures import draw_curves
+from .checkpoint import fill_model, fill_optimizer, read_checkpoint, save_checkpoint
 from .processes import distributed
 from .provenance import provenance
 from .step import Steps
@@ -22,8 +23,6 @@ from .step import Steps
 # What a resumed run must share with the run that it continues.
 FIXED = ("data", "epochs", "lr", "warmup", "weight_decay", "seed", "train_limit", "eval_limit",
          "dtype", "rotate", "fold", "betas")
-# What checkpoints from before these settings were trained with.
-BEFORE = {"rotate": 0.0, "fold": None, "betas": [0.9, 0.95]}
 LITTLE_MEMORY = 1e9                     # bytes; a run may grow to it, since holding it costs time
 
 
@@ -82,17 +81,17 @@ class Run:
     its step, the seconds, and the settings that a resumed run must share.
     """
 
-    def __init__(self, settings, processes, loaded: Loaded, optimizer, train):
+    def __init__(self, settings, processes, model, recipe, optimizer, train):
         self.settings, self.out, self.processes = settings, Path(settings.out), processes
-        self.model, self.recipe, self.optimizer = loaded.model, loaded.recipe, optimizer
-        self.plan = Steps(train, settings, processes, loaded.tokenizer.pad_id)
+        self.model, self.recipe, self.optimizer = model, recipe, optimizer
+        self.plan = Steps(train, settings, processes, model.tokenizer.pad_id)
         self.eval_every = settings.eval_every or math.ceil(self.plan.count / 8)
         self.began = self.started = self.logged = self.stepped = time.monotonic()
         self.size, self.announced = 0, False                      # of the steps since `started`
         self.tokens, self.losses = 0, []                          # since the last printed line
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained_parameters = sum(parameter.numel() for parameter in trained)
-        fixed = {name: getattr(settings, name, BEFORE.get(name)) for name in FIXED}
+        fixed = {name: getattr(settings, name, None) for name in FIXED}
         for name in ("fold", "betas"):                            # as JSON gives them back
             fixed[name] = fixed[name] and list(fixed[name])
         source = provenance(processes.device, processes.world) | {"trained": list(settings.train)}
@@ -115,11 +114,10 @@ class Run:
         self.asked_to_stop = False
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
         self.wrapped = distributed(self.model, processes)
-        self.say(f"LLM {self.recipe.llm or 'built-in'} (chat format "
-                 f"{loaded.tokenizer.chat_format}), encoder {self.recipe.encoder or 'built-in'}")
-        if self.recipe.llm and not (self.recipe.chat_template or self.recipe.chat_format):
-            self.say(f"{self.recipe.llm} has no chat template (in tokenizer_config.json); the chat "
-                     "format is a guess, choose the right one with --chat-format")
+        self.say(f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}")
+        if recipe.llm and not recipe.chat_template:
+            self.say(f"{recipe.llm} has no chat template (chat_template.jinja or an entry in "
+                     "tokenizer_config.json): dialogues are written in a plain format")
         n = "1 process" if processes.world == 1 else f"{processes.world} processes"
         size = f"{self.plan.size} ({n} x {settings.batch_size} x {settings.accumulate})"
         self.say(f"{train.data.name}: {len(train)} training {train.called}, {self.plan.count} "
@@ -131,7 +129,7 @@ class Run:
         path = self.out / "last.safetensors"
         recipe, progress, tensors = read_checkpoint(path)
         for key, value in self.progress["settings"].items():
-            before = progress["settings"].get(key, BEFORE.get(key))
+            before = progress["settings"].get(key)
             if before != value:
                 raise InputError(f"{path} was trained with {key} {before}, this run has {value}; "
                                  "--resume needs the same settings")
@@ -278,7 +276,7 @@ class Run:
         """Writes results.json and curves.png -> the results."""
         seconds = round(time.monotonic() - self.began, 1)
         results |= {"seconds": seconds, "trained_parameters": self.trained_parameters,
-                    "held_out": self.recipe.sensors.held_out,
+                    "held_out": dataset_of(self.recipe).held_out,
                     "provenance": self.progress.get("provenance")}
         if self.processes.first:
             try:

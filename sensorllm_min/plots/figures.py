@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from ..files import write_bytes
-from .texts import trend_line, trend_segments
-from .wording import FALLING, RISING, STEADY
+from ..data.texts import trend_line, trend_segments
+from ..data.wording import FALLING, RISING, STEADY
 
 RED, BLUE, ORANGE = "#c0392b", "#2471a3", "#f5b041"               # also for the colour-blind
 COLOURS = {RISING: RED, FALLING: BLUE, STEADY: "#7f8c8d"}

@@ -8,7 +8,7 @@ import functools
 import re
 from pathlib import Path
 
-from ..files import InputError, brief, read_json
+from .files import InputError, brief
 
 FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model",
          "added_tokens.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors",
@@ -65,18 +65,3 @@ def pin_revision(source):
         return str(Path(source).resolve())
     commit = Path(resolve_source(source)).name                    # .../snapshots/COMMIT
     return f"{match[1]}@{commit}"
-
-
-def hub_id_of(directory):
-    """The hub id of a directory, if its path or its config.json says it, else None.
-
-    A model in huggingface_hub's cache is at .../models--NAME--MODEL/snapshots/COMMIT; transformers
-    notes in a model that it saves from where it was loaded.
-    """
-    path = Path(directory).as_posix()
-    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/(\w+)$", path)
-    if cached:
-        return f"{cached[1]}/{cached[2]}@{cached[3]}"
-    path = Path(directory, "config.json")
-    noted = str(read_json(path).get("_name_or_path")) if path.exists() else ""
-    return noted if HUB_ID.fullmatch(noted) else None

@@ -1,15 +1,12 @@
 """Whether a directory holds the network that a checkpoint was trained with, whoever saved it."""
 import hashlib
-import os
 import re
-from pathlib import Path
 
-import tokenizers
 import torch
 
-from ..config import read_chronos_configs, read_llama_config, read_model_config
-from ..text_tokenizer import declared_tokens, load_backend
-from ..weights import LLAMA_NAMES, T5_NAMES, open_safetensors, safetensors_files
+from .config import read_chronos_configs, read_llama_config, read_model_config
+from .text_tokenizer import declared_token, load_backend
+from .weights import LLAMA_NAMES, T5_NAMES, open_safetensors, safetensors_files
 
 SAMPLES = 16                                                      # numbers read of each tensor
 # What tokenizers cut differently: digits, signs, lines, a chat's header, other scripts.
@@ -31,13 +28,9 @@ def fingerprint(directory):
     digest = hashlib.sha256(config.encode())
     digest.update(b"".join(sorted(tensor_samples(directory))))
     if read_config is read_llama_config:
-        tokens = declared_tokens(directory)
-        backend = load_backend(directory)
-        if isinstance(backend, tokenizers.Tokenizer):
-            ids = backend.encode(PROBE, add_special_tokens=False).ids
-        else:
-            ids = backend.encode(PROBE)
-        digest.update(repr((ids, tokens.get("bos_token"), tokens.get("eos_token"))).encode())
+        ids = load_backend(directory).encode(PROBE)
+        ends = [declared_token(directory, key) for key in ("bos_token", "eos_token")]
+        digest.update(repr((ids, *ends)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -54,24 +47,3 @@ def tensor_samples(directory):
                     numbers = tensor.flatten()[index.long()].double().numpy()
                     samples.add(repr(tuple(tensor.shape)).encode() + numbers.tobytes())
     return samples
-
-
-def fingerprint_of_files(directory):
-    """The hash that earlier checkpoints hold: config, tokenizer, 16 blocks of each weight file."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
-        path = Path(directory) / name
-        digest.update(f"{name} ".encode() + (path.read_bytes() if path.exists() else b""))
-    for path in safetensors_files(directory):
-        with open(path, "rb") as file:
-            size = os.path.getsize(path)
-            digest.update(f"{path.name} {size}".encode())
-            for block in range(16):
-                file.seek(max(0, size - 4096) * block // 15)
-                digest.update(file.read(4096))
-    return digest.hexdigest()[:16]
-
-
-def is_same_network(directory, known):
-    """Whether a directory's network has the known fingerprint, of this kind or the earlier one."""
-    return fingerprint(directory) == known or fingerprint_of_files(directory) == known

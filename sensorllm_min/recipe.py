@@ -1,0 +1,139 @@
+"""What a model is made of (its recipe), and the model made from it."""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tokenizers
+import torch
+
+from .ablations import ABLATIONS
+from .chronos_tokenizer import ChronosTokenizer
+from .config import ChronosConfig, LlamaConfig, RopeScaling, T5Config
+from .efficient import quantize
+from .files import InputError, understanding
+from .fingerprint import fingerprint
+from .hub import HUB_ID, pin_revision, resolve_source
+from .llama import Llama
+from .sensorllm import SensorLLM
+from .t5_encoder import T5Encoder
+from .text_tokenizer import built_tokenizer, load_text_tokenizer
+from .weights import load_llama, load_t5_encoder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything needed to build the model, except the trained tensors."""
+    dataset: str
+    added_tokens: tuple[str, ...]       # special tokens, see text_tokenizer.new_tokens
+    scaling: str                        # one of chronos_tokenizer.SCALINGS
+    projector: tuple[int, ...]          # hidden widths
+    llm: str | None                     # directory or hub id with commit; None: built-in size
+    llm_fingerprint: str | None
+    llm_config: LlamaConfig
+    encoder: str | None                 # likewise
+    encoder_fingerprint: str | None
+    encoder_config: T5Config
+    chronos: ChronosConfig
+    tokenizer_json: str | None          # of the built-in LLM; a public LLM brings its own
+    classes: tuple[str, ...] = ()       # empty in stage 1
+    text: tuple[str, ...] = ()          # parts of the stage-2 text
+    channel_names: bool = False         # whether the stage-2 prompt names each channel
+    answer: str = "class"               # in stage 2, one of examples.HAR_ANSWERS
+    ablation: str | None = None         # one of ablations.ABLATIONS
+    llm_seed: int | None = None         # seeds an LLM of random weights (an ablation)
+    trained: tuple[str, ...] = ()       # parts trained so far, in either stage
+    chat_template: str | None = None    # Jinja source; None: chosen by the tokenizer's tokens
+    own_dataset: dict | None = None     # the DatasetInfo if it is not in the table of datasets
+    levels: tuple[tuple[float, ...], ...] | None = None       # mean and deviation of each channel
+
+    @property
+    def stage(self):
+        return "har" if self.classes else "align"
+
+    @property
+    def n_classes(self):
+        """The width of the class head; None without one."""
+        return len(self.classes) if self.classes and self.answer == "class" else None
+
+    @property
+    def saved_parts(self):
+        """The parts of the model that a checkpoint holds."""
+        scratch = [part for part in ("llm", "encoder") if getattr(self, part) is None]
+        return {"projector", "tokens", "head", *self.trained, *scratch}
+
+    @classmethod
+    def from_json(cls, raw):
+        """The recipe that `dataclasses.asdict` and JSON made `raw` from."""
+        fields = {key: tuple(value) if isinstance(value, list) else value
+                  for key, value in raw.items()}
+        llm = fields["llm_config"]
+        llm["eos_ids"] = tuple(llm["eos_ids"])
+        if llm["rope_scaling"]:
+            llm["rope_scaling"] = RopeScaling(**llm["rope_scaling"])
+        fields["llm_config"] = LlamaConfig(**llm)
+        fields["encoder_config"] = T5Config(**fields["encoder_config"])
+        fields["chronos"] = ChronosConfig(**fields["chronos"])
+        if fields["levels"] is not None:
+            fields["levels"] = tuple(map(tuple, fields["levels"]))
+        return cls(**fields)
+
+
+def build_model(recipe, dtype=torch.float32, int8=False) -> SensorLLM:
+    """Builds the model of a recipe.
+
+    Networks without pretrained weights are initialised at random, so seed torch first. dtype: that
+    of pretrained weights; int8: keeps the matrices of a frozen LLM in int8. Raises an InputError if
+    a source is missing or holds other weights than those of the recipe.
+    """
+    if int8 and "llm" in recipe.saved_parts:
+        raise InputError("--dtype int8 is for a pretrained --llm that stays frozen; this one is "
+                         "trained")
+    check_source("--llm", recipe.llm, recipe.llm_fingerprint)
+    check_source("--encoder", recipe.encoder, recipe.encoder_fingerprint)
+    if recipe.encoder is None:
+        encoder = T5Encoder(recipe.encoder_config)
+        centers = ChronosTokenizer(recipe.chronos).centers
+        encoder.init_from_scratch(centers, recipe.chronos.n_special_tokens)
+    else:
+        encoder, _ = load_t5_encoder(resolve_source(recipe.encoder), dtype)
+    if recipe.llm is None:
+        llm = Llama(recipe.llm_config)
+        llm.init_from_scratch()
+        with understanding("the tokenizer in the checkpoint's recipe"):
+            backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
+        tokenizer = built_tokenizer(backend, recipe.added_tokens, recipe.llm_config.vocab_size)
+    else:
+        directory = resolve_source(recipe.llm)
+        llm = load_llama(directory, dtype)
+        tokenizer = load_text_tokenizer(
+            directory, llm.config, recipe.added_tokens, recipe.chat_template)
+    if recipe.llm_seed is not None:                               # the ablation random-llm
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.llm_seed)
+            llm = Llama(recipe.llm_config).to(dtype)
+            llm.init_from_scratch()
+    if int8:
+        quantize(llm)
+    chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)
+    model_class = ABLATIONS[recipe.ablation][0] if recipe.ablation else SensorLLM
+    return model_class(encoder, chronos, llm, tokenizer, recipe.projector, recipe.n_classes)
+
+
+def check_source(option, source, known):
+    """Raises an InputError unless a source is None, or present with the known fingerprint."""
+    if source is None:
+        return
+    if not Path(source).is_dir() and not HUB_ID.fullmatch(source):
+        raise InputError(f"{source} no longer exists; give its new location with {option}")
+    if fingerprint(resolve_source(source)) != known:
+        raise InputError(f"{source} does not hold the weights that the checkpoint was trained "
+                         f"with; give the right directory with {option}")
+
+
+def move_sources(recipe, llm=None, encoder=None):
+    """The recipe with other sources; raises an InputError if it has none to replace."""
+    for option, new, old in (("--llm", llm, recipe.llm), ("--encoder", encoder, recipe.encoder)):
+        if new is not None and old is None:
+            raise InputError(f"{option} {new}: the checkpoint holds its own, trained from scratch; "
+                             f"leave {option} out")
+    return replace(recipe, llm=pin_revision(llm) or recipe.llm,
+                   encoder=pin_revision(encoder) or recipe.encoder)
