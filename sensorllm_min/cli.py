@@ -1,9 +1,11 @@
-"""What every script does around its main: mistakes in one line, exit codes, numbers as options."""
+"""What every script does around its main: options from a dataclass, mistakes in one line."""
+import argparse
 import math
 import os
 import signal
 import sys
 import time
+from dataclasses import field, fields
 from pathlib import Path
 
 import torch.distributed as dist
@@ -55,7 +57,32 @@ def run_script(main):
     sys.exit(code)
 
 
-# ---- argparse types: a ValueError becomes one line and exit code 2 ----
+# ---- options: the fields of a frozen dataclass ----
+
+def option(default, help, **settings):
+    """A field of a settings dataclass with the help text and further arguments of argparse.
+
+    A default of False makes a flag; any default but None is named in the help.
+    """
+    if default is False:
+        settings["action"] = "store_true"
+    elif default is not None:
+        help = f"{help} (default {default})"
+    return field(default=default, metadata={"help": help, **settings})
+
+
+def read_settings(settings_class, description):
+    """The command line as an object of the dataclass: an option --some-name for each `option`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for one in fields(settings_class):
+        if one.metadata:
+            name = "--" + one.name.replace("_", "-")
+            parser.add_argument(name, default=one.default, **one.metadata)
+    return settings_class(**vars(parser.parse_args()))
+
+
+# ---- types of options: a ValueError becomes one line and exit code 2 ----
 
 def count(text):
     """A whole number of at least 1."""
