@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from .batch import IGNORED
-from .efficient import Packing, fused_cross_entropy
 
 PARTS = ("encoder", "llm", "projector", "tokens", "head")         # what can be trained, or frozen
 
@@ -77,15 +76,17 @@ class SensorLLM(nn.Module):
         x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
         targets = F.pad(batch.targets[:, 1:], (0, 1), value=IGNORED)  # token t predicts token t + 1
         in_answer = targets != IGNORED                            # (B, T)
-        hidden = self.llm(x, packing=Packing(batch.mask, in_answer))    # decode: (answer tokens, D)
-        loss = fused_cross_entropy(hidden, self.llm.head_weight, targets[in_answer])      # score
+        hidden = self.llm(x, wanted=in_answer)                    # decode: (answer tokens, D)
+        loss = F.linear_cross_entropy(                            # score
+            hidden, self.llm.head_weight, targets[in_answer], reduction="sum",
+            options=nn.LinearCrossEntropyOptions())               # never holds all the logits
         return loss, in_answer.sum()
 
     def class_logits(self, batch):
         """The score of each activity, (B, n_classes), from the last real token's hidden state."""
         x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
-        is_last = F.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()            # (B, T)
-        hidden = self.llm(x, packing=Packing(batch.mask, is_last))        # decode: (B, D)
+        is_last = F.one_hot(batch.mask.sum(1) - 1, x.shape[1]).bool()     # (B, T)
+        hidden = self.llm(x, wanted=is_last)                      # decode: (B, D)
         return self.head(hidden.to(self.special_embeddings.dtype))        # score
 
     def embed(self, batch):

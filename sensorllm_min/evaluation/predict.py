@@ -81,7 +81,7 @@ def describe(model, examples, processes, decoding=Decoding(), positions=None, sa
     batches = batches_of(examples, processes, decoding.batch_size, positions, for_generation=True)
     for positions, batch in batches:
         room = min(longest, examples.prompts.max_positions - batch.ids.shape[1])
-        sampling = replace(decoding.sampling, places=tuple(batch.examples), patience=PATIENCE)
+        sampling = replace(decoding.sampling, row_seeds=tuple(batch.examples), patience=PATIENCE)
         answers = [[] for _ in positions]
         said = time.monotonic()
         with processes.autocast():
