@@ -1,4 +1,4 @@
-"""Decoding with a key-value cache: unequal prompts in one batch, greedy or sampled."""
+"""Decoding with a key-value cache: prompts of unequal length in one batch, greedy or sampled."""
 from dataclasses import dataclass
 from itertools import cycle, islice
 
