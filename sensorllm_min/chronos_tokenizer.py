@@ -87,7 +87,7 @@ class ChronosTokenizer:
         return self.centers.to(ids.device)[bins] * scale[:, None] + offset[:, None]
 
     def in_usual_units(self, values, scale, channels):
-        """Converts values and scale of series, each (N, ...), to the units of their channels (N,)."""
+        """Converts values and scale of series, each (N, ...), to the units of their channels."""
         if self.levels is None:
             return values, scale
         usual_mean, usual_scale = self.levels.to(values)[channels].T              # (N,) each

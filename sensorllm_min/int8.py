@@ -1,4 +1,4 @@
-"""Frozen matrices in int8: an 8B LLM, and what is trained on it, fit into 16 GB. Skip this at first.
+"""Frozen matrices in int8: training on top of an 8B LLM fits into 16 GB. Skip this at first.
 
 Each row of a matrix W (one output) keeps its own scale, its largest weight / 127 (absmax, as in
 arXiv 2208.07339, section 2.1); activations stay in floating point. Forward and backward each

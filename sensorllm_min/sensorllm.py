@@ -106,7 +106,7 @@ class SensorLLM(nn.Module):
         features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
         if self.chronos.n_levels:
             levels = self.chronos.level_features(mean, scale, batch.channels)     # (N, n_levels)
-            levels = levels[:, None].expand(-1, features.shape[1], -1)            # (N, S+1, n_levels)
+            levels = levels[:, None].expand(-1, features.shape[1], -1)    # (N, S+1, n_levels)
             levels = levels.to(features.dtype).to(features.device)
             features = torch.cat([features, levels], -1)
         steps = torch.arange(ids.shape[1], device=ids.device)

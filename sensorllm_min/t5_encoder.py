@@ -102,7 +102,7 @@ class T5Encoder(nn.Module):
 
     def forward(self, ids, mask):
         x = self.embed_tokens(ids)                                # (B, S, D)
-        bias = self.relative_bias(ids.shape[1])                   # (1, H, S, S), shared by all blocks
+        bias = self.relative_bias(ids.shape[1])                   # (1, H, S, S), for all blocks
         for layer in self.layers:
             x = layer(x, mask, bias)
         return self.norm(x)
