@@ -8,10 +8,10 @@ import torch
 from .ablations import ABLATIONS
 from .chronos_tokenizer import ChronosTokenizer
 from .config import ChronosConfig, LlamaConfig, RopeScaling, T5Config
-from .efficient import quantize
 from .files import InputError, understanding
 from .fingerprint import fingerprint
 from .hub import HUB_ID, pin_revision, resolve_source
+from .int8 import quantize
 from .llama import Llama
 from .sensorllm import SensorLLM
 from .t5_encoder import T5Encoder

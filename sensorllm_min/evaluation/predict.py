@@ -86,7 +86,7 @@ def write_answers(model, batch, max_new_tokens, sampling, listen):
     """The LLM's answers to a batch; prompt and answer fit into its positions."""
     tokenizer = model.tokenizer
     n_tokens = min(max_new_tokens, model.llm.config.max_positions - batch.ids.shape[1])
-    sampling = replace(sampling, places=tuple(batch.examples), patience=PATIENCE)
+    sampling = replace(sampling, row_seeds=tuple(batch.examples), patience=PATIENCE)
     answers = [[] for _ in batch.examples]
     x = model.embed(batch)                                        # (B, T, D)
     tokens = stream(model.llm, x, batch.mask, tokenizer.stop_ids, n_tokens, sampling)

@@ -12,7 +12,6 @@ from ..config import TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, read_chronos_config
 from ..data.examples import sample_texts
 from ..data.prepare import prepare
 from ..data.prepared import PreparedData
-from ..efficient import compile_blocks
 from ..files import InputError, locked, write_text
 from ..layers import use_backend
 from ..sensorllm import PARTS
@@ -266,4 +265,5 @@ def set_up(model, settings):
     use_backend(model, settings.attention)
     model.llm.gradient_checkpointing = settings.gradient_checkpointing
     if settings.compile:
-        compile_blocks(model.llm)
+        for layer in model.llm.layers:
+            layer.compile(dynamic=True)

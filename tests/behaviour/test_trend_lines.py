@@ -7,17 +7,17 @@ import pytest
 from helpers import quiet
 from raw_files import OWN, PEOPLE, write_small_own
 
-from sensorllm_min.data import plots
+from sensorllm_min.plots import figures as plots
 from sensorllm_min.data.claims import in_samples, parse_claims
 from sensorllm_min.data.examples import AlignExamples, PromptFormat, sample_texts
-from sensorllm_min.data.plots import COLOURS, draw_curves, draw_trend_line, running_mean
+from sensorllm_min.plots.figures import COLOURS, draw_curves, draw_trend_line, running_mean
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import (
     FirstWording, align_pair, har_text, moving_average, trend_line, turning_points)
 from sensorllm_min.evaluation.trend_scores import Guess, draw_answers, list_segments, score_trends
-from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
+from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
 
 # Without smoothing; half a second is ten samples; of a range of 8 the band is 2, a plateau's 0.5.
 BANDED = replace(DATASETS["demo"], smooth=0.0, band=0.25)
@@ -200,7 +200,7 @@ def test_the_trend_text_of_stage_2_tells_the_trends_of_the_line(walked):
 @pytest.fixture(scope="module")
 def guess(walked):
     channels = walked.dataset.channels
-    tokenizer = built_tokenizer(train_backend(sample_texts(walked), 400), channels, 400)
+    tokenizer = built_tokenizer(train_backend(sample_texts(walked), 400), new_tokens(channels), 400)
     return Guess(AlignExamples(walked, "train", PromptFormat(tokenizer, 512, 4096)))
 
 
