@@ -7,7 +7,7 @@
 import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import argparse
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
