@@ -16,7 +16,8 @@ from sensorllm_min.config import ChronosConfig
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation.ask import batch_of, prepared_window
+from sensorllm_min.evaluation.ask import prepared_window
+from sensorllm_min.evaluation.interface import load_model
 from sensorllm_min.training.checkpoint import load_checkpoint
 from sensorllm_min.training.options import RunSettings
 
@@ -189,8 +190,9 @@ def test_each_step_of_a_series_carries_the_levels_of_its_channel(stage_2):
 
 def test_a_question_about_one_channel_carries_the_number_of_that_channel(stage_2):
     """In training, in evaluation and when it is asked: what is usual differs between channels."""
-    _, data, loaded = stage_2
+    folder, data, loaded = stage_2
     align, recipe, _ = loaded["align"]
+    asked = {name: load_model(folder / name, None, None, "cpu", "float32") for name in ("align", "with")}
     examples = AlignExamples(data, "test", PromptFormat.of(align, recipe))
     tokens = [channel.token for channel in data.dataset.channels]
     drawn = [examples[i] for i in range(40)]
@@ -200,10 +202,11 @@ def test_a_question_about_one_channel_carries_the_number_of_that_channel(stage_2
     assert len(chosen) > 3
     for column, token in enumerate(tokens):
         window = prepared_window(data, "align", "test", 5, token)
-        assert batch_of(window, "Why?", align, torch.device("cpu")).channels.tolist() == [column]
+        example = asked["align"].example(window.samples, window.dataset, window.title, "Why?")
+        assert collate([example], 0).channels.tolist() == [column]
     whole = prepared_window(data, "har", "test", 5)
-    asked = batch_of(whole, None, loaded["with"], torch.device("cpu"))
-    assert asked.channels.tolist() == list(range(6))
+    example = asked["with"].example(whole.samples, whole.dataset, whole.title)
+    assert collate([example], 0).channels.tolist() == list(range(6))
 
 
 def test_encoder_and_mlp_get_the_levels_as_well(stage_2):

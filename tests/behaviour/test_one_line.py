@@ -11,16 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Run, json_lines, make_llama, quiet, run
+from helpers import Run, make_llama, quiet, run
 from safetensors import safe_open
 from safetensors.torch import save_file
-from untrained import evaluate_here, save_untrained, small_dataset
+from untrained import save_untrained, small_dataset
 
 from sensorllm_min.config import read_llama_config
 from sensorllm_min.data.download import download, unpack
-from sensorllm_min.data.plots import draw_confusion
+from sensorllm_min.plots.figures import draw_confusion
 from sensorllm_min.data.sensors import DATASETS
-from sensorllm_min.evaluation import predict
 from sensorllm_min.files import InputError, markdown_table
 from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend
 from sensorllm_min.training.checkpoint import KEY, load_checkpoint
@@ -221,41 +220,6 @@ def trained(demo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     run("train_align.py", "--data", demo, "--out", "x", *SMALL, cwd=folder)
     return folder / "x"
-
-
-# ---- half-done evaluations ----
-
-FILES = {"align": "descriptions_test.jsonl", "har": "predictions_test.jsonl"}
-
-
-@pytest.mark.parametrize("stage", FILES)
-def test_rows_of_a_partial_file_that_do_not_fit_are_answered_again(folder, tmp_path, monkeypatch, capsys, stage):
-    """Foreign, doubled, of another subject or label, without an answer, garbage: the same bytes as without them."""
-    shutil.copytree(folder, tmp_path / "here", symlinks=True)
-    options = ("--checkpoint", f"out/{stage}", "--data", "data/demo", "--limit", 12, "--max-new-tokens", 6)
-    here, file = tmp_path / "here", tmp_path / "here" / "out" / stage / FILES[stage]
-    settings = []
-
-    def kept(path, content):
-        if str(path).endswith(".partial"):
-            settings.append(content.split("\n")[0])
-        write(path, content)
-
-    write = predict.write_text
-    monkeypatch.setattr(predict, "write_text", kept)
-    evaluate_here(monkeypatch, capsys, here, *options)
-    expected, records = file.read_bytes(), json_lines(file)
-    good = records[:4]
-    bad = [records[0] | {"window": 10**6}, records[5] | {"subject": 77}, {"window": records[6]["window"]}, {"window": "7"}, [], 7, None,
-           records[1] | {"generated": "something else", "predicted": 0}]
-    if stage == "har":
-        bad += [records[7] | {"predicted": 99}, records[7] | {"probabilities": [1]}, records[7] | {"label": 9}, records[7] | {"loss": "x"}]
-    else:
-        bad += [records[7] | {"answer": "It sings."}, records[7] | {"ended": 1}]
-    lines = [settings[0], *map(json.dumps, good), *map(json.dumps, bad), "[" * 9999, "\x00\xff"]
-    file.with_name(file.name + ".partial").write_text("\n".join(lines) + "\n" + "{", encoding="latin-1")
-    out = evaluate_here(monkeypatch, capsys, here, *options)
-    assert "4 of 12 windows are done" in out and file.read_bytes() == expected
 
 
 # ---- markup, and names in pictures ----

@@ -4,28 +4,23 @@ transformers, samples as defined.
 import json
 from dataclasses import replace
 from importlib import import_module
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from helpers import make_chronos, make_llama
 
-from sensorllm_min.evaluation import ask
-from sensorllm_min.evaluation import predict as evaluation
-from sensorllm_min.evaluation.predict import Decoding
-from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.evaluation.predict import answer_batches
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import LlamaConfig, read_llama_config
 from sensorllm_min.batch import collate
-from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, align_prompt
+from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.generate import Sampling, generate, next_tokens, stream, token_probabilities
 from sensorllm_min.llama import KVCache, Llama
 from sensorllm_min.data.examples import sample_texts
 from sensorllm_min.sensorllm import SensorLLM
-from sensorllm_min.text_tokenizer import TextTokenizer, load_text_tokenizer, new_tokens, train_backend
+from sensorllm_min.text_tokenizer import load_text_tokenizer, new_tokens, train_backend
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
@@ -66,31 +61,6 @@ def several_ends(model, tmp_path):
     return load
 
 
-class WithRoom:
-    """Examples of which the true answer does not count: only the prompt has to fit."""
-
-    def __init__(self, examples, max_positions):
-        self.examples, self.sizes = examples, examples.sizes
-        self.prompts = replace(examples.prompts, max_positions=max_positions)
-
-    def __getitem__(self, i):
-        return self.examples[i]
-
-
-class Short(NamedTuple):
-    """A model as it is loaded, whose LLM takes this many tokens."""
-    model: SensorLLM
-    tokenizer: TextTokenizer
-    prompts: PromptFormat
-    recipe: SimpleNamespace = SimpleNamespace(stage="align", sensors=DATASETS["demo"])
-
-
-def asked(loaded, window, question, max_new_tokens):
-    """What `evaluate.py --ask` says about a window, in float32 on a CPU."""
-    decoding = Decoding(1, max_new_tokens)
-    return ask.answer(loaded, window, question, ONE_PROCESS, decoding, say=lambda piece: None)
-
-
 def prompts(model, kind, indices):
     ours, _, tokenizer, data = model
     examples = (AlignExamples(data, "test", PromptFormat(tokenizer, 512, 4096)) if kind == "align" else
@@ -129,7 +99,7 @@ def test_greedy_with_sensors_equals_transformers(model):
         assert tokens == (expected[:-1] if expected[-1] in (5, 9, 2) else expected)
 
 
-def test_every_end_token_of_the_config_ends_an_answer(model, several_ends):
+def test_every_end_token_of_the_config_ends_an_answer(model, several_ends, monkeypatch):
     """Wherever answers are made: as Llama 3 does, whose config.json lists three."""
     ours, _, tokenizer, data = model
     batch = prompts(model, "align", (0, 100, 333))
@@ -138,17 +108,13 @@ def test_every_end_token_of_the_config_ends_an_answer(model, several_ends):
     further = free[0][7]
     ending = several_ends([2, 4, further])
     assert ending.stop_ids == {2, 4, further, tokenizer.end_of_turn}
-    loaded = Short(ours, ending, PromptFormat(ending, 512, 4096))
-    examples = AlignExamples(data, "test", loaded.prompts)
-    described = {i: (text, ended) for i, text, ended in evaluation.describe(
-        loaded, examples, ONE_PROCESS, Decoding(3, 30), positions=[0, 100, 333])}
-    for i, tokens in zip((0, 100, 333), free, strict=True):
+    examples = AlignExamples(data, "test", PromptFormat(ending, 512, 4096))
+    monkeypatch.setattr(ours, "tokenizer", ending)
+    records = list(answer_batches(ours, [[examples[i] for i in (0, 100, 333)]], ONE_PROCESS, 30))
+    for record, tokens in zip(records, free, strict=True):
         until = next((n for n, token in enumerate(tokens) if token in ending.stop_ids), 30)
-        assert described[i] == (ending.decode(tokens[:until]), until < 30)
-    assert described[0][1]
-
-    window = ask.prepared_window(data, "align", "test", 0)
-    assert asked(loaded, window, examples[0].record["question"], 30) == described[0][0]
+        assert (record["generated"], record["ended"]) == (ending.decode(tokens[:until]), until < 30)
+    assert records[0]["ended"]
 
 
 @pytest.mark.parametrize("room", [1, 4])
@@ -167,20 +133,10 @@ def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch, room):
         reached.append(self.length + k.shape[2])
         return real(self, k, v)
     monkeypatch.setattr(KVCache, "extend", extend)
-    answers = {i: ended for i, _, ended in evaluation.describe(
-        Short(ours, tokenizer, examples.prompts), WithRoom(examples, max_positions), ONE_PROCESS,
-        Decoding(2, 50), positions=[0, 100])}
+    monkeypatch.setattr(ours.llm, "config", replace(ours.llm.config, max_positions=max_positions))
+    records = list(answer_batches(ours, [[examples[i] for i in (0, 100)]], ONE_PROCESS, 50))
     # the last token is not fed
-    assert max(reached) == max_positions - 1 and answers == {0: False, 100: False}
-
-    window = ask.prepared_window(data, "align", "test", 0)
-    question = examples.records[0]["question"]
-    prompt = align_prompt(
-        examples.prompts, window.dataset.channels[0], len(window.samples), data.dataset.rate, question
-    )
-    reached.clear()
-    asked(Short(ours, tokenizer, PromptFormat(tokenizer, 512, len(prompt) + room)), window, question, 50)
-    assert max(reached) == len(prompt) + room - 1
+    assert max(reached) == max_positions - 1 and [record["ended"] for record in records] == [False, False]
 
 
 @pytest.mark.parametrize("ids,patience,loop", [
