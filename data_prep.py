@@ -15,10 +15,10 @@ from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA, read_llama_config
 from sensorllm_min.data.download import download
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
 from sensorllm_min.data.plots import draw_window
-from sensorllm_min.data.prepare import prepare
+from sensorllm_min.data.prepare import make_job, prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.recordings import READERS
-from sensorllm_min.data.sensors import DATASETS, choose_dataset
+from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import ANSWER_KINDS, window_trends_text
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import (
@@ -114,24 +114,24 @@ def main():
         if args.dataset in DATASETS:
             source = f"the unpacked archive ({DATASETS[args.dataset].source}), or --download"
         raise InputError(f"--dataset {args.dataset} needs --raw DIR, {source}")
-    own = args.dataset == "own"
-    changes = {"rate": args.rate, "smooth": args.smooth, "band": args.band}
+    answer = args.answer
+    if answer:
+        answer = tuple(kind for kind in ANSWER_KINDS if kind in answer)       # always in this order
+    settings = {"seed": args.seed, "rate": args.rate, "smooth": args.smooth, "band": args.band,
+                "answer": answer, "longest": args.longest}
     name = args.dataset
-    if not own or raw:
-        name, dataset = choose_dataset(args.dataset, raw, **changes)
+    if name != "own" or raw:
+        name = make_job(name, raw, **settings).name
     out = args.out or f"data/{name}"
     if args.show is not None:
         return show(PreparedData(out), args.show, args.llm)
 
-    given = args.answer or dataset.answer
-    kinds = tuple(kind for kind in ANSWER_KINDS if kind in given)     # always in this order
     if args.download:
         download(args.dataset, DATASETS[args.dataset], Path(raw))
-    meta = prepare(args.dataset, raw, out, args.workers, seed=args.seed, answer_kinds=kinds,
-                   longest=args.longest, **changes)
+    meta = prepare(args.dataset, raw, out, args.workers, **settings)
     print_counts(meta)
-    place = "" if out == f"data/{args.dataset}" else f" --out {out}"
-    print(f"wrote {out}; look at a window with --show 0{place}")
+    option = "" if out == f"data/{args.dataset}" else f" --out {out}"
+    print(f"wrote {out}; look at a window with --show 0{option}")
 
 
 if __name__ == "__main__":

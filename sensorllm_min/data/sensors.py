@@ -228,25 +228,6 @@ def at_rate(name, dataset, rate):
         align_lengths=(shortest, longest), **SEEN)
 
 
-def choose_dataset(name, raw, rate=None, smooth=None, band=None):
-    """(name, DatasetInfo) of a dataset of the table, or of RAW/dataset.json where name is "own".
-
-    rate, Hz, as for `at_rate`; smooth, seconds, and band, a share: of the DatasetInfo. InputError
-    for a value that does not fit.
-    """
-    name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
-    if rate is not None:
-        name, dataset = at_rate(name, dataset, rate)
-    if smooth is not None:
-        dataset = replace(dataset, smooth=smooth)
-    if band is not None:
-        if band >= 1:
-            raise InputError(f"--band {band:g}: nothing changes by more than a window's range; "
-                             "give a share below 1")
-        dataset = replace(dataset, band=band)
-    return name, dataset
-
-
 KIND_WORDS = re.compile("a|g|m|acc|accel|accelerometer|gyr|gyro|gyroscope|mag|magnetometer")
 
 
