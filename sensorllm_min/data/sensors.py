@@ -69,7 +69,6 @@ class DatasetInfo:
     citation: str
     licence: str
     url: str | None = None              # where the official archive is
-    size: int | None = None             # bytes of the archive, where known
     sha256: str | None = None           # checksum of the archive, where known
     raw_rate: float | None = None       # Hz, of the raw samples where they are resampled
     share: float = 1.0                  # fraction of the windows that is kept, drawn by the seed
@@ -166,7 +165,7 @@ DATASETS = {
                  "Health Applications, IWAAL 2014, and Banos et al., BioMedical Engineering OnLine "
                  "14 (S2), 2015",
         licence="CC BY 4.0, cite",
-        url=f"{UCI}/319/mhealth+dataset.zip", size=75_567_983,
+        url=f"{UCI}/319/mhealth+dataset.zip",
         sha256="16ad0ce709f3f00df18f348610d15bce0884b79e2143f57f446493673f02b8e0"),
     "pamap2": DatasetInfo(
         rate=50, raw_rate=100,
