@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from ..files import InputError, brief, locked, read_json, write_json
-from .own import passed_over
+from .own import name_left_out, own_dataset
 from .prepared import VERSION
 from .recordings import READERS
-from .sensors import DATASETS, DatasetInfo, at_rate, own_dataset, own_description
+from .sensors import DATASETS, DatasetInfo, at_rate, own_description
 from .texts import align_pair, pair_rng, trend_line
 
 
@@ -134,7 +134,7 @@ def cut_windows(job, kind, recording, index, dropped):
 
 
 def describe_channels(job, where, window):
-    """The stage-1 records of a window (S, C), one for each channel. where: its place in the data."""
+    """The stage-1 records of a window (S, C), one a channel. where: subject, start, length."""
     dataset = job.dataset
     for channel, series in zip(dataset.channels, window.T):
         key = *where.values(), channel.token
@@ -319,7 +319,7 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
     job = make_job(name, raw, **settings)
     check_replaceable(out, job.name)
     parts = READERS[name].files(raw)
-    if name == "own" and (left_out := passed_over(raw, job.dataset)):
+    if name == "own" and (left_out := name_left_out(raw, job.dataset)):
         say(left_out)
     unfinished = out.with_name(out.name + ".unfinished")
     check_only_ours(unfinished)

@@ -10,7 +10,7 @@ import torch
 from ..batch import IGNORED, Example, collate
 from ..data.claims import parse_activity, parse_segments
 from ..data.examples import align_prompt, har_prompt
-from ..data.logs import resample
+from ..data.logs import put_on_grid, resample
 from ..data.own import read_log
 from ..data.plots import draw_descriptions, draw_window
 from ..data.sensors import DatasetInfo
@@ -77,6 +77,9 @@ def csv_window(path, dataset, token=None) -> Window:
     if bad.any():
         raise InputError(f"{path}: sample {bad.argmax() + 1} is missing or not a finite number; "
                          "a window to ask about needs all of its samples")
+    log = put_on_grid(log, Counter())
+    if not np.isfinite(log.samples).all():
+        raise InputError(f"{path}: its clock has a gap; a window to ask about has none")
     samples = resample(log.samples, log.rate, dataset.rate)
     if len(samples) < 2:
         raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")

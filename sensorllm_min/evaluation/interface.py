@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from ..batch import IGNORED, Example, collate
-from ..data.own import Log
+from ..data.logs import put_on_grid, steady_log
 from ..data.wording import QUESTIONS
 from ..files import InputError
 from ..generate import GREEDY
@@ -49,9 +49,10 @@ class Model:
         """
         self.require("har", "classify")
         samples = self.checked(samples, may_miss=True)
-        n, rate = len(samples), self.dataset.rate
-        log = Log(samples, np.full(n, -1), np.arange(n) / rate, rate)
-        return list(classify_recording(self.loaded, log, Counter(), self.processes, batch_size))
+        counts = Counter()
+        log = steady_log(samples, np.full(len(samples), -1), self.dataset.rate)
+        log = put_on_grid(log, counts)
+        return list(classify_recording(self.loaded, log, counts, self.processes, batch_size))
 
     def describe(self, samples, channel, max_new_tokens=400) -> str:
         """The trends of one channel of a window (T, C), in words. channel: its token, "x_acc"."""

@@ -12,8 +12,8 @@ import torch
 from ..batch import IGNORED, Example, collate
 from ..data.claims import parse_activity
 from ..data.examples import har_prompt
-from ..data.logs import resample, runs, split_at_gaps
-from ..data.own import Log, read_log
+from ..data.logs import Log, put_on_grid, resample, runs, stretches
+from ..data.own import read_log
 from ..data.plots import draw_recording
 from ..data.prepare import strided_windows
 from ..data.tables import csv_header
@@ -32,17 +32,17 @@ class Prediction(NamedTuple):
 
 
 def slide_windows(log, dataset, counts):
-    """Yields (start in seconds, samples (S, C) float32) of each window of a Log.
+    """Yields (start in seconds, samples (S, C) float32) of each window of a Log on its grid.
 
-    As in preparation: short gaps are interpolated, no window lies across a longer one, the last one
-    of a stretch is flush with its end. counts: a Counter for what was interpolated and lost.
+    As in preparation: no window lies across a gap, the last one of a stretch is flush with its end.
+    counts: a Counter for what was lost.
     """
     timed = np.isfinite(log.seconds)                              # not at a long gap of the clock
     for first, last in runs(timed):
         if not timed[first]:
             continue
-        for begin, stretch in split_at_gaps(log.samples[first:last], log.rate, counts):
-            samples = resample(stretch, log.rate, dataset.rate)
+        for begin, end in stretches(log.samples[first:last], counts):
+            samples = resample(log.samples[first + begin:first + end], log.rate, dataset.rate)
             for start in strided_windows(len(samples), dataset.window, dataset.stride):
                 seconds = float(log.seconds[first + begin]) + start / dataset.rate
                 yield seconds, samples[start:start + dataset.n_window]
@@ -122,12 +122,12 @@ def seconds_in_common(one, other):
 
 
 def read_recording(path, dataset, counts) -> Log:
-    """A CSV as preparation reads one, with the labels of its label column where it has one."""
+    """A CSV as preparation reads one, on its grid, with labels where it has a label column."""
     column = dataset.label_column or "label"
     values = dataset.label_values or {name: name for name in dataset.classes}
     present = column in csv_header(path)
     labelled = replace(dataset, label_column=column if present else None, label_values=values)
-    return read_log(path, labelled, counts)
+    return put_on_grid(read_log(path, labelled, counts), counts)
 
 
 def predict_csv(path, loaded, processes, batch_size, say):

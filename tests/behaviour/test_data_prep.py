@@ -272,7 +272,7 @@ def test_raw_directories_that_are_missing_or_empty_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("change,words", [
-    ({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk"), ({"har_windows": 7}, "does not hold")], ids=str)
+    ({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk")], ids=str)
 def test_a_meta_json_of_another_version_or_dataset_is_refused(demo, tmp_path, change, words):
     meta = json.loads((demo / "meta.json").read_text())
     (tmp_path / "meta.json").write_text(json.dumps(meta | change))
@@ -293,8 +293,7 @@ def test_prepared_files_that_are_cut_or_broken_are_named(demo, tmp_path):
         data.records("align", "train")[0]
     path, record = tmp_path / "data" / "samples" / "9.npy", data.records("har", "test")[0]
     samples = np.load(path)
-    for change, words in ((lambda s: s[:, :5], r"shape \(3400, 5\)"), (lambda s: s.astype(np.float64), "float64, not float32"),
-                          (lambda s: s[:7], "samples 0 to 24 are missing"), (lambda s: s + np.inf, "not finite")):
+    for change, words in ((lambda s: s[:, :5], r"shape \(3400, 5\)"), (lambda s: s[:7], "samples 0 to 24 are missing"), (lambda s: s + np.inf, "not finite")):
         np.save(path, change(samples))
         with pytest.raises(InputError, match="9.npy.*" + words):
             PreparedData(tmp_path / "data").window(record)
