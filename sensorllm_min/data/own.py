@@ -19,7 +19,7 @@ from .tables import pick_columns, read_frame, to_numbers
 from .wording import DIRECTION_OF_WORD
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}            # of a time column, in seconds
-SPLIT_FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}       # by time or by recordings
+BORDERS = {"train": (0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1)}      # of a split by time
 
 
 # ---- dataset.json ----
@@ -56,94 +56,78 @@ def own_dataset(raw):
 
 def check_dataset(name, dataset, path):
     """InputError, which says what is wrong, for a dataset.json that makes no sense."""
-    def require(good, message):
-        if not good:
-            raise InputError(f"{path}: {message}")
+    def are_unique(values):
+        return len(set(values)) == len(values) > 0
 
-    require(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) and name not in (*DATASETS, "own"),
-            f"name '{brief(name)}' must consist of a-z, 0-9, - and _, and be none of "
-            f"{', '.join(DATASETS)}")
-    require(dataset.rate > 0 and dataset.window >= 2 and dataset.stride >= 1,
-            f"rate {dataset.rate} must be above 0, window {dataset.window} and stride "
-            f"{dataset.stride} at least 2 and 1")
-    shortest, longest = dataset.align_lengths
-    require(2 <= shortest <= longest and 0 < dataset.share <= 1,
-            f"align_lengths {shortest}, {longest} must ascend from 2, and share {dataset.share} be "
-            "above 0 and at most 1")
-    claim = re.compile(r"\d|[.\n]|" + "|".join(DIRECTION_OF_WORD))
-    for channel in dataset.channels:
-        require(re.fullmatch("[a-z0-9_]+", channel.token),
-                f"token '{brief(channel.token)}' must consist of a-z, 0-9 and _")
-        require(channel.spoken.strip() and not claim.search(channel.spoken),
-                f"the spoken name of {channel.token} is empty, or contains a digit, a dot or a "
-                f"trend word ({', '.join(DIRECTION_OF_WORD)}), which would be read as a claim")
-    tests, vals, split = dataset.test_subjects, dataset.val_subjects, dataset.split
-    require(split in SPLITS and bool(tests) == bool(vals) == (split is None),
-            "give either test_subjects and val_subjects, at least one each, or, for a single "
-            'person, "split": "recordings" or "time"')
-    tokens = [channel.token for channel in dataset.channels]
-    headings = [channel.heading for channel in dataset.channels]
-    for what, values in (("channel tokens", tokens), ("columns", headings),
-                         ("classes", dataset.classes), ("test and val subjects", (*tests, *vals))):
-        require((values or split) and len(set(values)) == len(values),
-                f"{what} {brief(values)} must neither be empty nor repeat a value")
-    require(dataset.time_unit in (None, *UNITS),
-            f"the unit of time '{brief(dataset.time_unit)}' must be one of {', '.join(UNITS)}")
-    values = dataset.label_values
-    require(values is None or set(values.values()) == set(dataset.classes),
-            f"the values of label {brief(values)} must name each of the classes, and no other")
-    groups = dataset.rotation_groups or ()
-    turning = [token for group in groups for token in group]
-    require(set(turning) <= set(tokens) and len(set(turning)) == len(turning)
-            and all(len(group) % 3 == 0 for group in groups),
-            f"places {brief(groups)} must name channels once each, x, y and z of each sensor")
+    channels, values, split = dataset.channels, dataset.label_values, dataset.split
+    by_subject = bool(dataset.test_subjects), bool(dataset.val_subjects)
+    held_out = dataset.test_subjects + dataset.val_subjects
+    tokens = [channel.token for channel in channels]
+    turning = [token for group in dataset.rotation_groups or () for token in group]
+    trends = "|".join(DIRECTION_OF_WORD)
+    rules = {
+        f"name must be none of {', '.join(DATASETS)}": name not in (*DATASETS, "own"),
+        "there must be channels, and their tokens must not repeat": are_unique(tokens),
+        f"spoken names must not be empty or contain digits, dots or {trends.replace('|', ', ')}, "
+        "which would be read as claims":
+            not any(re.search(rf"^\s*$|[\d.\n]|{trends}", channel.spoken) for channel in channels),
+        "columns must not repeat": are_unique([channel.heading for channel in channels]),
+        "classes must not be empty or repeat": are_unique(dataset.classes),
+        "test_subjects and val_subjects must not repeat": split or are_unique(held_out),
+        'give either test_subjects and val_subjects, at least one each, or, for a single person, '
+        '"split": "recordings" or "time"':
+            split in SPLITS and by_subject == (not split, not split),
+        f"the unit of time must be one of {', '.join(UNITS)}": dataset.time_unit in (None, *UNITS),
+        "the values of label must name each of the classes, and no other":
+            values is None or set(values.values()) == set(dataset.classes),
+        "places must name channels once each, x, y and z of each sensor":
+            set(turning) <= set(tokens) and len(set(turning)) == len(turning)
+            and all(len(group) % 3 == 0 for group in dataset.rotation_groups or ())}
+    for rule, holds in rules.items():
+        if not holds:
+            raise InputError(f"{path}: {rule}")
 
 
 # ---- which files ----
 
-def sort_files(raw, dataset):
-    """The files under raw -> ({subject: those that are read}, names of the others).
-
-    What a file manager leaves behind counts as neither.
-    """
-    depths, endings = (3,), (".csv", ".csv.gz", ".npy")
-    if dataset.label_column:
-        depths, endings = (2, 3), (".csv", ".csv.gz")             # an .npy names no column
-    read, left_out = {}, []
+def visible_files(raw):
+    """The files under raw, but for dataset.json and what a file manager leaves behind."""
     for path in sorted(Path(raw).rglob("*")):
-        inside = path.relative_to(raw)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.is_dir() or hidden or path.name in ("dataset.json", "Thumbs.db", "desktop.ini"):
-            continue
-        if len(inside.parts) in depths and path.name.lower().endswith(endings):
-            read.setdefault(normalised(inside.parts[0]), []).append(path)
-        else:
-            left_out.append(str(inside))
-    return read, left_out
+        hidden = any(part.startswith(".") for part in path.relative_to(raw).parts)
+        ignored = path.name in ("dataset.json", "Thumbs.db", "desktop.ini")
+        if not (path.is_dir() or hidden or ignored):
+            yield path
 
 
 def own_files(raw):
     """{subject: files}. InputError if there are none, or if a subject of dataset.json has none."""
     _, dataset = own_dataset(raw)
-    parts, _ = sort_files(raw, dataset)
+    depths, endings = (3,), (".csv", ".csv.gz", ".npy")
+    if dataset.label_column:
+        depths, endings = (2, 3), (".csv", ".csv.gz")             # an .npy names no column
+    parts = {}
+    for path in visible_files(raw):
+        folder, *_ = inside = path.relative_to(raw).parts
+        if len(inside) in depths and path.name.lower().endswith(endings):
+            parts.setdefault(normalised(folder), []).append(path)
     if not parts:
         raise InputError(f"{raw} holds no recording; they lie in SUBJECT/ACTIVITY/NAME.csv, "
                          ".csv.gz or .npy beside dataset.json")
-    for subject in (*dataset.test_subjects, *dataset.val_subjects):
+    for subject in dataset.test_subjects + dataset.val_subjects:
         if subject not in parts:
             raise InputError(f"{raw}/dataset.json: the subject {brief(subject)} names no folder "
                              f"with recordings; the folders are {brief(', '.join(parts))}")
     return parts
 
 
-def name_left_out(raw, dataset):
-    """One line about the files that are not read, or None if all are."""
-    _, names = sort_files(raw, dataset)
+def name_left_out(raw, parts):
+    """One line about the files that are in none of the parts, or None."""
+    read = set().union(*parts.values())
+    names = [str(path.relative_to(raw)) for path in visible_files(raw) if path not in read]
     if not names:
         return None
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (f"not read in {raw}, since they are no .csv, .csv.gz or .npy in SUBJECT/ACTIVITY: "
-            f"{', '.join(names[:8])}{more}")
+    return (f"{len(names)} files in {raw} are not read, since they are no .csv, .csv.gz or .npy in "
+            f"SUBJECT/ACTIVITY: {', '.join(names[:8])}")
 
 
 # ---- from a file to a log ----
@@ -285,25 +269,24 @@ def split_recordings(recordings, dataset):
         else:
             dealt += split_by_file(group)
     return [replace(recording, subject=f"{recording.subject}-{split}")
-            for split in SPLIT_FRACTIONS for of, recording in dealt if of == split]
+            for split in BORDERS for of, recording in dealt if of == split]
 
 
 def split_by_time(recordings, n_apart):
-    """Recordings of one activity, in their order -> yields (split, recording): first 70 % train.
+    """Recordings of one activity, in their order -> yields (split, recording) at BORDERS.
 
     n_apart: samples that are left out between the splits.
     """
-    total, begin = sum(len(recording.samples) for recording in recordings), 0.0
-    for split, fraction in SPLIT_FRACTIONS.items():
-        first, last = begin + (n_apart if begin else 0), begin + fraction * total
-        offset = 0
-        for recording in recordings:
-            n = len(recording.samples)
-            start, end = max(round(first) - offset, 0), min(round(last) - offset, n)
-            if start < end:
-                yield split, replace(recording, samples=recording.samples[start:end])
-            offset += n
-        begin = last
+    total, offset = sum(len(recording.samples) for recording in recordings), 0
+    for recording in recordings:
+        n = len(recording.samples)
+        for split, (first, last) in BORDERS.items():
+            start = round(first * total) + (n_apart if first else 0) - offset
+            end = round(last * total) - offset
+            samples = recording.samples[max(start, 0):max(end, 0)]
+            if len(samples):
+                yield split, replace(recording, samples=samples)
+        offset += n
 
 
 def split_by_file(recordings):
@@ -315,10 +298,7 @@ def split_by_file(recordings):
     if len(files) < 3:
         raise InputError(f"{files[0]}: a split by recordings needs 3 files of each activity for "
                          f"each person, here are {len(files)}; record more, or split by time")
-    n_held_out = max(1, round(SPLIT_FRACTIONS["test"] * len(files)))
+    n_held_out = max(1, round(0.15 * len(files)))
     for recording in recordings:
-        n_after = len(files) - files.index(recording.source)      # with this one
-        if n_after <= n_held_out:
-            yield "test", recording
-        else:
-            yield "val" if n_after <= 2 * n_held_out else "train", recording
+        n_after = len(files) - 1 - files.index(recording.source)
+        yield ("test", "val", "train")[min(n_after // n_held_out, 2)], recording

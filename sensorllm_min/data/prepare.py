@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, brief, locked, read_json, write_json
+from ..files import InputError, locked, read_json, write_json
 from .own import name_left_out, own_dataset
 from .prepared import VERSION
 from .recordings import READERS
@@ -104,33 +104,27 @@ class PreparedSubject:
     subject: int | str
     samples: np.ndarray                 # (N, C) float32
     lines: dict                         # {file without its ending: lines of JSON}
-    windows: Counter                    # {(split, activity): stage-2 windows}
-    dropped: Counter                    # {"har" or "align": windows with NaN or infinity}
     counts: dict                        # as in meta.json
+    tally: Counter                      # of windows: see `prepare_subject`
 
 
-def cut_windows(job, kind, recording, index, dropped):
+def cut_windows(job, kind, recording, index):
     """Windows (start, length) of a subject's recording `index`: "har" (stage 2), "align" (stage 1).
 
-    Stage 1 cuts the recordings of training subjects twice, at other lengths. A window that holds
-    NaN or infinity is dropped and counted.
+    Stage 1 cuts the recordings of training subjects twice, at other lengths.
     """
-    dataset, samples = job.dataset, recording.samples
+    dataset, n_samples = job.dataset, len(recording.samples)
     rng = job.rng(kind, recording.subject, index)
     if kind == "har":
-        starts = strided_windows(len(samples), dataset.window, dataset.stride)
+        starts = strided_windows(n_samples, dataset.window, dataset.stride)
         windows = [(start, dataset.n_window) for start in starts]
     else:
-        windows = random_windows(len(samples), *dataset.align_lengths, rng)
+        windows = random_windows(n_samples, *dataset.align_lengths, rng)
         if dataset.split_of(recording.subject) == "train":
-            windows += random_windows(len(samples), *dataset.align_lengths, rng)
+            windows += random_windows(n_samples, *dataset.align_lengths, rng)
     if dataset.share < 1:
         windows = [window for window in windows if rng.random() < dataset.share]
-    for start, length in windows:
-        if np.isfinite(samples[start:start + length]).all():
-            yield start, length
-        else:
-            dropped[kind] += 1
+    return windows
 
 
 def describe_channels(job, where, window):
@@ -145,29 +139,36 @@ def describe_channels(job, where, window):
 
 
 def prepare_subject(job, subject, recordings):
-    """All recordings of a subject, in their order -> PreparedSubject."""
-    dataset, split = job.dataset, job.dataset.split_of(subject)
-    wholes, har, align = [], [], []
-    offset, windows, dropped = 0, Counter(), Counter()            # offset: of the recording
+    """All recordings of a subject, in their order -> PreparedSubject.
+
+    Its tally counts the stage-2 windows of each (split, activity), and ("dropped", "har") and
+    ("dropped", "align"): windows that hold NaN or infinity.
+    """
+    dataset, split, offset = job.dataset, job.dataset.split_of(subject), 0
+    wholes, har, align, tally = [], [], [], Counter()
     for index, recording in enumerate(recordings):
         samples, activity = recording.samples, dataset.classes[recording.activity]
         wholes.append({"subject": subject, "activity": activity, "start": offset,
                        "length": len(samples), "source": recording.source})
-        for start, length in cut_windows(job, "har", recording, index, dropped):
-            har.append({"subject": subject, "start": offset + start, "length": length,
-                        "label": recording.activity})
-            windows[split, activity] += 1
-        for start, length in cut_windows(job, "align", recording, index, dropped):
-            where = {"subject": subject, "start": offset + start, "length": length}
-            align += describe_channels(job, where, samples[start:start + length])
+        for kind in ("har", "align"):
+            for start, length in cut_windows(job, kind, recording, index):
+                window = samples[start:start + length]
+                where = {"subject": subject, "start": offset + start, "length": length}
+                if not np.isfinite(window).all():
+                    tally["dropped", kind] += 1
+                elif kind == "har":
+                    har.append(where | {"label": recording.activity})
+                    tally[split, activity] += 1
+                else:
+                    align += describe_channels(job, where, window)
         offset += len(samples)
-    lines = {name: [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-             for name, records in {"recordings": wholes, f"har_{split}": har,
-                                   f"align_{split}": align}.items()}
+    lines = {}
+    for name, records in (("recordings", wholes), (f"har_{split}", har), (f"align_{split}", align)):
+        lines[name] = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     samples = np.concatenate([recording.samples for recording in recordings])
-    counts = {"split": split, "recordings": len(recordings), "samples": len(samples),
+    counts = {"split": split, "recordings": len(recordings), "samples": offset,
               "har_windows": len(har), "align_pairs": len(align)}
-    return PreparedSubject(subject, samples, lines, windows, dropped, counts)
+    return PreparedSubject(subject, samples, lines, counts, tally)
 
 
 # ---- from parts to files, on several processes ----
@@ -223,23 +224,28 @@ def write_dataset(job, parts, folder, workers, say):
         (folder / f"har_{split}.jsonl").write_bytes(b"")
         (folder / f"align_{split}.jsonl").write_bytes(b"")
 
-    subjects, windows, dropped, lost = {}, Counter(), Counter(), Counter()
-    began = time.monotonic()
+    subjects, tally, lost = {}, Counter(), Counter()
+    began, n_samples, n_pairs = time.monotonic(), 0, 0
     results = zip(parts, prepare_parts(job, parts, workers))
     for done, (part, (of_part, lost_samples)) in enumerate(results, start=1):
         for prepared in of_part:
             write_subject(folder, prepared)
             subjects[str(prepared.subject)] = prepared.counts
-            windows += prepared.windows
-            dropped += prepared.dropped
+            tally += prepared.tally
+            n_samples += prepared.counts["samples"]
+            n_pairs += prepared.counts["align_pairs"]
         lost += lost_samples
-        n_samples = sum(counts["samples"] for counts in subjects.values())
-        n_pairs = sum(counts["align_pairs"] for counts in subjects.values())
         seconds = max(time.monotonic() - began, 1e-9)
         left = seconds / done * (len(parts) - done)
         say(f"part {part}: {done}/{len(parts)} done; {n_samples} samples, {n_pairs} pairs, "
             f"{n_pairs / seconds:.0f} pairs/s, {left:.0f} s left")
+    meta = describe(job, subjects, tally, lost)
+    write_json(folder / "meta.json", meta)
+    return meta
 
+
+def describe(job, subjects, tally, lost):
+    """The content of meta.json. subjects: {name: counts}; tally: of them all; lost: samples."""
     dataset = job.dataset
     meta = {
         "version": VERSION, "dataset": job.name, "seed": job.seed,
@@ -250,31 +256,28 @@ def write_dataset(job, parts, folder, workers, say):
         "row": own_description(job.name, dataset),
         "har_windows": dict.fromkeys(dataset.splits, 0),
         "align_pairs": dict.fromkeys(dataset.splits, 0),
-        "dropped_windows_with_nan_or_inf": {"har_windows": dropped["har"],
-                                            "align_windows": dropped["align"]},
-        "lost_samples": dict(sorted(lost.items())),
-        "class_balance": {split: {activity: windows[split, activity]
-                                  for activity in dataset.classes} for split in dataset.splits},
-        "subjects": subjects}
+        "dropped_windows_with_nan_or_inf": {"har_windows": tally["dropped", "har"],
+                                            "align_windows": tally["dropped", "align"]},
+        "lost_samples": dict(sorted(lost.items())), "class_balance": {}, "subjects": subjects}
+    for split in dataset.splits:
+        meta["class_balance"][split] = {activity: tally[split, activity]
+                                        for activity in dataset.classes}
     for counts in subjects.values():
         for what in ("har_windows", "align_pairs"):
             meta[what][counts["split"]] += counts[what]
-    write_json(folder / "meta.json", meta)
     return meta
 
 
 # ---- the folder ----
 
 def check_splits(meta, raw):
-    """InputError if recordings of your own leave a split without a window or a pair."""
-    for what in ("har_windows", "align_pairs"):
-        empty = [split for split, count in meta[what].items() if not count]
-        if empty:
-            lost = ", ".join(f"{key} {count}" for key, count in meta["lost_samples"].items())
-            raise InputError(
-                f"{raw} gives no {what} for {' and '.join(empty)}; its recordings may be shorter "
-                f"than a window of dataset.json ({lost or 'nothing was lost'}), or its subjects "
-                "too few")
+    """InputError if recordings of your own leave a split without a window."""
+    empty = [split for split, count in meta["har_windows"].items() if not count]
+    if empty:
+        lost = ", ".join(f"{key} {count}" for key, count in meta["lost_samples"].items())
+        raise InputError(f"{raw} gives no har_windows for {' and '.join(empty)}; its recordings "
+                         f"may be shorter than a window ({lost or 'nothing was lost'}), or its "
+                         "subjects too few")
 
 
 OURS = re.compile(r"meta\.json|samples(/[^/]+\.npy)?|recordings\.jsonl|window_\d+\.png|"
@@ -291,19 +294,16 @@ def check_only_ours(folder):
 
 
 def check_replaceable(out, name):
-    """The meta.json in `out`, or None if it is empty or missing.
+    """The meta.json in `out`; {} if it is missing or empty.
 
     InputError unless `out` holds the same dataset and nothing else: it will be removed.
     """
-    if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return None
-    if not (out / "meta.json").is_file():
-        raise InputError(f"{out} exists and is not a prepared dataset; choose another --out, or "
-                         "remove it")
-    meta = read_json(out / "meta.json")
+    if not out.exists() or not any(out.iterdir()):
+        return {}
+    meta = read_json(out / "meta.json") if (out / "meta.json").is_file() else {}
     if meta.get("dataset") != name or "version" not in meta:
-        raise InputError(f"{out} holds the dataset {brief(meta.get('dataset'))}, not {name}; "
-                         "choose another --out, or remove it")
+        raise InputError(f"{out} is not a prepared dataset {name}; choose another --out, or remove "
+                         "it")
     check_only_ours(out)
     return meta
 
@@ -319,7 +319,7 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
     job = make_job(name, raw, **settings)
     check_replaceable(out, job.name)
     parts = READERS[name].files(raw)
-    if name == "own" and (left_out := name_left_out(raw, job.dataset)):
+    if name == "own" and (left_out := name_left_out(raw, parts)):
         say(left_out)
     unfinished = out.with_name(out.name + ".unfinished")
     check_only_ours(unfinished)

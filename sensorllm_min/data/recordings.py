@@ -6,7 +6,6 @@ its subjects whole, so that several processes can read the parts. `read` turns o
 so that no window crosses an activity, a subject or a gap.
 """
 import re
-import warnings
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -20,18 +19,13 @@ from .sensors import DATASETS
 from .simulate import simulate
 from .tables import UNPACK_AGAIN, check_samples, read_table
 
-def find_files(raw, dataset, ending):
+def find_files(dataset, ending, raw):
     """{subject: its files} under raw, both in the order of the numbers in their paths.
 
     ending: how their paths end, a regular expression; its first group is the subject, or another
-    part of the dataset. InputError for a directory that is missing, or one without such a file, or
-    one with two files of the same numbers.
+    part of the dataset. InputError if there is none, or if there are two of the same numbers.
     """
-    advice = (f"--raw takes the unpacked {dataset} archive ({DATASETS[dataset].source}); "
-              "--download fetches it")
-    if not Path(raw).is_dir():
-        raise InputError(f"{raw} is not a directory; {advice}")
-    found = {}
+    found, parts = {}, {}
     for path in Path(raw).rglob("*"):
         match = re.search(rf"(?:^|/){ending}\Z", path.as_posix())
         if match:
@@ -41,10 +35,11 @@ def find_files(raw, dataset, ending):
                                  "archive once")
             found[key] = path
     if not found:
-        raise InputError(f"{raw} holds no file {ending}; {advice}")
-    parts = {}
-    for (part, *_), path in sorted(found.items()):
-        parts.setdefault(part, []).append(path)
+        problem = f"holds no file {ending}" if Path(raw).is_dir() else "is not a directory"
+        raise InputError(f"{raw} {problem}; --raw takes the unpacked {dataset} archive "
+                         f"({DATASETS[dataset].source}), --download fetches it")
+    for key, path in sorted(found.items()):
+        parts.setdefault(key[0], []).append(path)
     return parts
 
 
@@ -96,16 +91,6 @@ def read_usc_had(subject, files, dataset, seed, counts):
 
 # ---- UCI-HAR: shipped as windows of 128 that overlap by half, joined again here ----
 
-def uci_har_files(raw):
-    """{split: its files}. A file holds windows of many subjects, none of whom is in both splits."""
-    parts = {}
-    for split, [y_path] in find_files(raw, "uci-har", r"y_(train|test)\.txt").items():
-        signals = [y_path.parent / "Inertial Signals" / f"{sensor}_{axis}_{split}.txt"
-                   for sensor in ("total_acc", "body_gyro") for axis in "xyz"]
-        parts[split] = [y_path, y_path.with_name(f"subject_{split}.txt"), *signals]
-    return parts
-
-
 def join_overlapping(windows, follows):
     """Windows (W, 128, C) -> yields (index of the first window, samples (N, C)) of each recording.
 
@@ -121,13 +106,19 @@ def read_uci_har(split, files, dataset, seed, counts):
     """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s; y_*, subject_*.
 
     The files hold windows in the order of recording. Neighbours of one subject and activity whose
-    overlapping halves are equal are one recording; cut at 128/64, it gives the shipped windows.
+    overlapping halves are equal are one recording; cut at 128/64, it gives the shipped windows. No
+    subject is in both splits.
     """
-    activity, subject = (read_table(path, 1)[:, 0] for path in files[:2])
-    signals = [read_table(path, 128).astype(np.float32) for path in files[2:]]
-    activity = label_indices(activity, range(1, 7), files[0], others=())
+    [y_path] = files
+    signals = []
+    for sensor in ("total_acc", "body_gyro"):
+        for axis in "xyz":
+            path = y_path.parent / "Inertial Signals" / f"{sensor}_{axis}_{split}.txt"
+            signals.append(read_table(path, 128).astype(np.float32))
+    subject = read_table(y_path.with_name(f"subject_{split}.txt"), 1)[:, 0].astype(int)
+    activity = label_indices(read_table(y_path, 1)[:, 0], range(1, 7), y_path, others=())
     if len({len(activity), len(subject), *map(len, signals)}) > 1:
-        raise InputError(f"{files[0].parent} holds files that differ in their number of rows"
+        raise InputError(f"{y_path.parent} holds files that differ in their number of rows"
                          f"{UNPACK_AGAIN}")
     windows = np.stack(signals, -1)                               # (W, 128, 6)
     follows = (subject[1:] == subject[:-1]) & (activity[1:] == activity[:-1])
@@ -171,29 +162,21 @@ def read_pamap2(subject, files, dataset, seed, counts):
 
 # ---- Capture-24: one compressed CSV a participant, a day long ----
 
-def capture24_files(raw):
-    """{participant: [recording, label dictionary]}."""
-    [[dictionary]] = find_files(raw, "capture24", r"(annotation-label-dictionary)\.csv").values()
-    parts = find_files(raw, "capture24", r"P(\d+)\.csv\.gz")
-    return {subject: [*files, dictionary] for subject, files in parts.items()}
-
-
 def read_capture24(subject, files, dataset, seed, counts):
     """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities.
 
     The day is read in pieces and without what has no annotation, to hold little but its numbers.
     """
     import pandas as pd
-    path, dictionary_path = files
+    [path] = files
+    dictionary_path = path.with_name("annotation-label-dictionary.csv")
     with understanding(dictionary_path, "does not hold the labels of capture24", UNPACK_AGAIN):
         dictionary = pd.read_csv(dictionary_path, index_col="annotation")
         label_of = dictionary["label:WillettsSpecific2018"].map(dataset.classes.index)
     columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
     samples, labels, times = [np.zeros((0, 3))], [np.zeros(0, int)], [np.zeros(0, "M8[ns]")]
-    with (understanding(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN),
-          warnings.catch_warnings(action="error", category=pd.errors.ParserWarning)):
-        # without index_col, a line of more fields than the header would shift them all
-        for piece in pd.read_csv(path, chunksize=100_000, index_col=False, dtype=columns):
+    with understanding(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN):
+        for piece in pd.read_csv(path, chunksize=100_000, dtype=columns):
             piece = piece[piece["annotation"].notna()]
             samples.append(piece[["x", "y", "z"]].to_numpy())
             labels.append(piece["annotation"].map(label_of).astype(np.int8))      # not of NaN
@@ -207,24 +190,20 @@ def read_capture24(subject, files, dataset, seed, counts):
 # files: raw -> {part: its files}; read: (part, files, dataset, seed, counts) -> Recordings
 Reader = namedtuple("Reader", "files read")
 
-
-def find(dataset, ending):
-    """A Reader's `files` for files that `find_files` finds."""
-    return partial(find_files, dataset=dataset, ending=ending)
-
-
-# the numbers of subject, activity and trial in a path; the ids inside some of the files are wrong
-USC_HAD = find("usc-had", r"Subject(\d+)/a(\d+)t(\d+)\.mat")
-MHEALTH = find("mhealth", r"mHealth_subject(\d+)\.log")
-PAMAP2 = find("pamap2", r"Protocol/subject(\d+)\.dat")           # without the optional activities
+MHEALTH = partial(find_files, "mhealth", r"mHealth_subject(\d+)\.log")
+PAMAP2 = partial(find_files, "pamap2", r"Protocol/subject(\d+)\.dat")   # no optional activities
+# in USC-HAD the path counts, since the ids inside some of the files are wrong
+USC_HAD = partial(find_files, "usc-had", r"Subject(\d+)/a(\d+)t(\d+)\.mat")
+UCI_HAR = partial(find_files, "uci-har", r"y_(train|test)\.txt")
+CAPTURE24 = partial(find_files, "capture24", r"P(\d+)\.csv\.gz")
 
 READERS = {
     "demo": Reader(demo_files, read_demo),
     "usc-had": Reader(USC_HAD, read_usc_had),
-    "uci-har": Reader(uci_har_files, read_uci_har),
+    "uci-har": Reader(UCI_HAR, read_uci_har),
     "mhealth": Reader(MHEALTH, read_mhealth),
     "pamap2": Reader(PAMAP2, read_pamap2),
     "pamap2-100hz": Reader(PAMAP2, read_pamap2),
-    "capture24": Reader(capture24_files, read_capture24),
+    "capture24": Reader(CAPTURE24, read_capture24),
     "own": Reader(own_files, read_own),
 }

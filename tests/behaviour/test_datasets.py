@@ -452,12 +452,11 @@ def test_window_stride_and_lengths_of_dataset_json_are_used(tmp_path):
 
 
 @pytest.mark.parametrize("changes,words", [
-    (dict(name="usc-had"), "none of demo"), (dict(rate=0), "rate 0 must be above 0"), (dict(rate="fast"), "does not hold"),
+    (dict(name="usc-had"), "none of demo"), (dict(rate="fast"), "does not hold"),
     (dict(windw=5), "unexpected keyword argument 'windw'"), (dict(channels=None), "'channels' is missing"),
-    (dict(channels=[{"token": "a b", "spoken": "x", "unit": "g"}]), "token 'a b'"),
-    (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "trend word"),
-    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"),
-    (dict(window=1), "window 1"), (dict(share=0), "share 0"), (dict(align_lengths=[9, 3]), "align_lengths 9, 3"),
+    (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "steady.*would be read as claims"),
+    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test_subjects and val_subjects must not repeat"),
+    (dict(share=0), "gives no har_windows"),
     (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(classes="waving"), "is none of the classes"),
     (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]),
      "first.csv has no column extra; it needs ramp, who, bend, extra")], ids=str)
