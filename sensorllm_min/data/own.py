@@ -148,7 +148,7 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
     if dataset.label_column:
         labels = read_labels(frame[dataset.label_column], dataset, path)
         counts["samples without an activity"] += int((labels < 0).sum())
-    if clock:
+    if clock and len(frame):
         seconds = read_clock(frame[clock], dataset, path)
         rate = choose_rate(samples, seconds, rate, path, counts)
     return Log(samples, labels, seconds, rate)

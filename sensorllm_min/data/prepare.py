@@ -197,8 +197,7 @@ def prepare_parts(job, parts, workers):
     if min(workers, len(parts)) == 1:
         yield from map(prepare_part, repeat(job), parts.keys(), parts.values())
         return
-    # a fork of a process that has threads may hang
-    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    context = multiprocessing.get_context("spawn")                # a fork with threads may hang
     with ProcessPoolExecutor(min(workers, len(parts)), context, begin_worker) as pool:
         try:
             yield from pool.map(prepare_part, repeat(job), parts.keys(), parts.values())

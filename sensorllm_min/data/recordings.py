@@ -49,12 +49,11 @@ def label_indices(numbers, ids, path, others=(0,)):
     -1 for `others`, which are no classes here. InputError for any other number.
     """
     index = dict.fromkeys(others, -1) | {number: i for i, number in enumerate(ids)}
-    known, inverse = np.unique(numbers, return_inverse=True)
-    for number in known:
-        if number not in index:
-            raise InputError(f"{path} holds the activity {number:g}, which is none of "
-                             f"{sorted(index)}{UNPACK_AGAIN}")
-    return np.array([index[number] for number in known], int)[inverse]
+    numbers = numbers.tolist()
+    for number in set(numbers) - index.keys():
+        raise InputError(f"{path} holds the activity {number:g}, which is none of "
+                         f"{sorted(index)}{UNPACK_AGAIN}")
+    return np.array([index[number] for number in numbers], int)
 
 
 # ---- demo: ten simulated people ----

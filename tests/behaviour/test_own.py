@@ -135,6 +135,8 @@ def test_a_time_column_that_makes_no_sense_is_refused(tmp_path, dataset, times, 
 
 
 def test_a_file_whose_samples_are_all_missing_is_no_mistake(tmp_path, dataset):
+    (tmp_path / "a.csv").write_text("time,ramp,wave\n")
+    assert len(read(tmp_path / "a.csv", dataset).samples) == 0
     (tmp_path / "a.csv").write_text("time,ramp,wave\n0,,\n0.04,,\n0.08,,\n")
     assert np.isnan(read(tmp_path / "a.csv", dataset).samples).all()
 
