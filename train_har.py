@@ -223,7 +223,7 @@ def train_once(settings, processes, data) -> dict:
     if align and not settings.resume:
         run.progress["provenance"]["stage_1"] = describe_align(settings.align)
     dataset = data.dataset
-    may_turn = settings.rotate and dataset.places is None and len(dataset.channels) >= 3
+    may_turn = settings.rotate and dataset.rotation_groups is None and len(dataset.channels) >= 3
     if may_turn and not rotations(dataset):
         run.say("no sensor turns in training: no three channels differ by x, y and z alone; where "
                 'three are one sensor, say so by "places" in dataset.json')

@@ -6,7 +6,7 @@ import torch
 
 from ..batch import IGNORED, Example, collate
 from ..data.examples import PromptFormat, align_prompt, har_prompt
-from ..data.own import Log
+from ..data.logs import put_on_grid, steady_log
 from ..data.sensors import dataset_of
 from ..data.wording import QUESTIONS
 from ..files import InputError
@@ -54,9 +54,9 @@ class Model:
         """
         self.require("har", "classify")
         samples = self.checked(samples, may_miss=True)
-        n, rate = len(samples), self.dataset.rate
-        log = Log(samples, np.full(n, -1), np.arange(n) / rate, rate)
-        return classify_recording(self, log, Counter(), batch_size)
+        counts = Counter()
+        log = steady_log(samples, np.full(len(samples), -1), self.dataset.rate)
+        return classify_recording(self, put_on_grid(log, counts), counts, batch_size)
 
     def describe(self, samples, channel, max_new_tokens=400) -> str:
         """The trends of one channel of a window (T, C), in words. channel: its token, "x_acc"."""

@@ -340,7 +340,7 @@ def test_folds_validate_each_subject_that_is_not_for_the_test_once(folder, tmp_p
             records = data.records("har", split)
             assert {str(records[i]["subject"]) for i in range(len(records))} == subjects
             for i in range(len(records)):                             # an error names the line itself
-                path, line = records.place(i).rstrip(",").split(", line ")
+                path, line = records.where(i).rstrip(",").split(", line ")
                 assert json_lines(path)[int(line) - 1] == records[i]
         validated += parts["val"]
     assert sorted(validated) == sorted(all_subjects - test)
