@@ -128,7 +128,7 @@ def test_files_that_are_not_read_are_named(tmp_path):
     meta = prepare("own", tmp_path / "raw", tmp_path / "out", say=said.append)
     assert meta["subjects"]["anna"]["samples"] == 2 * 230 + 60 + 70 + 1
     assert meta["lost_samples"] == {"files too short for a window": 1}
-    assert said[0].endswith("since they are no .csv, .csv.gz or .npy in SUBJECT/ACTIVITY: anna/waving/deeper/seven.csv, "
+    assert said[0].endswith("since no .csv, .csv.gz or .npy in SUBJECT/ACTIVITY (3): anna/waving/deeper/seven.csv, "
                             "anna/waving/deeper/six.csv, anna/waving/four.txt"), said[0]
 
 
