@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import InputError, brief, read_json, understanding
 from .logs import Log, cut_log
-from .sensors import DATASETS, SPLITS, Channel, DatasetInfo
+from .sensors import DATASETS, SPLITS, DatasetInfo
 from .tables import pick_columns, read_frame, to_numbers
 from .wording import DIRECTION_OF_WORD
 
