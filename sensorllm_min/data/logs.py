@@ -70,8 +70,9 @@ def interpolate(log, rows, counts):
     """`put_on_grid` for rows without a jump of the clock -> samples, labels, seconds."""
     rate, seconds, raw = log.rate, log.seconds[rows], log.samples[rows]
     start = seconds[0]
-    nearest = start + np.rint((seconds - start) * rate) / rate    # of the grid's times
-    seconds = np.where(abs(seconds - nearest) < 1e-3 / rate, nearest, seconds)
+    nearest = start + np.rint((seconds - start) * rate) / rate    # time on the grid
+    is_near = abs(seconds - nearest) < 1e-3 / rate
+    seconds = np.where(is_near, nearest, seconds)
     rises = np.diff(np.maximum.accumulate(seconds), prepend=-np.inf) > 0  # of equal times the first
     n_rows = int((seconds[-1] - start) * rate + 1e-3) + 1
     grid = start + np.arange(n_rows) / rate
@@ -88,8 +89,9 @@ def interpolate(log, rows, counts):
         steps = np.rint((times[after] - times[before]) * rate)    # 0 at a sample
         samples[steps > longest_step(rate), column] = np.nan
         filled |= steps > 1
-    counts["samples interpolated"] += int((filled & np.isfinite(samples).all(1)).sum())
-    nearest_row = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, grid - 1e-9)
+    filled &= np.isfinite(samples).all(1)
+    counts["samples interpolated"] += int(filled.sum())
+    nearest_row = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, grid)
     return samples, log.labels[rows][nearest_row], grid
 
 
