@@ -104,9 +104,10 @@ def main():
     if args.download and not raw:
         raw = f"raw/{name}"
     if name != "demo" and not raw and args.show is None:
-        source = DATASETS[name].url if name in DATASETS else "your dataset.json"
-        raise InputError(f"--dataset {name} needs --raw DIR, the folder with what is in {source}, "
-                         "or --download")
+        source = "your recordings and their dataset.json"
+        if name in DATASETS:
+            source = f"the unpacked {DATASETS[name].url}, or --download"
+        raise InputError(f"--dataset {name} needs --raw DIR, {source}")
     answer = tuple(sorted(set(args.answer or ()), key=ANSWER_KINDS.index)) or None
     settings = {"seed": args.seed, "rate": args.rate, "smooth": args.smooth, "band": args.band,
                 "answer": answer, "longest": args.longest}

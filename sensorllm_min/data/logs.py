@@ -40,6 +40,12 @@ def longest_step(rate):
     return int(GAP * rate) + 1
 
 
+def runs(values):
+    """(start, end) of the runs of equal neighbours; none in an empty array."""
+    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
+    return pairwise([0, *edges.tolist(), len(values)]) if len(values) else ()
+
+
 def put_on_grid(log, counts) -> Log:
     """A Log with rows at any times -> one with a row every 1 / rate seconds.
 
@@ -54,45 +60,39 @@ def put_on_grid(log, counts) -> Log:
     counts["recordings split at a gap"] += int((jumps & within_activity).sum())
     gap = np.full_like(log.samples[:1], np.nan), np.array([-1]), np.array([np.nan])
     pieces = []                                                   # (samples, labels, seconds) each
-    for start, end in pairwise([0, *(np.flatnonzero(jumps) + 1), len(log.seconds)]):
-        rows = slice(start, end)
-        piece = interpolate(log.samples[rows], log.labels[rows], log.seconds[rows], log.rate,
-                            counts)
-        pieces += [piece, gap]
+    for start, end in runs(np.insert(np.cumsum(jumps), 0, 0)):    # by the jumps before each row
+        pieces += [interpolate(log, slice(start, end), counts), gap]
     samples, labels, seconds = map(np.concatenate, zip(*pieces[:-1]))
     return Log(samples, labels, seconds, log.rate)
 
 
-def interpolate(samples, labels, seconds, rate, counts):
+def interpolate(log, rows, counts):
     """`put_on_grid` for rows without a jump of the clock -> samples, labels, seconds."""
-    nearest = seconds[0] + np.rint((seconds - seconds[0]) * rate) / rate  # of the grid's times
-    seconds = np.where(abs(seconds - nearest) < 1e-3 / rate, nearest, seconds)
-    n_rows = int((seconds[-1] - seconds[0]) * rate + 1e-3) + 1
-    grid = seconds[0] + np.arange(n_rows) / rate
-    placed = np.full_like(samples, np.nan, shape=(n_rows, samples.shape[1]))
-    filled = np.zeros(n_rows, bool)
+    rate, seconds, raw = log.rate, log.seconds[rows], log.samples[rows]
+    start = seconds[0]
+    nearest = start + np.rint((seconds - start) * rate) / rate    # time on the grid
+    is_near = abs(seconds - nearest) < 1e-3 / rate
+    seconds = np.where(is_near, nearest, seconds)
     rises = np.diff(np.maximum.accumulate(seconds), prepend=-np.inf) > 0  # of equal times the first
-    for column, channel in enumerate(samples.T):
+    n_rows = int((seconds[-1] - start) * rate + 1e-3) + 1
+    grid = start + np.arange(n_rows) / rate
+    samples = np.full_like(raw, np.nan, shape=(n_rows, raw.shape[1]))
+    filled = np.zeros(n_rows, bool)
+    for column, channel in enumerate(raw.T):
         good = rises & np.isfinite(channel)
         times = seconds[good]
         if not len(times):
             continue
-        placed[:, column] = np.interp(grid, times, channel[good], left=np.nan, right=np.nan)
+        samples[:, column] = np.interp(grid, times, channel[good], left=np.nan, right=np.nan)
         before = np.searchsorted(times, grid, "right").clip(1) - 1
         after = np.searchsorted(times, grid).clip(max=len(times) - 1)
         steps = np.rint((times[after] - times[before]) * rate)    # 0 at a sample
-        placed[steps > longest_step(rate), column] = np.nan
+        samples[steps > longest_step(rate), column] = np.nan
         filled |= steps > 1
-    counts["samples interpolated"] += int((filled & np.isfinite(placed).all(1)).sum())
-    nearest_row = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, grid - 1e-9)
-    return placed, labels[nearest_row], grid
-
-
-def runs(values):
-    """(start, end) of the runs of equal neighbours; none in an empty array."""
-    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
-    starts = [0] if len(values) else []
-    return zip(np.concatenate([starts, edges]).astype(int), np.concatenate([edges, [len(values)]]))
+    filled &= np.isfinite(samples).all(1)
+    counts["samples interpolated"] += int(filled.sum())
+    nearest_row = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, grid)
+    return samples, log.labels[rows][nearest_row], grid
 
 
 def stretches(samples, counts):

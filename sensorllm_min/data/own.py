@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import InputError, brief, read_json, understanding
 from .logs import Log, cut_log
-from .sensors import DATASETS, SPLITS, Channel, DatasetInfo
+from .sensors import DATASETS, SPLITS, DatasetInfo
 from .tables import pick_columns, read_frame, to_numbers
 from .wording import DIRECTION_OF_WORD
 
@@ -126,8 +126,8 @@ def name_left_out(raw, parts):
     names = [str(path.relative_to(raw)) for path in visible_files(raw) if path not in read]
     if not names:
         return None
-    return (f"{len(names)} files in {raw} are not read, since they are no .csv, .csv.gz or .npy in "
-            f"SUBJECT/ACTIVITY: {', '.join(names[:8])}")
+    return (f"not read in {raw}, since no .csv, .csv.gz or .npy in SUBJECT/ACTIVITY "
+            f"({len(names)}): {', '.join(names[:8])}")
 
 
 # ---- from a file to a log ----

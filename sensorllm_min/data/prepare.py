@@ -273,10 +273,9 @@ def check_splits(meta, raw):
     """InputError if recordings of your own leave a split without a window."""
     empty = [split for split, count in meta["har_windows"].items() if not count]
     if empty:
-        lost = ", ".join(f"{key} {count}" for key, count in meta["lost_samples"].items())
         raise InputError(f"{raw} gives no har_windows for {' and '.join(empty)}; its recordings "
-                         f"may be shorter than a window ({lost or 'nothing was lost'}), or its "
-                         "subjects too few")
+                         f"may be shorter than a window, or its subjects too few (lost: "
+                         f"{meta['lost_samples'] or 'nothing'})")
 
 
 OURS = re.compile(r"meta\.json|samples(/[^/]+\.npy)?|recordings\.jsonl|window_\d+\.png|"

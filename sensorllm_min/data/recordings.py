@@ -83,7 +83,7 @@ def read_usc_had(subject, files, dataset, seed, counts):
             samples = loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
         check_samples(samples, 6, f"{path}: sensor_readings")
         number = int(re.match(r"a(\d+)", path.name)[1])
-        activity = label_indices(np.array([number]), range(1, 13), path, others=())[0]
+        [activity] = label_indices(np.array([number]), range(1, 13), path, others=())
         samples = resample(samples, dataset.file_rate, dataset.rate)
         yield Recording(subject, int(activity), samples, f"Subject{subject}/{path.name}")
 
@@ -173,16 +173,16 @@ def read_capture24(subject, files, dataset, seed, counts):
         dictionary = pd.read_csv(dictionary_path, index_col="annotation")
         label_of = dictionary["label:WillettsSpecific2018"].map(dataset.classes.index)
     columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
-    samples, labels, times = [np.zeros((0, 3))], [np.zeros(0, int)], [np.zeros(0, "M8[ns]")]
+    samples, labels, times = [], [], []
     with understanding(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN):
         for piece in pd.read_csv(path, chunksize=100_000, dtype=columns):
             piece = piece[piece["annotation"].notna()]
             samples.append(piece[["x", "y", "z"]].to_numpy())
             labels.append(piece["annotation"].map(label_of).astype(np.int8))      # not of NaN
-            times.append(pd.to_datetime(piece["time"], format="ISO8601").to_numpy("M8[ns]"))
-    times = np.concatenate(times)
-    seconds = (times - times[:1]).astype(np.int64) / 1e9
-    log = Log(np.concatenate(samples), np.concatenate(labels), seconds, dataset.file_rate)
+            times.append(pd.to_datetime(piece["time"], format="ISO8601"))
+        samples, labels, times = map(np.concatenate, (samples, labels, times))
+    seconds = (times - times[:1]) / np.timedelta64(1, "s")
+    log = Log(samples, labels, seconds, dataset.file_rate)
     yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
 

@@ -12,13 +12,11 @@ from raw_files import PEOPLE, write_small_own
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.claims import parse_claims
-from sensorllm_min.data.prepare import Job, prepare, random_windows, strided_windows
-from sensorllm_min.data.recordings import READERS
+from sensorllm_min.data.prepare import prepare, random_windows
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.evaluation.trend_scores import truth_sums
 from sensorllm_min.data.texts import (
     HAR_TEXTS, align_pair, har_text, pair_rng, three_digits, trend_segments)
-from sensorllm_min.data.wording import QUESTIONS
 
 SPLITS = ("train", "val", "test")
 KINDS = ("simple_trend", "summary")                                           # of one's own recordings, where none are asked for
@@ -27,10 +25,6 @@ KINDS = ("simple_trend", "summary")                                           # 
 def lines_of(data, kind, split):
     rows = data.records(kind, split)
     return [rows[i] for i in range(len(rows))]
-
-
-def recordings_of(folder):
-    return [json.loads(line) for line in open(folder / "recordings.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +38,6 @@ def small(tmp_path_factory):
 
 # ---- windows ----
 
-def test_strided_windows_fit_at_the_stride_and_one_more_is_flush_with_the_end():
-    assert strided_windows(199, 200, 100) == []
-    assert strided_windows(200, 200, 100) == [0]
-    assert strided_windows(400, 200, 100) == [0, 100, 200]
-    assert strided_windows(450, 200, 100) == [0, 100, 200, 250]
-
-
 def test_random_windows_follow_one_another_and_take_every_length():
     windows = random_windows(1000, 5, 200, np.random.default_rng(0))
     assert all(5 <= length <= 200 for _, length in windows)
@@ -59,46 +46,6 @@ def test_random_windows_follow_one_another_and_take_every_length():
     lengths = {length for _, length in random_windows(5000, 2, 5, np.random.default_rng(0))}
     assert lengths == {2, 3, 4, 5}
     assert random_windows(4, 5, 200, np.random.default_rng(0)) == []
-
-
-def check_splits(folder):
-    """Every window lies within one recording; subjects of the three splits are apart; counts are those of the lines."""
-    data = PreparedData(folder)
-    recordings, subjects = recordings_of(folder), {}
-    for kind, count in (("har", "har_windows"), ("align", "align_pairs")):
-        for split in SPLITS:
-            lines = lines_of(data, kind, split)
-            assert len(lines) == data.meta[count][split] > 0
-            for line in lines[::max(1, len(lines) // 500)]:
-                start, end = line["start"], line["start"] + line["length"]
-                around = [one for one in recordings if one["subject"] == line["subject"]
-                          and one["start"] <= start and end <= one["start"] + one["length"]]
-                assert len(around) == 1                                       # within one recording: crosses nothing
-                if kind == "har":
-                    assert data.dataset.classes[line["label"]] == around[0]["activity"]
-                    assert line["length"] == data.dataset.window
-                else:
-                    shortest, longest = data.dataset.align_lengths
-                    assert shortest <= line["length"] <= longest
-            subjects[kind, split] = {line["subject"] for line in lines}
-    for kind in ("har", "align"):
-        assert subjects[kind, "test"] == set(data.dataset.test_subjects)
-        assert subjects[kind, "val"] == set(data.dataset.val_subjects)
-        assert not subjects[kind, "train"] & (subjects[kind, "val"] | subjects[kind, "test"])
-    return data
-
-
-def test_windows_lie_within_one_recording_of_their_split(small):
-    """Recordings of one person and activity lie side by side: the ramp jumps back between them."""
-    data = check_splits(small[1])
-    for kind in ("har", "align"):
-        for split in SPLITS:
-            for line in lines_of(data, kind, split):
-                window = data.window(line)
-                np.testing.assert_allclose(np.diff(window[:, 0]), 0.01, atol=1e-5)        # float32 of up to 2.3
-                assert set(window[:, 1]) == {PEOPLE[line["subject"]]}
-    starts = {line["start"] % 230 for line in lines_of(data, "har", "train")}
-    assert starts == {0, 25, 50, 75, 100, 125, 150, 175, 180}                 # 180: flush with the end
 
 
 def test_training_recordings_are_cut_twice_over_for_descriptions_and_others_once(small):
@@ -164,11 +111,12 @@ def test_every_pair_can_be_made_again_alone_from_its_line(small):
 
 
 def test_the_demo_words_every_pair_alike_and_tells_the_truth(demo):
-    data = check_splits(demo)
+    data = PreparedData(demo)
     assert np.load(demo / "samples" / "1.npy").dtype == np.float32            # one line of numpy
     assert {path.suffix for path in demo.rglob("*") if path.is_file()} == {".npy", ".jsonl", ".json"}
     tokens = [channel.token for channel in data.dataset.channels]
     lines = lines_of(data, "align", "test")
+    assert {line["subject"] for line in lines} == set(data.dataset.test_subjects)
     for line in lines[::50]:                                                  # every stored answer is true of its series
         series = data.window(line)[:, tokens.index(line["channel"])]
         claims = parse_claims(line["answer"])
@@ -204,15 +152,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_p
     assert digest(tmp_path / "again") == digest(out)
     prepare("own", raw, tmp_path / "again", seed=1, say=quiet)                # replaces what was prepared there
     assert digest(tmp_path / "again")["align_train.jsonl"] != digest(out)["align_train.jsonl"]
-
-
-def test_the_people_of_the_demo_are_simulated_anew_for_another_seed():
-    def recordings(seed):
-        return list(READERS["demo"].read(1, [], DATASETS["demo"], seed, Counter()))
-
-    for one, same, other in zip(recordings(0), recordings(0), recordings(1)):
-        np.testing.assert_array_equal(one.samples, same.samples)
-        assert not np.array_equal(one.samples, other.samples)
 
 
 def test_a_share_of_the_windows_is_drawn_by_seed_and_place(tmp_path):
@@ -252,12 +191,6 @@ def test_the_options_of_data_prep_reach_the_dataset(small, tmp_path):
     lines = lines_of(data, "align", "test")
     assert {line["length"] for line in lines} <= {5, 6, 7, 8} and max(line["length"] for line in lines) == 8
     assert all(re.fullmatch(r"[^\n]+\n\n[^\n]+", line["answer"]) for line in lines)  # no line a segment: two paragraphs
-
-
-def test_a_longest_window_below_the_shortest_lowers_both(small, tmp_path):
-    meta = prepare("own", small[0], tmp_path / "out", longest=3, say=quiet)
-    assert list(meta["align_lengths"]) == [3, 3]
-    assert {line["length"] for line in lines_of(PreparedData(tmp_path / "out"), "align", "train")} == {3}
 
 
 # ---- what is refused ----

@@ -13,15 +13,14 @@ from itertools import groupby
 import numpy as np
 import pytest
 from helpers import quiet, read_all
-from raw_files import (ANNOTATIONS, OWN, PEOPLE, STEP, UCI_SIGNALS, labels_of, usc_had_path, write_capture24,
-                       write_mhealth, write_own, write_pamap2, write_small_own, write_uci_har, write_usc_had)
+from raw_files import (ANNOTATIONS, PEOPLE, STEP, UCI_SIGNALS, labels_of, usc_had_path, write_capture24, write_mhealth,
+                       write_own, write_pamap2, write_uci_har, write_usc_had)
 
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.prepare import prepare, strided_windows
 from sensorllm_min.data.logs import Log, cut_log, put_on_grid, resample, runs, steady_log, stretches
 from sensorllm_min.data.own import own_dataset
-from sensorllm_min.data.recordings import join_overlapping
 from sensorllm_min.data.sensors import DATASETS
 
 # ---- windows against the raw truth ----
@@ -184,16 +183,6 @@ def test_uci_har_windows_are_joined_and_cut_again_into_the_shipped_ones(tmp_path
         assert ours == sorted(window.tobytes() for window in shipped[split])
     lengths = Counter(json.loads(line)["length"] for line in open(tmp_path / "out/recordings.jsonl"))
     assert lengths == Counter(n for split in blocks.values() for _, _, n in split)
-
-
-def test_overlapping_windows_join_only_where_they_agree():
-    signal = np.arange(320, dtype=np.float32)[:, None]
-    windows = np.stack([signal[i:i + 128] for i in (0, 64, 128, 192)])
-    assert [len(r) for _, r in join_overlapping(windows, np.array([True, True, True]))] == [320]
-    np.testing.assert_array_equal(next(join_overlapping(windows, np.array([True] * 3)))[1], signal)
-    assert [len(r) for _, r in join_overlapping(windows, np.array([True, False, True]))] == [192, 192]
-    windows[2, 5] += 1                                                        # a gap: halves that differ
-    assert [len(r) for _, r in join_overlapping(windows, np.array([True, True, True]))] == [192, 192]
 
 
 def test_broken_uci_har_files_are_refused_by_name(tmp_path):
@@ -438,61 +427,7 @@ def test_own_csv_and_npy_recordings_are_prepared(tmp_path):
     assert meta["har_windows"] == {"train": 2 * 2 * (9 + 5 + 2), "val": 2 * 16, "test": 2 * 16}
 
 
-def test_window_stride_and_lengths_of_dataset_json_are_used(tmp_path):
-    changes = dict(window=40, stride=15, align_lengths=[7, 9], share=0.5, citation="C", licence="L")
-    write_small_own(tmp_path / "raw", n_recordings=1, **changes)
-    _, dataset = own_dataset(tmp_path / "raw")
-    assert (dataset.window, dataset.stride, dataset.align_lengths) == (40, 15, (7, 9))
-    assert (dataset.share, dataset.citation, dataset.licence) == (0.5, "C", "L")
-    prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
-    data = PreparedData(tmp_path / "out")
-    assert data.dataset == dataset
-    records = data.records("align", "train")
-    assert {records[i]["length"] for i in range(len(records))} == {7, 8, 9}
-
-
-@pytest.mark.parametrize("changes,words", [
-    (dict(name="usc-had"), "none of demo"), (dict(rate="fast"), "does not hold"),
-    (dict(windw=5), "unexpected keyword argument 'windw'"), (dict(channels=None), "'channels' is missing"),
-    (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "steady.*would be read as claims"),
-    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test_subjects and val_subjects must not repeat"),
-    (dict(share=0), "gives no har_windows"),
-    (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(classes="waving"), "is none of the classes"),
-    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]),
-     "first.csv has no column extra; it needs ramp, who, bend, extra")], ids=str)
-def test_a_wrong_key_of_dataset_json_is_named(tmp_path, changes, words):
-    write_own(tmp_path / "raw", **changes)
-    with pytest.raises(InputError, match=words):
-        prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
-
-
-def test_own_recordings_that_are_missing_are_refused(tmp_path):
-    with pytest.raises(InputError, match="not a directory"):
-        prepare("own", tmp_path / "nowhere", tmp_path / "out", say=quiet)
-    (tmp_path / "raw").mkdir()
-    with pytest.raises(InputError, match="dataset.json not found"):
-        prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
-    (tmp_path / "raw/dataset.json").write_text(json.dumps(OWN))
-    with pytest.raises(InputError, match="holds no recording"):
-        prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
-
-
 # ---- broken files ----
-
-def test_broken_logs_are_refused_by_name(tmp_path):
-    raw = tmp_path / "raw"
-    write_mhealth(raw, 1, BLOCKS)
-    path = raw / "mHealth_subject1.log"
-    good = path.read_text()
-    for bad in ("", good.replace("\t", "\tx", 1), good + "1 2 3\n" + good, "1\t2\n3\t4\n"):
-        path.write_text(bad)
-        with pytest.raises(InputError, match="mHealth_subject1.log"):
-            prepare("mhealth", raw, tmp_path / "out", say=quiet)
-    path.write_text(good)
-    shutil.copytree(raw, raw / "again")
-    with pytest.raises(InputError, match="are the same file"):
-        prepare("mhealth", raw, tmp_path / "out", say=quiet)
-
 
 def test_broken_capture24_files_are_refused_by_name(tmp_path):
     raw = tmp_path / "raw"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import json_lines, quiet
-from raw_files import OWN, STEP, write_small_own
+from raw_files import OWN, write_small_own
 
 from sensorllm_min.data.logs import put_on_grid
 from sensorllm_min.data.own import own_dataset, read_clock, read_log
@@ -243,24 +243,21 @@ def test_subjects_are_compared_normalised_and_must_name_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("changes,words", [
+    (dict(name="usc-had"), "none of demo"), (dict(rate="fast"), "does not hold"), (dict(windw=5), "unexpected keyword argument 'windw'"),
+    (dict(channels=None), "'channels' is missing"), (dict(channels={"token": "a"}), "does not hold"),
+    (dict(channels=[OWN["channels"][0] | {"spoken": "rising edge"}]), "steady.*would be read as claims"),
+    (dict(channels=[channel | {"column": "a"} for channel in OWN["channels"]]), "columns must not repeat"),
+    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra"}]), "0.npy holds .* expected .* 4"),
+    (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(classes="waving"), "is none of the classes"),
+    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test_subjects and val_subjects must not repeat"),
     (dict(test_subjects=["1"]), "the subject 1 names no folder with recordings; the folders are anna, ben"),
-    (dict(test_subjects=["anna", "carl"], val_subjects=["ben", "dora"]), "no har_windows for train.* or its subjects too few"),
+    (dict(test_subjects=["anna", "carl"], val_subjects=["ben", "dora"]), "no har_windows for train; .* or its subjects too few"),
     (dict(split="time"), "give either"), (dict(split="days", test_subjects=None, val_subjects=None), "recordings.* or .*time"),
-    (dict(window=300), "no har_windows for train and val and test"), (dict(share=1e-9), "no har_windows"),
+    (dict(window=300), "no har_windows for train and val and test"), (dict(share=0), "no har_windows"),
     (dict(time={"colum": "at"}), "time_colum"), (dict(time={"column": "at", "unit": "min"}), "s, ms, us, ns"),
-    (dict(label={"column": "x", "values": {"1": "waving"}}), "name each of the classes"),
-    (dict(channels=[channel | {"column": "a"} for channel in OWN["channels"]]), "columns")], ids=str)
+    (dict(label={"column": "x", "values": {"1": "waving"}}), "name each of the classes")], ids=str)
 def test_what_dataset_json_cannot_mean_is_refused_at_preparation(tmp_path, changes, words):
     write_small_own(tmp_path / "raw", n_recordings=1, **changes)
     with pytest.raises(InputError, match=words):
         prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_channel_without_a_unit_is_named_without_one(tmp_path):
-    channels = [{key: value for key, value in channel.items() if key != "unit"} for channel in OWN["channels"]]
-    write_small_own(tmp_path / "raw", n_recordings=1, channels=channels)
-    prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
-    dataset = PreparedData(tmp_path / "out").dataset
-    assert [channel.titled for channel in dataset.channels] == ["ramp sensor", "identity", "bend sensor"]
-    assert STEP                                                   # the ramp of these files

@@ -129,12 +129,6 @@ def test_the_parts_come_in_order_with_the_time_left(own):
     assert len(said) == 4 and "part dora: 4/4 done" in said[-1] and "pairs/s, 0 s left" in said[-1]
 
 
-@pytest.mark.slow
-def test_three_workers_write_the_same_demo(demo, tmp_path):
-    prepare("demo", None, tmp_path / "out", workers=3, say=quiet)
-    assert digest(tmp_path / "out") == digest(demo)
-
-
 def test_a_locked_folder_is_refused_until_the_lock_ends(tmp_path):
     with locked(tmp_path / "x"):
         refused(lambda: locked(tmp_path / "x").__enter__(), "another run writes into")

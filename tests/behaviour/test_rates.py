@@ -50,15 +50,7 @@ def write_tones_uci_har(raw):
         np.savetxt(folder.parent / name, np.ones(len(windows)), fmt="%d")
 
 
-def write_tones_own(raw):
-    write_small_own(raw, rate=50)
-    for trial in (1, 2):
-        samples = tones(300, 50, trial * STEP_UP)[:, :3]
-        np.save(raw / "carl" / "waving" / f"{trial - 1}.npy", samples)
-
-
-@pytest.mark.parametrize("name,write", [
-    ("usc-had", write_tones_usc_had), ("uci-har", write_tones_uci_har), ("own", write_tones_own)])
+@pytest.mark.parametrize("name,write", [("usc-had", write_tones_usc_had), ("uci-har", write_tones_uci_har)])
 def test_each_recording_is_filtered_alone_to_the_new_rate(tmp_path, name, write):
     """The high tone is gone, the low one stays, and the level of the neighbour does not leak in."""
     write(tmp_path)
@@ -68,7 +60,7 @@ def test_each_recording_is_filtered_alone_to_the_new_rate(tmp_path, name, write)
     for part, files in reader.files(tmp_path).items():
         recordings = reader.read(part, files, dataset, 0, Counter())
         found += [recording.samples for recording in recordings
-                  if str(recording.subject) in ("1", "carl") and recording.activity == 0]
+                  if recording.activity == 0]
     assert len(found) == 2
     for trial, samples in enumerate(found, start=1):
         assert len(samples) in (60, 64)                           # 6 or 6.4 seconds at 10 Hz
@@ -146,19 +138,6 @@ def test_windows_keep_their_seconds(name, raw_rate, rate):
     assert all(getattr(dataset, field) == getattr(own, field) for field in unchanged)
 
 
-@pytest.mark.slow
-@pytest.mark.shared("data/USC-HAD")
-def test_real_usc_had_holds_the_published_counts_at_20_hz(shared):
-    """As many as at 100 Hz: 20,194 and 2,596 of training subjects, 4,555 of test subjects."""
-    _, dataset = at_rate("usc-had", DATASETS["usc-had"], 20)
-    reader, counts = READERS["usc-had"], Counter()
-    for subject, files in reader.files(shared / "data" / "USC-HAD").items():
-        for recording in reader.read(subject, files, dataset, 0, Counter()):
-            starts = strided_windows(len(recording.samples), dataset.window, dataset.stride)
-            counts[dataset.split_of(subject)] += len(starts)
-    assert counts == {"train": 20_194, "val": 2_596, "test": 4_555}
-
-
 # ---- the prepared dataset ----
 
 def test_the_options_reach_the_dataset_whose_name_and_meta_json_tell_the_rate(tmp_path):
@@ -193,14 +172,6 @@ def test_a_dataset_at_another_rate_is_known_again(name):
     assert own_description(name, DATASETS[name]) is None          # the table's own need no description
 
 
-def test_a_rate_changes_texts_to_trends_that_a_person_sees():
-    dataset = make_job("usc-had", None, rate=20).dataset
-    assert (dataset.smooth, dataset.band) == (0.25, 0.25)
-    assert dataset.answer == ("simple_trend",) and not dataset.paraphrase
-    dataset = make_job("usc-had", None, rate=20, smooth=0, band=0).dataset
-    assert (dataset.smooth, dataset.band) == (0, 0)
-
-
 @pytest.mark.parametrize("options,words", [
     (("--rate", 40), "--rate 40: the recordings of demo have 20 Hz .* give another rate"),
     (("--rate", 1), "windows of 1.2 s, which would hold 1.2 samples, 0.6 apart"),
@@ -217,13 +188,3 @@ def test_rates_and_bands_that_do_not_fit_are_refused_before_anything_is_written(
             assert ended.code == 2
             raise InputError(capsys.readouterr().err)
     assert not list(Path(tmp_path).iterdir()), error
-
-
-def test_the_rate_of_own_recordings_is_held_against_theirs(tmp_path):
-    write_small_own(tmp_path / "raw", window=30, stride=1)
-    with pytest.raises(InputError, match="recordings of gloves have 25 Hz"):
-        make_job("own", tmp_path / "raw", rate=26)
-    with pytest.raises(InputError, match="would hold 24 samples, 0.8 apart"):
-        make_job("own", tmp_path / "raw", rate=20)
-    job = make_job("own", tmp_path / "raw", rate=25)
-    assert job.name == "gloves-25hz" and (job.dataset.window, job.dataset.stride) == (30, 1)
