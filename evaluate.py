@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sensorllm_min.cli import amount, count, run_script, seed
+from sensorllm_min.cli import add_options, amount, count, run_script, seed
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import dataset_of
 from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_window
 from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of)
-from sensorllm_min.evaluation.compare import table_over_datasets
 from sensorllm_min.evaluation.predict import Decoding, classify, describe, write_as_they_come
 from sensorllm_min.evaluation.recording import predict_csv
 from sensorllm_min.evaluation.report import write_report
@@ -31,8 +30,8 @@ from sensorllm_min.files import InputError, write_json, write_text
 from sensorllm_min.generate import Sampling
 from sensorllm_min.layers import use_backend
 from sensorllm_min.training.checkpoint import checkpoint_file, load_checkpoint
-from sensorllm_min.training.options import add_device_arguments, precision
-from sensorllm_min.training.processes import Processes, choose_device, warn_of_slow_bfloat16
+from sensorllm_min.training.options import SharedSettings
+from sensorllm_min.training.processes import Processes, choose_device
 from sensorllm_min.training.provenance import command_line
 
 
@@ -180,19 +179,11 @@ def read_arguments():
     add("--checkpoint", nargs="+",
         help="outputs of train_align.py or train_har.py, checkpoint files, or hub ids (default: "
              "out/align and out/har, whichever exist)")
-    add("--data", help="prepared dataset (default data/DATASET, the one it was trained on)")
-    add("--llm", help="where the LLM's directory is now (default: where it was in training)")
-    add("--encoder", help="where the encoder's directory is now (default: likewise)")
-    add("--comparisons", nargs="+", metavar="DIR",
-        help="print one table over several outputs of train_har.py --compare, instead of scoring")
     add("--split", choices=("val", "test"), default="test",
         help="whose windows are scored (default test)")
     add("--limit", type=sample_size,
         help="score a seeded sample of this many windows, or all (default 256 in stage 1, all in "
              "stage 2)")
-    add("--batch-size", type=count, default=16, help="windows in a forward pass (default 16)")
-    add("--max-new-tokens", type=count,
-        help="tokens of the longest answer (default: of the longest true one)")
     add("--show", type=seed, default=3, help="descriptions to print (default 3)")
     add("--temperature", type=amount, default=0.0,
         help="sampling temperature; 0 takes the likeliest token (default 0)")
@@ -200,8 +191,6 @@ def read_arguments():
         help="sample from this many of the likeliest tokens (default 0: all)")
     add("--top-p", type=amount, default=1.0,
         help="sample from the fewest tokens that reach this probability together (default 1)")
-    add("--seed", type=seed, default=0,
-        help="seed of the sample of windows and of sampled tokens (default 0)")
     add("--ask", nargs="?", const="", metavar="QUESTION",
         help="answer about one window, instead of scoring; without QUESTION, type your questions")
     add("--window", type=seed, help="the window of the split to ask about (default 0)")
@@ -210,8 +199,9 @@ def read_arguments():
              "ask about, in stage 2 a recording of any length, whose activities are written to "
              "FILE.predictions.csv and drawn in FILE.predictions.png")
     add("--channel", help="the channel to ask about (default: the window's own)")
-    add_device_arguments(parser)
+    add_options(parser, SharedSettings)
     args = parser.parse_args()
+    args.batch_size = args.batch_size or 16
     if args.csv and args.window is not None:
         raise InputError("--csv and --window are two windows; give one of them")
     if not 0 < args.top_p <= 1:
@@ -223,9 +213,6 @@ def read_arguments():
 
 def main():
     args = read_arguments()
-    if args.comparisons:
-        say(table_over_datasets(args.comparisons))
-        return
     trained = [path for path in ("out/align", "out/har") if checkpoint_file(path).is_file()]
     checkpoints = args.checkpoint or trained
     if not checkpoints:
@@ -234,10 +221,9 @@ def main():
     asking = any(option is not None for option in (args.ask, args.window, args.csv, args.channel))
     device = choose_device(args.device)
     processes = Processes(0, 1, device, bf16=args.dtype != "float32")
-    warn_of_slow_bfloat16(processes)
     for checkpoint in checkpoints[:1] if asking else checkpoints:
         path = checkpoint_file(checkpoint)
-        run = load_checkpoint(path, args.llm, args.encoder, **precision(args.dtype))
+        run = load_checkpoint(path, args.llm, args.encoder, args.dtype)
         on_hub = not Path(checkpoint).exists()                    # then its folder is the cache
         out = Path("out", Path(checkpoint).name) if on_hub else path.parent
         out.mkdir(parents=True, exist_ok=True)

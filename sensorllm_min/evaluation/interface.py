@@ -13,7 +13,7 @@ from ..layers import use_backend
 from ..data.examples import PromptFormat
 from ..data.sensors import dataset_of
 from ..training.checkpoint import load_checkpoint
-from ..training.options import DTYPES, precision
+from ..recipe import DTYPES
 from ..training.processes import Processes, choose_device
 from .ask import Window, answer, one_channel
 from .predict import Decoding
@@ -120,7 +120,7 @@ def load_model(source, llm, encoder, device, dtype) -> Model:
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: give {', '.join(DTYPES)}")
     device = choose_device(device)
-    model, recipe, _ = load_checkpoint(source, llm, encoder, **precision(dtype))
+    model, recipe, _ = load_checkpoint(source, llm, encoder, dtype)
     model.to(device).requires_grad_(False)
     use_backend(model, None)
     return Model(model, recipe, Processes(0, 1, device, bf16=dtype != "float32"))

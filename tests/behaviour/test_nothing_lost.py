@@ -7,14 +7,11 @@ import subprocess
 import time
 
 import pytest
-from helpers import Run, digest, losses, quiet, run
+from helpers import Run, digest, quiet, run
 from raw_files import write_small_own
 
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.files import InputError, locked, write_bytes
-from sensorllm_min.training.run import keep_aside
-
-SMALL = ("--train-limit", 52, "--eval-limit", 8, "--test-limit", 2, "--log-every", 1, "--max-new-tokens", 4)
 
 
 @pytest.fixture
@@ -138,71 +135,6 @@ def test_workers_end_with_the_run_that_started_them(tmp_path, number):
     while any(os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read().split()[2] for pid in others):
         assert time.monotonic() < deadline, "a worker is still there"
         time.sleep(0.05)
-
-
-def test_a_second_training_run_into_one_folder_is_one_line(demo, tmp_path):
-    with locked(tmp_path / "x"):
-        out = run("train_align.py", "--data", demo, "--out", "x", *SMALL, cwd=tmp_path, expect=2)
-    assert "train_align.py: another run writes into x now" in out and out.count("\n") == 1
-
-
-def test_processes_with_different_data_say_so(demo, tmp_path):
-    """One line, where they used to wait for one another."""
-    shutil.copytree(demo, tmp_path / "data" / "demo")
-    other = tmp_path / "other" / "data" / "demo"
-    shutil.copytree(demo, other)
-    meta = json.loads((demo / "meta.json").read_text())
-    (other / "meta.json").write_text(json.dumps(meta | {"seed": 1}))
-    started = Run("train_align.py", "--out", "x", *SMALL, cwd=tmp_path, processes=2, folders=[tmp_path, tmp_path / "other"])
-    assert started.wait(60) == 2
-    assert "the processes have different --data" in started.text() and "Traceback" not in started.text()
-
-
-# ---- --out of a training run ----
-
-def test_logs_of_a_run_without_a_checkpoint_are_kept_aside(demo, tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
-    (tmp_path / "x" / "log.txt").write_text("what was seen\n")
-    run("train_align.py", "--data", demo, "--out", "x", *SMALL, "--batch-size", 32, cwd=tmp_path)
-    assert (tmp_path / "x" / "metrics.1.jsonl").read_text() == '{"step": 1, "loss": 7.0}\n'
-    assert (tmp_path / "x" / "log.1.txt").read_text() == "what was seen\n" and len(losses(tmp_path / "x")) == 2
-    (tmp_path / "x" / "last.safetensors").unlink()
-    keep_aside(tmp_path / "x")
-    assert (tmp_path / "x" / "metrics.2.jsonl").exists() and not (tmp_path / "x" / "best.safetensors").exists()
-
-
-def test_a_run_asked_to_end_before_its_first_validation_can_be_evaluated(demo, tmp_path):
-    started = Run("train_align.py", "--data", demo, "--out", "x", "--batch-size", 2, "--eval-every", 1000, *SMALL, cwd=tmp_path)
-    started.wait_until(lambda: "step     2/" in started.text())
-    started.kill(signal.SIGTERM)
-    assert started.wait() == 128 + signal.SIGTERM
-    out = run("evaluate.py", "--checkpoint", "x/last.safetensors", "--data", demo, "--limit", 2, "--max-new-tokens", 4, cwd=tmp_path)
-    assert "validation none yet" in out and "wrote x/evaluation_test.json" in out
-
-
-@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[]", '{"loss": 1}', "\x00", "[" * 9999])
-def test_garbled_metrics_are_named_before_a_run_is_resumed(demo, tmp_path_factory, line, resumable):
-    path = resumable / "metrics.jsonl"
-    good = path.read_text()
-    path.write_text(line + "\n" + good)
-    out = run("train_align.py", "--data", demo, "--out", resumable.name, "--resume", *SMALL, cwd=resumable.parent, expect=2)
-    assert "metrics.jsonl does not hold" in out and "Traceback" not in out and len(out) < 500
-    assert path.read_text() == line + "\n" + good
-    path.write_text(good)
-
-
-@pytest.fixture(scope="module")
-def resumable(demo, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resumable")
-    run("train_align.py", "--data", demo, "--out", "x", *SMALL, cwd=folder)
-    return folder / "x"
-
-
-def test_a_checkpoint_is_as_readable_as_the_umask_says(resumable):
-    mask = os.umask(0)
-    os.umask(mask)
-    assert (resumable / "last.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_an_error_while_writing_leaves_no_unfinished_file(tmp_path):

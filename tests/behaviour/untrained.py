@@ -16,7 +16,8 @@ from helpers import spread
 
 import evaluate
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.training.checkpoint import build_model, save_checkpoint
+from sensorllm_min.recipe import build_model
+from sensorllm_min.training.checkpoint import save_checkpoint
 from sensorllm_min.training.options import new_recipe
 from sensorllm_min.training.processes import Processes
 
@@ -51,26 +52,23 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     settings = Namespace(
         llm=None,
         encoder=None,
-        chat_format=None,
-        resume=False,
-        out=str(out),
         projector=(32,),
         scaling="StanNormalizeUniformBins",
         levels=True,
         train=("projector", "tokens", "llm", "encoder"),
     )
-    recipe = new_recipe(settings, data, ALONE)
+    recipe = new_recipe(settings, data)
     if stage == "har":
         recipe = replace(recipe, classes=data.dataset.classes, text=("smry", "Q"))
     recipe = replace(recipe, **changes)
     torch.manual_seed(seed)
-    loaded = build_model(recipe)
-    spread(loaded.model, std=0.1)
+    model = build_model(recipe)
+    spread(model, std=0.1)
     with torch.no_grad():  # so that some answers end by themselves
-        for index in loaded.tokenizer.stop_ids:
-            loaded.model.llm.embed_tokens.weight[index] *= 2
-    if loaded.model.head is not None:  # weights of losses, never of probabilities
-        loaded.model.class_weights = torch.linspace(0.05, 0.35, len(recipe.classes))
+        for index in model.tokenizer.stop_ids:
+            model.llm.embed_tokens.weight[index] *= 2
+    if model.head is not None:  # weights of losses, never of probabilities
+        model.class_weights = torch.linspace(0.05, 0.35, len(recipe.classes))
     progress = {
         "step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0,
         "settings": {"data": str(data_folder), "seed": seed},
@@ -79,7 +77,8 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
             "stage_1": {"checkpoint": "out/align/best.safetensors", "scores": {"val_loss": 0.25}},
         },
     }
-    save_checkpoint(out / "best.safetensors", loaded.model, recipe, progress)
+    out.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(out / "best.safetensors", model, recipe, progress)
 
 
 def evaluate_here(monkeypatch, capsys, folder, *options):
