@@ -13,7 +13,7 @@ from ..files import InputError
 from ..generate import GREEDY
 from ..layers import use_backend
 from ..training.checkpoint import load_checkpoint
-from ..training.options import DTYPES, precision
+from ..recipe import DTYPES
 from ..training.processes import Processes, choose_device
 from .ask import one_channel
 from .predict import answer_batches
@@ -145,7 +145,7 @@ def load_model(source, llm, encoder, device, dtype, attention=None) -> Model:
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: give {', '.join(DTYPES)}")
     processes = Processes(0, 1, choose_device(device), bf16=dtype != "float32")
-    model, recipe, progress = load_checkpoint(source, llm, encoder, **precision(dtype))
+    model, recipe, progress = load_checkpoint(source, llm, encoder, dtype)
     model.to(processes.device).requires_grad_(False)
     use_backend(model, attention)
     return Model(model, recipe, progress, processes)
