@@ -83,16 +83,13 @@ def say(line):
 
 # ---- scoring ----
 
-def hash_of(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def answer_split(settings, model, checkpoint, examples, path):
     """The records of all examples, from the file at `path` as far as it holds them."""
-    answered_with = asdict(replace(settings, show=0)) | {
-        "checkpoint": hash_of(checkpoint), "data": hash_of(examples.data.directory / "meta.json"),
-        "code": git_commit()}
+    answered_with = asdict(replace(settings, show=0)) | {"code": git_commit()}
+    files = {"checkpoint": checkpoint, "data": examples.data.directory / "meta.json"}
+    for name, source in files.items():
+        with open(source, "rb") as file:
+            answered_with[name] = hashlib.file_digest(file, "sha256").hexdigest()
     longest = settings.max_new_tokens
     if longest is None and model.model.head is None:
         longest = longest_answer(examples)
@@ -207,7 +204,7 @@ def main():
         raise InputError("no checkpoint in out/align or out/har; run train_align.py first, or "
                          "give --checkpoint")
     asked = settings.ask, settings.window, settings.csv, settings.channel
-    asking = any(option is not None for option in asked)
+    asking = any(value is not None for value in asked)
     for source in sources[:1] if asking else sources:
         checkpoint = checkpoint_file(source)
         model = load_model(checkpoint, settings.llm, settings.encoder, settings.device,

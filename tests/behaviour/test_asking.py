@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 from helpers import ROOT, json_lines, run
-from untrained import evaluate_here, save_untrained, small_dataset
+from untrained import evaluate_here, three_models
 
 import sensorllm_min
 from sensorllm_min.data.prepared import PreparedData
@@ -22,13 +22,7 @@ ALIGN = ("--checkpoint", "out/align", "--ask", "Why?")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, demo):
-    """A small dataset, and untrained checkpoints of stage 1, stage 2, and stage 2 with its answer in words."""
-    folder = tmp_path_factory.mktemp("asked")
-    data = small_dataset(demo, folder / "data/demo")
-    save_untrained(folder / "out/align", data, "align")
-    save_untrained(folder / "out/har", data, "har")
-    save_untrained(folder / "out/words", data, "har", answer="text")
-    return folder
+    return three_models(demo, tmp_path_factory.mktemp("asked"))
 
 
 @pytest.fixture
