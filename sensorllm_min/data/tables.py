@@ -80,8 +80,8 @@ def to_numbers(frame, path):
     wrong = np.argwhere((numbers.isna() & frame.notna()).to_numpy())
     if len(wrong):
         row, column = wrong[0]
-        raise InputError(f"{path}, row {row + 1}: {frame.columns[column]} is "
-                         f"{brief(repr(frame.iloc[row, column]))}, not a number")
+        text = brief(repr(frame.iloc[row, column]))
+        raise InputError(f"{path}, row {row + 1}: {frame.columns[column]} is {text}, not a number")
     return np.array(numbers, np.float64, order="C")
 
 
