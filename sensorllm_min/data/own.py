@@ -147,8 +147,10 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
     clock = dataset.time_column or find_clock(frame)
     others = [name for name in (clock, dataset.label_column) if name]
     frame = pick_columns(frame, [*headings, *others], path)
-    samples, rate = to_numbers(frame[headings], path), dataset.file_rate
-    labels, seconds = np.full(len(frame), activity), np.arange(len(frame)) / rate
+    samples = to_numbers(frame[headings], path)
+    rate = dataset.file_rate
+    labels = np.full(len(frame), activity)
+    seconds = np.arange(len(frame)) / rate
     if dataset.label_column:
         labels = read_labels(frame[dataset.label_column], dataset, path)
         counts["samples without an activity"] += int((labels < 0).sum())
@@ -281,7 +283,8 @@ def split_by_time(recordings, n_apart):
 
     n_apart: samples that are left out between the splits.
     """
-    total, offset = sum(len(recording.samples) for recording in recordings), 0
+    total = sum(len(recording.samples) for recording in recordings)
+    offset = 0
     for recording in recordings:
         n = len(recording.samples)
         for split, (first, last) in BORDERS.items():
