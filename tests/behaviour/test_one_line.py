@@ -1,23 +1,18 @@
-"""Mistakes in archives, model directories, checkpoints and half-done evaluations: one line each, and no other result."""
-import io
+"""Mistakes in model directories, checkpoints and half-done evaluations: one line each, and no other result."""
 import json
-import os
 import re
 import shutil
 import socket
-import zipfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import Run, json_lines, make_llama, quiet, run
+from helpers import Run, json_lines, make_llama, run
 from safetensors import safe_open
 from safetensors.torch import save_file
 from untrained import evaluate_here, save_untrained, small_dataset
 
 from sensorllm_min.config import read_llama_config
-from sensorllm_min.data.download import download, unpack
 from sensorllm_min.data.plots import draw_confusion
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.evaluation import predict
@@ -35,51 +30,6 @@ def refused(work, *words):
         work()
     line = str(error.value)
     assert "\n" not in line and len(line) < 600 and all(str(word) in line for word in words), line
-
-
-# ---- archives ----
-
-def zipped(files, method=zipfile.ZIP_DEFLATED):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def garbled(content, method):
-    """The first member's compressed bytes, overwritten."""
-    whole = bytearray(zipped({"first": content}, method))
-    start = 30 + len("first")
-    whole[start + 12:start + 60] = bytes(range(48))
-    return bytes(whole)
-
-
-NOISE = np.random.default_rng(0).integers(65, 80, 9000).astype(np.uint8).tobytes()
-ARCHIVES = {
-    "deflate": garbled(NOISE, zipfile.ZIP_DEFLATED), "lzma": garbled(NOISE, zipfile.ZIP_LZMA), "bz2": garbled(NOISE, zipfile.ZIP_BZIP2),
-    "a name that is no UTF-8": zipped({"é": b"1"}).replace("é".encode(), b"\xff\xff"),
-    "no name": zipped({"qq": b"1"}).replace(b"qq", b"\0q"),
-    "a dot": zipped({".": b"1"}), "two dots": zipped({"..": b"1"}), "outside": zipped({"../x": b"1"}),
-    "the folder itself": zipped({"a/..": b"1"}), "nothing": b"",
-}
-
-
-@pytest.mark.parametrize("content", ARCHIVES.values(), ids=ARCHIVES)
-def test_archives_that_cannot_be_unpacked_write_nothing_outside(tmp_path, content):
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    (folder / "archive.zip").write_bytes(content)
-    refused(lambda: unpack(folder / "archive.zip", folder), folder / "archive.zip")
-    assert os.listdir(tmp_path) == ["raw"]
-
-
-def test_an_archive_that_lies_there_is_checked_as_a_fetched_one_is(tmp_path):
-    (tmp_path / "archive.zip").write_bytes(zipped({"a": b"1"}))
-    for changes, words in (({"size": 7}, "bytes"), ({"size": None, "sha256": "0" * 64}, "sha256")):
-        dataset = replace(DATASETS["mhealth"], **changes)
-        refused(lambda: download("mhealth", dataset, tmp_path, quiet), "archive.zip has", words, "expected")
-    assert (tmp_path / "archive.zip").exists() and not (tmp_path / "a").exists()
 
 
 # ---- names and directories of models ----
