@@ -42,8 +42,10 @@ def longest_step(rate):
 
 def runs(values):
     """(start, end) of the runs of equal neighbours; none in an empty array."""
+    if not len(values):
+        return ()
     edges = np.flatnonzero(values[1:] != values[:-1]) + 1
-    return pairwise([0, *edges.tolist(), len(values)]) if len(values) else ()
+    return pairwise([0, *edges.tolist(), len(values)])
 
 
 def put_on_grid(log, counts) -> Log:
@@ -56,9 +58,11 @@ def put_on_grid(log, counts) -> Log:
         return log
     steps = np.rint(np.diff(log.seconds) * log.rate)
     jumps = (steps < 0) | (steps > longest_step(log.rate))
-    within_activity = (log.labels[1:] == log.labels[:-1]) & (log.labels[1:] >= 0)
-    counts["recordings split at a gap"] += int((jumps & within_activity).sum())
-    gap = np.full_like(log.samples[:1], np.nan), np.array([-1]), np.array([np.nan])
+    is_same = log.labels[1:] == log.labels[:-1]
+    is_split = jumps & is_same & (log.labels[1:] >= 0)
+    counts["recordings split at a gap"] += int(is_split.sum())
+    missing = np.full_like(log.samples[:1], np.nan)               # (1, C)
+    gap = missing, np.array([-1]), np.array([np.nan])
     pieces = []                                                   # (samples, labels, seconds) each
     for start, end in runs(np.insert(np.cumsum(jumps), 0, 0)):    # by the jumps before each row
         pieces += [interpolate(log, slice(start, end), counts), gap]
@@ -68,7 +72,8 @@ def put_on_grid(log, counts) -> Log:
 
 def interpolate(log, rows, counts):
     """`put_on_grid` for rows without a jump of the clock -> samples, labels, seconds."""
-    rate, seconds, raw = log.rate, log.seconds[rows], log.samples[rows]
+    rate = log.rate
+    seconds, raw = log.seconds[rows], log.samples[rows]
     start = seconds[0]
     nearest = start + np.rint((seconds - start) * rate) / rate    # time on the grid
     is_near = abs(seconds - nearest) < 1e-3 / rate
@@ -91,7 +96,8 @@ def interpolate(log, rows, counts):
         filled |= steps > 1
     filled &= np.isfinite(samples).all(1)
     counts["samples interpolated"] += int(filled.sum())
-    nearest_row = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, grid)
+    middles = (seconds[1:] + seconds[:-1]) / 2
+    nearest_row = np.searchsorted(middles, grid)
     return samples, log.labels[rows][nearest_row], grid
 
 
@@ -113,8 +119,9 @@ def resample(samples, raw_rate, rate):
         return samples.astype(np.float32)
     from scipy.signal import resample_poly
     samples = samples.astype(np.float64)
-    ratio = Fraction(rate / raw_rate).limit_denominator(1000 * math.ceil(raw_rate / rate))
-    resampled = resample_poly(samples, *ratio.as_integer_ratio(), axis=0, padtype="line")
+    finest = 1000 * math.ceil(raw_rate / rate)                    # denominator
+    up, down = Fraction(rate / raw_rate).limit_denominator(finest).as_integer_ratio()
+    resampled = resample_poly(samples, up, down, axis=0, padtype="line")
     return resampled.astype(np.float32)
 
 
@@ -124,8 +131,10 @@ def cut_log(subject, log, rate, source, counts):
         counts["recordings without a sample"] += 1
     log = put_on_grid(log, counts)
     for first, last in runs(log.labels):
-        if log.labels[first] < 0:
+        activity = int(log.labels[first])
+        if activity < 0:
             continue
-        for start, end in stretches(log.samples[first:last], counts):
-            samples = resample(log.samples[first + start:first + end], log.rate, rate)
-            yield Recording(subject, int(log.labels[first]), samples, source)
+        samples = log.samples[first:last]
+        for start, end in stretches(samples, counts):
+            resampled = resample(samples[start:end], log.rate, rate)
+            yield Recording(subject, activity, resampled, source)

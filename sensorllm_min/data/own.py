@@ -59,30 +59,34 @@ def check_dataset(name, dataset, path):
     def are_unique(values):
         return len(set(values)) == len(values) > 0
 
-    channels, values, split = dataset.channels, dataset.label_values, dataset.split
+    values, groups = dataset.label_values, dataset.rotation_groups or ()
     by_subject = bool(dataset.test_subjects), bool(dataset.val_subjects)
-    held_out = dataset.test_subjects + dataset.val_subjects
-    tokens = [channel.token for channel in channels]
-    turning = [token for group in dataset.rotation_groups or () for token in group]
+    tokens = [channel.token for channel in dataset.channels]
+    turning = [token for group in groups for token in group]
     trends = "|".join(DIRECTION_OF_WORD)
+    claims = re.compile(rf"[\d.\n]|{trends}")
     rules = {
-        f"name must be none of {', '.join(DATASETS)}": name not in (*DATASETS, "own"),
-        "there must be channels, and their tokens must not repeat": are_unique(tokens),
-        f"spoken names must not be empty or contain digits, dots or {trends.replace('|', ', ')}, "
-        "which would be read as claims":
-            not any(re.search(rf"^\s*$|[\d.\n]|{trends}", channel.spoken) for channel in channels),
-        "columns must not repeat": are_unique([channel.heading for channel in channels]),
-        "classes must not be empty or repeat": are_unique(dataset.classes),
-        "test_subjects and val_subjects must not repeat": split or are_unique(held_out),
+        f"name must be none of {', '.join(DATASETS)}":
+            name not in (*DATASETS, "own"),
+        "there must be channels, and their tokens must not repeat":
+            are_unique(tokens),
+        "columns must not repeat":
+            are_unique([channel.heading for channel in dataset.channels]),
+        f"spoken names must not contain digits, dots or {trends.replace('|', ', ')}, which would "
+        "be read as claims":
+            not any(claims.search(channel.spoken) for channel in dataset.channels),
+        "classes must not be empty or repeat":
+            are_unique(dataset.classes),
         'give either test_subjects and val_subjects, at least one each, or, for a single person, '
         '"split": "recordings" or "time"':
-            split in SPLITS and by_subject == (not split, not split),
-        f"the unit of time must be one of {', '.join(UNITS)}": dataset.time_unit in (None, *UNITS),
+            dataset.split in SPLITS and by_subject == (dataset.split is None,) * 2,
+        f"the unit of time must be one of {', '.join(UNITS)}":
+            dataset.time_unit in (None, *UNITS),
         "the values of label must name each of the classes, and no other":
             values is None or set(values.values()) == set(dataset.classes),
         "places must name channels once each, x, y and z of each sensor":
-            set(turning) <= set(tokens) and len(set(turning)) == len(turning)
-            and all(len(group) % 3 == 0 for group in dataset.rotation_groups or ())}
+            not turning or are_unique(turning) and set(turning) <= set(tokens)
+            and not any(len(group) % 3 for group in groups)}
     for rule, holds in rules.items():
         if not holds:
             raise InputError(f"{path}: {rule}")
@@ -143,8 +147,10 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
     clock = dataset.time_column or find_clock(frame)
     others = [name for name in (clock, dataset.label_column) if name]
     frame = pick_columns(frame, [*headings, *others], path)
-    samples, rate = to_numbers(frame[headings], path), dataset.file_rate
-    labels, seconds = np.full(len(frame), activity), np.arange(len(frame)) / rate
+    samples = to_numbers(frame[headings], path)
+    rate = dataset.file_rate
+    labels = np.full(len(frame), activity)
+    seconds = np.arange(len(frame)) / rate
     if dataset.label_column:
         labels = read_labels(frame[dataset.label_column], dataset, path)
         counts["samples without an activity"] += int((labels < 0).sum())
@@ -277,7 +283,8 @@ def split_by_time(recordings, n_apart):
 
     n_apart: samples that are left out between the splits.
     """
-    total, offset = sum(len(recording.samples) for recording in recordings), 0
+    total = sum(len(recording.samples) for recording in recordings)
+    offset = 0
     for recording in recordings:
         n = len(recording.samples)
         for split, (first, last) in BORDERS.items():

@@ -101,11 +101,9 @@ class PreparedData:
 
     def levels(self):
         """The usual (mean, standard deviation) of each channel among the training subjects."""
-        samples = []
-        for subject in self.subjects_of("train"):
-            stored = self.samples_of(subject)
-            samples.append(stored[::len(stored) // 10_000 + 1])           # enough for both
-        samples = np.concatenate(samples).astype(float)
+        stored = [self.samples_of(subject) for subject in self.subjects_of("train")]
+        some = [samples[::len(samples) // 10_000 + 1] for samples in stored]      # enough for both
+        samples = np.concatenate(some).astype(float)
         samples = samples[np.isfinite(samples).all(1)]            # the others are in no window
         deviations = samples.std(0)
         deviations[deviations == 0] = 1.0

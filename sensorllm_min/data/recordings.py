@@ -96,9 +96,12 @@ def join_overlapping(windows, follows):
     Window i + 1 continues window i if follows[i] and their overlapping halves are equal.
     """
     half = windows.shape[1] // 2
-    joined = follows & (windows[:-1, half:] == windows[1:, :half]).all((1, 2))
-    for group in np.split(np.arange(len(windows)), np.flatnonzero(~joined) + 1):
-        yield group[0], np.concatenate([windows[group[0], :half], *windows[group, half:]])
+    are_equal = windows[:-1, half:] == windows[1:, :half]         # (W-1, 64, C)
+    joined = follows & are_equal.all((1, 2))
+    ends = np.flatnonzero(~joined) + 1
+    for group in np.split(np.arange(len(windows)), ends):
+        first = group[0]
+        yield first, np.concatenate([windows[first, :half], *windows[group, half:]])
 
 
 def read_uci_har(split, files, dataset, seed, counts):
@@ -114,9 +117,12 @@ def read_uci_har(split, files, dataset, seed, counts):
         for axis in "xyz":
             path = y_path.parent / "Inertial Signals" / f"{sensor}_{axis}_{split}.txt"
             signals.append(read_table(path, 128).astype(np.float32))
-    subject = read_table(y_path.with_name(f"subject_{split}.txt"), 1)[:, 0].astype(int)
-    activity = label_indices(read_table(y_path, 1)[:, 0], range(1, 7), y_path, others=())
-    if len({len(activity), len(subject), *map(len, signals)}) > 1:
+    subject_path = y_path.with_name(f"subject_{split}.txt")
+    subject = read_table(subject_path, 1)[:, 0].astype(int)
+    activity = read_table(y_path, 1)[:, 0]
+    activity = label_indices(activity, range(1, 7), y_path, others=())
+    lengths = {len(activity), len(subject), *map(len, signals)}
+    if len(lengths) > 1:
         raise InputError(f"{y_path.parent} holds files that differ in their number of rows"
                          f"{UNPACK_AGAIN}")
     windows = np.stack(signals, -1)                               # (W, 128, 6)
@@ -124,8 +130,9 @@ def read_uci_har(split, files, dataset, seed, counts):
     recordings = []
     for first, samples in join_overlapping(windows, follows):
         samples = resample(samples, dataset.file_rate, dataset.rate)
-        recordings.append(Recording(int(subject[first]), int(activity[first]), samples,
-                                    f"{split} window {first + 1}"))
+        source = f"{split} window {first + 1}"
+        one = Recording(int(subject[first]), int(activity[first]), samples, source)
+        recordings.append(one)
     yield from sorted(recordings, key=lambda recording: recording.subject)
 
 
@@ -133,10 +140,13 @@ def read_uci_har(split, files, dataset, seed, counts):
 
 def read_mhealth(subject, files, dataset, seed, counts):
     """24 columns: acc of the chest; acc and gyro of left ankle and right lower arm; label last."""
-    table = read_table(files[0], 24, [0, 1, 2, *range(5, 11), *range(14, 20), 23])
-    labels = label_indices(table[:, -1], range(1, 13), files[0])
-    log = steady_log(table[:, :-1], labels, dataset.file_rate)
-    yield from cut_log(subject, log, dataset.rate, files[0].name, counts)
+    [path] = files
+    columns = [0, 1, 2, *range(5, 11), *range(14, 20), 23]
+    table = read_table(path, 24, columns)
+    samples, numbers = table[:, :-1], table[:, -1]
+    labels = label_indices(numbers, range(1, 13), path)
+    log = steady_log(samples, labels, dataset.file_rate)
+    yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
 
 PAMAP2_IDS = (1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 24)            # in the order of the classes
@@ -149,14 +159,16 @@ def read_pamap2(subject, files, dataset, seed, counts):
     Read from each unit: acceleration of the +-16 g sensor (the +-6 g one saturates), gyroscope,
     magnetometer. The orientation is invalid in this dataset.
     """
+    [path] = files
     columns = [0, 1]
     for first in (3, 20, 37):
         columns += range(first + 1, first + 4)
         columns += range(first + 7, first + 13)
-    table = read_table(files[0], 54, columns)
-    labels = label_indices(table[:, 1], PAMAP2_IDS, files[0], PAMAP2_OTHERS)
-    log = Log(table[:, 2:], labels, table[:, 0] - table[0, 0], dataset.file_rate)
-    yield from cut_log(subject, log, dataset.rate, files[0].name, counts)
+    table = read_table(path, 54, columns)
+    times, numbers, samples = table[:, 0], table[:, 1], table[:, 2:]
+    labels = label_indices(numbers, PAMAP2_IDS, path, PAMAP2_OTHERS)
+    log = Log(samples, labels, times - times[0], dataset.file_rate)
+    yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
 
 # ---- Capture-24: one compressed CSV a participant, a day long ----

@@ -228,8 +228,8 @@ def at_rate(name, dataset, rate):
     window, stride = dataset.window * ratio, dataset.stride * ratio
     if rate > dataset.file_rate or window < 2 or stride < 1:
         raise InputError(f"--rate {rate:g}: the recordings of {name} have {dataset.file_rate:g} Hz "
-                         f"and windows of {dataset.window / dataset.rate:g} s, which would hold "
-                         f"{window:g} samples, {stride:g} apart; give another rate")
+                         f"and their windows would hold {window:g} samples, {stride:g} apart; give "
+                         "another rate")
     shortest, longest = (max(2, round(seconds * rate)) for seconds in ALIGN_SECONDS)
     rate = int(rate) if rate == int(rate) else rate
     return f"{name}-{rate}hz", replace(

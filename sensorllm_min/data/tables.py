@@ -49,7 +49,8 @@ def read_frame(path, headings, as_text=None):
     width = len(header)
     for line, fields in csv_lines(path):
         width = max(width, len(fields))
-        if len(fields) < len(header) or any(field.strip() for field in fields[len(header):]):
+        extra = "".join(fields[len(header):]).strip()
+        if len(fields) < len(header) or extra:
             raise InputError(f"{path}, line {line}: {len(fields)} fields, the header has "
                              f"{len(header)}; each needs a name, and numbers a decimal point")
     texts = [i for i, name in enumerate(header) if name == as_text]
@@ -80,8 +81,8 @@ def to_numbers(frame, path):
     wrong = np.argwhere((numbers.isna() & frame.notna()).to_numpy())
     if len(wrong):
         row, column = wrong[0]
-        raise InputError(f"{path}, row {row + 1}: {frame.columns[column]} is "
-                         f"{brief(repr(frame.iloc[row, column]))}, not a number")
+        text = brief(repr(frame.iloc[row, column]))
+        raise InputError(f"{path}, row {row + 1}: {frame.columns[column]} is {text}, not a number")
     return np.array(numbers, np.float64, order="C")
 
 

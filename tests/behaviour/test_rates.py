@@ -174,7 +174,7 @@ def test_a_dataset_at_another_rate_is_known_again(name):
 
 @pytest.mark.parametrize("options,words", [
     (("--rate", 40), "--rate 40: the recordings of demo have 20 Hz .* give another rate"),
-    (("--rate", 1), "windows of 1.2 s, which would hold 1.2 samples, 0.6 apart"),
+    (("--rate", 1), "their windows would hold 1.2 samples, 0.6 apart"),
     (("--rate", "fast"), "argument --rate: invalid"), (("--band", 1), "--band 1: .*below 1")])
 def test_rates_and_bands_that_do_not_fit_are_refused_before_anything_is_written(
         tmp_path, options, words, monkeypatch, capsys):
