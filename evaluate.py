@@ -53,8 +53,7 @@ class EvaluateSettings:
         None, "outputs of train_align.py or train_har.py, checkpoint files, or hub ids (default: "
         "out/align and out/har, whichever exist)", nargs="+")
     data: str = option(None, "prepared dataset (default data/DATASET, the one it was trained on)")
-    llm: str = option(
-        None, "where the LLM's directory is now (default: where it was in training)")
+    llm: str = option(None, "where the LLM's directory is now (default: where it was in training)")
     encoder: str = option(None, "where the encoder's directory is now (default: likewise)")
     split: str = option("test", "whose windows are scored", choices=("val", "test"))
     limit: int = option(
@@ -66,15 +65,18 @@ class EvaluateSettings:
     show: int = option(3, "descriptions to print", type=natural_number)
     temperature: float = option(
         0.0, "sampling temperature; 0 takes the likeliest token", type=amount)
-    top_k: int = option(0, "sample from this many of the likeliest tokens; 0: all", type=natural_number)
+    top_k: int = option(
+        0, "sample from this many of the likeliest tokens; 0: all", type=natural_number)
     top_p: float = option(
         1.0, "sample from the fewest tokens that reach this probability together",
         type=probability)
-    seed: int = option(0, "seed of the sample of windows and of sampled tokens", type=natural_number)
+    seed: int = option(
+        0, "seed of the sample of windows and of sampled tokens", type=natural_number)
     ask: str = option(
         None, "answer about one window, instead of scoring; without QUESTION, type your questions",
         nargs="?", const="", metavar="QUESTION")
-    window: int = option(None, "the window of the split to ask about (default 0)", type=natural_number)
+    window: int = option(
+        None, "the window of the split to ask about (default 0)", type=natural_number)
     csv: str = option(
         None, "a file with a column for each channel, named by its token: in stage 1 a window to "
         "ask about, in stage 2 a recording of any length, whose activities are written to "
@@ -100,16 +102,13 @@ def say(line):
 
 # ---- scoring ----
 
-def hash_of(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def answer_split(settings, model, checkpoint, examples, path):
     """The records of all examples, from the file at `path` as far as it holds them."""
-    answered_with = asdict(replace(settings, show=0)) | {
-        "checkpoint": hash_of(checkpoint), "data": hash_of(examples.data.directory / "meta.json"),
-        "code": git_commit()}
+    answered_with = asdict(replace(settings, show=0)) | {"code": git_commit()}
+    files = {"checkpoint": checkpoint, "data": examples.data.directory / "meta.json"}
+    for name, source in files.items():
+        with open(source, "rb") as file:
+            answered_with[name] = hashlib.file_digest(file, "sha256").hexdigest()
     longest = settings.max_new_tokens
     if longest is None and model.model.head is None:
         longest = longest_answer(examples)
@@ -120,7 +119,8 @@ def answer_split(settings, model, checkpoint, examples, path):
         batches = batches_of(examples, model.processes, settings.batch_size, say, n_done)
         records = answer_batches(
             model.model, batches, model.processes, longest, settings.sampling)
-        return read_activities(records, model.recipe.classes)
+        classes = model.recipe.classes
+        return read_activities(records, classes) if classes else records
 
     return keep_records(path, answered_with, answer, settings.batch_size)
 
@@ -223,7 +223,7 @@ def main():
         raise InputError("no checkpoint in out/align or out/har; run train_align.py first, or "
                          "give --checkpoint")
     asked = settings.ask, settings.window, settings.csv, settings.channel
-    asking = any(option is not None for option in asked)
+    asking = any(value is not None for value in asked)
     for source in sources[:1] if asking else sources:
         checkpoint = checkpoint_file(source)
         model = load_model(checkpoint, settings.llm, settings.encoder, settings.device,
@@ -232,7 +232,8 @@ def main():
         on_hub = not Path(source).exists()                        # then its folder is the cache
         out = Path("out", Path(source).name) if on_hub else checkpoint.parent
         out.mkdir(parents=True, exist_ok=True)
-        if settings.csv and model.stage == "har" and settings.ask is None:
+        recording = settings.csv and not (settings.ask or settings.channel)
+        if recording and model.stage == "har":
             predict_csv(settings.csv, model, settings.batch_size, say)
         elif asking:
             ask(settings, model, out)

@@ -1,13 +1,13 @@
 """From examples to answers: a model over a split, a recording, or one question.
 
-`answer_batches` is the one path. It yields a record for each example, a dict that JSON can hold:
+`answer_batches` yields a record for each example, a dict that JSON can hold:
 
-    window, ...             the example's index in its file, and what the dataset's line holds
+    window, ...             the example's index in its file, and what the dataset's record holds
     generated, ended        an answer in words; whether it ended by itself or was cut off
     probabilities, loss     of the classes, and the weighted cross entropy, from a class head
     predicted               stage 2: the label; None for an answer in words that names no class
 
-Of several processes each answers its own part of a split; sums are added up over all of them.
+Several processes each answer their own part of a split.
 """
 import json
 import math
@@ -39,8 +39,7 @@ def own_order(examples, processes):
 def batches_of(examples, processes, batch_size, say=None, n_done=0):
     """Yields this process's part of the examples as lists of Example, after the first n_done.
 
-    Now and then `say` gets a line about progress. The time left is in proportion to the sizes of
-    the examples.
+    Now and then `say` gets a line about progress; the time left assumes that sizes are times.
     """
     order = own_order(examples, processes)
     sizes = examples.sizes[order]
@@ -65,7 +64,7 @@ def longest_answer(examples):
 @torch.no_grad()
 def answer_batches(
         model, batches, processes, max_new_tokens=LONGEST, sampling=GREEDY, listen=None):
-    """Answers each example of `batches`, lists of Example -> yields its record (see above).
+    """Yields the record of each example in `batches`, lists of Example (see the top of the file).
 
     max_new_tokens, sampling: of answers in words. listen(ids) hears an answer at each new token.
     """
@@ -154,11 +153,10 @@ def json_line(content):
 
 
 def keep_records(path, settings, answer, batch_size):
-    """Appends the records that answer(n_done) yields to a file -> all records.
+    """Appends the records that answer(n_done) yields to a file, behind its settings -> all records.
 
-    The first line holds the settings. If the file has the same ones, its records are read, and
-    answer(n_done) yields the others. Only whole batches are kept: in another batch the last bits of
-    a result may differ.
+    If the file has the same settings, its first n_done records are read instead of made again. They
+    are whole batches: in another batch the last bits of a result may differ.
     """
     first = json_line(settings)
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -109,9 +109,9 @@ def activities_at(seconds, predictions):
     """The activity of the nearest window at each time (N,); None where no window is."""
     starts, ends = np.array([(one.start, one.end) for one in predictions]).T
     middles = (starts + ends) / 2
-    borders = (middles[1:] + middles[:-1]) / 2
-    nearest = np.searchsorted(borders, seconds, side="right")     # (N,)
-    inside = (seconds > starts[nearest] - 1e-6) & (seconds < ends[nearest] - 1e-6)
+    seconds = seconds + 1e-6                                      # of windows that begin just then
+    nearest = np.searchsorted((middles[1:] + middles[:-1]) / 2, seconds)      # (N,)
+    inside = (seconds > starts[nearest]) & (seconds < ends[nearest])
     names = np.array([one.activity or NO_CLASS for one in predictions], object)
     return np.where(inside, names[nearest], None)
 

@@ -45,8 +45,7 @@ def describe_run(model, data):
     recipe, dataset = model.recipe, data.dataset
     return {
         "Model": {"LLM": recipe.llm or "built-in", "encoder": recipe.encoder or "built-in",
-                  "text": recipe.text, "answer": recipe.answer, "ablation": recipe.ablation,
-                  "trained": recipe.trained, "best step": model.progress["best_step"]},
+                  "text": recipe.text, "answer": recipe.answer, "ablation": recipe.ablation},
         "Settings": model.progress["settings"],
         "Data": {"dataset": data.name, "source": dataset.source, "rate": f"{dataset.rate:g} Hz",
                  "window": f"{dataset.n_window} samples", "windows": data.meta["har_windows"],

@@ -168,18 +168,15 @@ def shown(group, name):
     if None in scores:
         return "n/a", "n/a"
     form = "{:.1f}" if name in TEXT else "{:.1%}"
-    return form.format(scores[0]), form.format(scores[1])
+    return tuple(map(form.format, scores))
 
 
 def scores_table(scores):
     """The scores of score_trends as text: answers / guess, a line for each group."""
     import pandas as pd                                           # takes a second to import
-    tables = []
-    for names in (TEXT, TRUTH):
-        table = pd.DataFrame({title: {name.replace("_", " "): " / ".join(shown(group, name))
-                                      for name in names} for title, group in scores.items()})
-        tables.append(table.T.to_string())
-    return "\n\n".join(tables)
+    table = pd.DataFrame({title: [" / ".join(shown(group, name)) for name in PAIRS[1:]]
+                          for title, group in scores.items()}, index=PAIRS[1:]).T
+    return f"{table[[*TEXT]].to_string()}\n\n{table[[*TRUTH]].to_string()}"
 
 
 def in_one_line(scores):

@@ -25,9 +25,8 @@ STYLE = {
 
 def plotting():
     """matplotlib's pyplot, without a screen; it takes a second to import."""
-    import matplotlib
-    matplotlib.use("Agg")
     from matplotlib import pyplot
+    pyplot.switch_backend("agg")
     pyplot.rcParams.update(STYLE)
     return pyplot
 
@@ -72,8 +71,8 @@ def draw_window(path, window, dataset, chronos, title, texts):
     rows = -(-n // columns)
     figure, axes = panels(rows, (5.2 * columns, 2.9 * rows), columns)
     seconds = np.arange(len(window)) / dataset.rate
-    series = torch.from_numpy(window.T.astype(np.float64, order="C"))         # (C, S)
-    ids, _, offset, scale = chronos.encode(series)                            # (C, S+1)
+    series = torch.tensor(window.T, dtype=torch.float64)          # (C, S)
+    ids, _, offset, scale = chronos.encode(series)                # (C, S+1)
     bins = chronos.decode(ids[:, :-1], offset, scale).numpy()     # (C, S): the value of each bin
     for axis in axes[n:]:
         axis.set_visible(False)
@@ -122,7 +121,8 @@ def draw_descriptions(path, windows, dataset):
                 axis.broken_barh([bar], (bottom, 0.12 * height), color=COLOURS[direction],
                                  edgecolor="white", linewidth=0.5)
         axis.set_title(title)
-        axis.set_xlim(-0.06 * last, last)
+        axis.set_xlim(-0.07 * last, last)
+        axis.set_ylim(bottom - 0.05 * height)
     axes[-1].set_xlabel("seconds")
     add_legend(figure, TREND_LEGEND)
     save(figure, path)
@@ -164,7 +164,7 @@ def draw_recording(path, log, dataset, bars):
             shown[activity] = colours.get(activity, "black")      # black: an answer names no class
             top.broken_barh([(start, end - start)], (-row - 0.4, 0.8), color=shown[activity])
     top.set_yticks(-np.arange(len(bars)), bars)
-    top.set_xlim(0, float(np.nanmax(log.seconds)) + 1 / log.rate)
+    top.margins(x=0)
     top.spines[:].set_visible(False)
     top.tick_params(length=0)
     add_legend(figure, shown)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 from helpers import ROOT, json_lines, run
-from untrained import evaluate_here, save_untrained, small_dataset
+from untrained import evaluate_here, three_models
 
 import sensorllm_min
 from sensorllm_min.data.prepared import PreparedData
@@ -22,13 +22,7 @@ ALIGN = ("--checkpoint", "out/align", "--ask", "Why?")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, demo):
-    """A small dataset, and untrained checkpoints of stage 1, stage 2, and stage 2 with its answer in words."""
-    folder = tmp_path_factory.mktemp("asked")
-    data = small_dataset(demo, folder / "data/demo")
-    save_untrained(folder / "out/align", data, "align")
-    save_untrained(folder / "out/har", data, "har")
-    save_untrained(folder / "out/words", data, "har", answer="text")
-    return folder
+    return three_models(demo, tmp_path_factory.mktemp("asked"))
 
 
 @pytest.fixture
@@ -229,6 +223,7 @@ def test_a_file_that_cannot_be_asked_about_is_one_line(asked, tmp_path, content,
     (("--ask", "What?", "--data", "nowhere"), ["nowhere/meta.json not found"]),
     (("--checkpoint", "out/har", "--window", 1, "--ask", "What?"), ["which activity", "without --ask"]),
     (("--checkpoint", "out/har", "--window", 1, "--channel", "x_acc"), ["--channel is for stage 1"]),
+    (("--checkpoint", "out/har", "--csv", "my.csv", "--channel", "x_acc"), ["--channel is for stage 1"]),
     (("--csv", "my.csv", "--window", 1), ["give one of them"]),
     (("--channel", "nose"), ["--channel nose"])], ids=str)
 def test_a_question_that_makes_no_sense_is_one_line(asked, options, words):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Run, json_lines, quiet, results
-from untrained import ALONE, evaluate_here, save_untrained, small_dataset
+from untrained import ALONE, evaluate_here, save_untrained, three_models
 
 import sensorllm_min
 import train_align
@@ -23,10 +23,9 @@ from sensorllm_min.data.texts import har_answer, reasoning_text, strongest_rhyth
 from sensorllm_min.evaluation import predict, report
 from sensorllm_min.evaluation.class_scores import class_scores, confusion_of, most_wrong
 from sensorllm_min.evaluation.predict import (
-    answer_batches, batches_of, keep_records, mean_loss, read_activities, score_classes)
+    batches_of, keep_records, mean_loss, read_activities, score_classes)
 from sensorllm_min.evaluation.trend_scores import Guess, score_trends
 from sensorllm_min.files import InputError, write_json, write_text
-from sensorllm_min.generate import Sampling
 from sensorllm_min.sensorllm import SensorLLM
 
 ALIGN = ("--checkpoint", "out/align")
@@ -36,13 +35,7 @@ RECORDS = {"align": "descriptions", "har": "predictions", "words": "predictions"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, demo):
-    """A small dataset, and untrained checkpoints of stage 1, stage 2, and stage 2 with its answer in words."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    data = small_dataset(demo, folder / "data/demo")
-    save_untrained(folder / "out/align", data, "align")
-    save_untrained(folder / "out/har", data, "har")
-    save_untrained(folder / "out/words", data, "har", answer="reasoning")
-    return folder
+    return three_models(demo, tmp_path_factory.mktemp("evaluated"), words="reasoning")
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +86,7 @@ def scripted(asked, stop_after=None):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The windows that a scripted model is asked about."""
-    windows = []
-    monkeypatch.setattr("evaluate.answer_batches", scripted(windows))
-    return windows
+    monkeypatch.setattr("evaluate.answer_batches", scripted([]))
 
 
 def scores_in(folder, stage, split="test"):
@@ -122,6 +112,7 @@ def test_the_split_that_is_asked_for_is_scored(folder, evaluated, unreported, da
     assert len(records) == 8 == scores_in(folder, stage, split)["windows"]
     for record in records:
         assert record | data.records(stage, split)[record["window"]] == record
+        assert ("predicted" in record) == (stage == "har")
     assert {record["subject"] for record in records} <= {"val": {8}, "test": {9, 10}}[split]
 
 
@@ -250,24 +241,6 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 # ---- answers ----
 
-def answers_to(model, examples, *args, batch_size=4):
-    """{index: (text, ended)} of examples, or of some of them."""
-    batches = batches_of(examples, ALONE, batch_size)
-    return {record["window"]: (record["generated"], record["ended"])
-            for record in answer_batches(model, batches, ALONE, *args)}
-
-
-def test_an_answer_that_only_repeats_itself_is_not_computed_to_its_end(models, data, monkeypatch):
-    """It is cut off at the limit, not ended, as if it had been."""
-    examples, loops = AlignExamples(data, "test", models["align"].prompts, 4), []
-    monkeypatch.setattr(predict, "PATIENCE", 3)
-    generation = sys.modules["sensorllm_min.generate"]            # the package's name of it is the function
-    monkeypatch.setattr(generation, "loop_of", lambda ids, patience: loops.append(patience) or ids[-1:])
-    answers = list(answers_to(models["align"].model, examples, 9).values())
-    assert len(loops) == sum(not ended for _, ended in answers) > 0               # one look at each: a loop
-    assert set(loops) == {3} and not any(text for text, ended in answers if ended)
-
-
 def test_batch_size_is_how_many_windows_run_together(evaluated, unreported, monkeypatch):
     sizes, collate = [], predict.collate
     monkeypatch.setattr(predict, "collate", lambda examples, *args, **rest: sizes.append(len(examples))
@@ -288,12 +261,6 @@ def test_answers_are_sampled_as_asked(folder, evaluated, unreported, stage):
     greedy, hot = said(), said("--temperature", 5)
     assert greedy != hot == said("--temperature", 5)
     assert said("--temperature", 5, "--top-k", 1) == greedy == said("--temperature", 5, "--top-p", 1e-6)
-
-
-def test_a_sampled_answer_depends_on_the_seed_and_not_on_its_batch(models, data):
-    examples = AlignExamples(data, "test", models["align"].prompts, 6)
-    said = [answers_to(models["align"].model, examples, 6, Sampling(2.0, seed=1), batch_size=size) for size in (6, 4, 1)]
-    assert said[0] == said[1] == said[2] != answers_to(models["align"].model, examples, 6, Sampling(2.0, seed=2))
 
 
 def test_bfloat16_and_the_attention_asked_for_reach_the_model(evaluated, unreported, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, json_lines, launch, make_chronos, make_llama
-from untrained import ALONE, save_untrained, small_dataset
+from untrained import ALONE, three_models
 
 import sensorllm_min
 from sensorllm_min.batch import collate
@@ -25,13 +25,7 @@ from sensorllm_min.training.checkpoint import save_checkpoint
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, demo):
-    """Untrained checkpoints of both stages, and of stage 2 with its answer in words, beside the demo's data."""
-    folder = tmp_path_factory.mktemp("python")
-    data = small_dataset(demo, folder / "data/demo")
-    save_untrained(folder / "out/align", data, "align")
-    save_untrained(folder / "out/har", data, "har")
-    save_untrained(folder / "out/words", data, "har", answer="text")
-    return folder
+    return three_models(demo, tmp_path_factory.mktemp("python"))
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_the_scripts_do_what_the_readme_says_when_a_person_starts_them(tmp_path)
     assert {path.name for path in (tmp_path / "out/har").iterdir()} >= {
         "best.safetensors", "last.safetensors", "log.txt", "metrics.jsonl", "results.json",
     }
-    assert "python evaluate.py --limit 8" in (tmp_path / "out/har/report_test.md").read_text()
+    assert "python evaluate.py --limit 8" in (tmp_path / "out/har/report_test.html").read_text()
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.pkl"))
 
 

@@ -64,6 +64,15 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     save_checkpoint(out / "best.safetensors", model, recipe, progress)
 
 
+def three_models(demo, folder, words="text"):
+    """A folder with a small dataset, and untrained checkpoints of stage 1, stage 2, and stage 2 with answers in words."""
+    data = small_dataset(demo, folder / "data/demo")
+    save_untrained(folder / "out/align", data, "align")
+    save_untrained(folder / "out/har", data, "har")
+    save_untrained(folder / "out/words", data, "har", answer=words)
+    return folder
+
+
 def evaluate_here(monkeypatch, capsys, folder, *options):
     """Runs evaluate.py in a folder, within this process -> what it printed. A mistake of the user raises."""
     monkeypatch.chdir(folder)
