@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sensorllm_min.cli import amount, count, option, read_settings, run_script
-from sensorllm_min.cli import seed as natural_number
+from sensorllm_min.cli import amount, count, option, read_settings, run_script, seed
 from sensorllm_min.data.examples import AlignExamples, HarExamples
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_window
@@ -29,8 +28,7 @@ from sensorllm_min.evaluation.trend_scores import (
 from sensorllm_min.files import InputError, write_json
 from sensorllm_min.generate import Sampling
 from sensorllm_min.training.checkpoint import checkpoint_file
-from sensorllm_min.training.options import DTYPES
-from sensorllm_min.training.processes import warn_of_slow_bfloat16
+from sensorllm_min.training.options import SharedSettings
 from sensorllm_min.training.provenance import command_line, git_commit
 
 
@@ -47,49 +45,31 @@ def probability(text):
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(SharedSettings):
     """The options; None: the default depends on the checkpoint."""
     checkpoint: list = option(
         None, "outputs of train_align.py or train_har.py, checkpoint files, or hub ids (default: "
         "out/align and out/har, whichever exist)", nargs="+")
-    data: str = option(None, "prepared dataset (default data/DATASET, the one it was trained on)")
-    llm: str = option(None, "where the LLM's directory is now (default: where it was in training)")
-    encoder: str = option(None, "where the encoder's directory is now (default: likewise)")
     split: str = option("test", "whose windows are scored", choices=("val", "test"))
     limit: int = option(
         None, "score a seeded sample of this many windows, or all (default 256 in stage 1, all in "
         "stage 2)", type=sample_size)
-    batch_size: int = option(16, "windows in a forward pass", type=count)
-    max_new_tokens: int = option(
-        None, "tokens of the longest answer (default: of the longest true one)", type=count)
-    show: int = option(3, "descriptions to print", type=natural_number)
+    show: int = option(3, "descriptions to print", type=seed)
     temperature: float = option(
         0.0, "sampling temperature; 0 takes the likeliest token", type=amount)
-    top_k: int = option(
-        0, "sample from this many of the likeliest tokens; 0: all", type=natural_number)
+    top_k: int = option(0, "sample from this many of the likeliest tokens; 0: all", type=seed)
     top_p: float = option(
         1.0, "sample from the fewest tokens that reach this probability together",
         type=probability)
-    seed: int = option(
-        0, "seed of the sample of windows and of sampled tokens", type=natural_number)
     ask: str = option(
         None, "answer about one window, instead of scoring; without QUESTION, type your questions",
         nargs="?", const="", metavar="QUESTION")
-    window: int = option(
-        None, "the window of the split to ask about (default 0)", type=natural_number)
+    window: int = option(None, "the window of the split to ask about (default 0)", type=seed)
     csv: str = option(
         None, "a file with a column for each channel, named by its token: in stage 1 a window to "
         "ask about, in stage 2 a recording of any length, whose activities are written to "
         "FILE.predictions.csv and drawn in FILE.predictions.png", metavar="FILE")
     channel: str = option(None, "the channel to ask about (default: the window's own)")
-    dtype: str = option(
-        "float32", "precision of computation and frozen weights; int8 is bfloat16 with the "
-        "matrices of a frozen --llm in int8", choices=DTYPES)
-    attention: str = option(
-        None, "attention backend (default: triton on NVIDIA GPUs, torch elsewhere)",
-        choices=("torch", "triton"))
-    device: str = option(
-        None, "cpu, cuda, cuda:N or mps (default: an NVIDIA GPU if there is one, else cpu)")
 
     @property
     def sampling(self):
@@ -215,6 +195,7 @@ def ask(settings, model, out):
 
 def main():
     settings = read_settings(EvaluateSettings, __doc__)
+    settings = replace(settings, batch_size=settings.batch_size or 16)
     if settings.csv and settings.window is not None:
         raise InputError("--csv and --window are two windows; give one of them")
     trained = [path for path in ("out/align", "out/har") if checkpoint_file(path).is_file()]
@@ -228,7 +209,6 @@ def main():
         checkpoint = checkpoint_file(source)
         model = load_model(checkpoint, settings.llm, settings.encoder, settings.device,
                            settings.dtype, settings.attention)
-        warn_of_slow_bfloat16(model.processes)
         on_hub = not Path(source).exists()                        # then its folder is the cache
         out = Path("out", Path(source).name) if on_hub else checkpoint.parent
         out.mkdir(parents=True, exist_ok=True)

@@ -12,32 +12,24 @@ import torch.distributed as dist
 
 from .files import InputError
 
-LOST_PEER = ("onnect", "gloo", "NCCL", "timed out", "eset")       # in the words of gloo and nccl
-
 
 class Stopped(Exception):
     """The run was asked to end (SIGTERM) and has saved what it needs to resume."""
 
 
 def run_script(main):
-    """Calls main; what a person did wrong ends in one line and exit code 2, without a traceback.
+    """Runs main; user errors print one line and exit with code 2, without a traceback.
 
-    Of several processes the first one prints it. Another waits a little, until torchrun ends it,
-    and prints only if it is still running then: the mistake is on its side alone.
+    Of several processes the first one prints it. The others wait until torchrun ends them; one that
+    is still running after a few seconds prints the line, since the error is its own.
     """
     sys.stdout.reconfigure(errors="backslashreplace")             # a console may lack a letter
-    code, message = 0, None
     first = int(os.environ.get("RANK", 0)) == 0
+    code, message = 0, None
     try:
         main()
     except (InputError, OSError) as error:                   # the text of an OSError names the file
         code, message = 2, error
-    except RuntimeError as error:
-        if not dist.is_initialized() or not any(word in str(error) for word in LOST_PEER):
-            raise
-        reason = str(error).splitlines()[0][:200]
-        code = 1
-        message = f"another process died or cannot be reached; this one stops, too ({reason})"
     except Stopped as stopped:
         code, message = 128 + signal.SIGTERM, stopped if first else None
     except KeyboardInterrupt:
@@ -47,13 +39,10 @@ def run_script(main):
         if not first:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
-        line = " ".join(str(message).split())                     # the name of a file may break it
+        line = " ".join(str(message).split())                     # a file's name may hold a newline
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
     if dist.is_initialized():
-        # Everything is written. A failed process must not wait for the collectives of the others,
-        # and a DDP wrapper that outlives its process group sometimes aborts when Python takes it
-        # down.
-        os._exit(code)
+        os._exit(code)                   # without waiting for the collectives of other processes
     sys.exit(code)
 
 
@@ -75,11 +64,16 @@ def read_settings(settings_class, description):
     """The command line as an object of the dataclass: an option --some-name for each `option`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, settings_class)
+    return settings_class(**vars(parser.parse_args()))
+
+
+def add_options(parser, settings_class):
+    """Adds an option --some-name for each field of the dataclass that is an `option`."""
     for one in fields(settings_class):
         if one.metadata:
             name = "--" + one.name.replace("_", "-")
             parser.add_argument(name, default=one.default, **one.metadata)
-    return settings_class(**vars(parser.parse_args()))
 
 
 # ---- types of options: a ValueError becomes one line and exit code 2 ----

@@ -1,4 +1,4 @@
-"""Whether a directory holds the network that a checkpoint was trained with, whoever saved it."""
+"""A hash of a network's contents, to recognise the network that a checkpoint was trained with."""
 import hashlib
 import re
 
@@ -8,8 +8,8 @@ from .config import read_chronos_configs, read_llama_config, read_model_config
 from .text_tokenizer import declared_token, load_backend
 from .weights import LLAMA_NAMES, T5_NAMES, open_safetensors, safetensors_files
 
-SAMPLES = 16                                                      # numbers read of each tensor
-# What tokenizers cut differently: digits, signs, lines, a chat's header, other scripts.
+SAMPLES = 16                                                      # numbers read from each tensor
+# A text that tokenizers cut differently: digits, signs, lines, a chat's header, other scripts.
 PROBE = ("0.25s to 1.305s: rising\n\nMean=-9.80665, StdDev=0.0012. Which activity is this?\n"
          "<|im_start|>user <|eot_id|> Zürich 日本")
 NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+e-?\d+")             # in a config
@@ -18,8 +18,9 @@ NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+e-?\d+")             # in a config
 def fingerprint(directory):
     """A hash of a network's contents: shape settings, tensors, and how its tokenizer cuts a text.
 
-    It is the same for the published files and for a copy that was saved again, in other shards, in
-    a wider dtype, with or without the copy of a tied matrix. Of each tensor 16 numbers are read.
+    It is the same for the published files and for a copy that was saved again: in other shards, in
+    a wider dtype, with or without the copy of a tied matrix. Only 16 numbers of each tensor are
+    read.
     """
     _, raw = read_model_config(directory)
     read_config = read_chronos_configs if raw.get("model_type") == "t5" else read_llama_config
@@ -35,7 +36,7 @@ def fingerprint(directory):
 
 
 def tensor_samples(directory):
-    """{bytes that stand for a tensor} of all that the modules hold; a copy counts once."""
+    """The shape and some numbers, as bytes, of each tensor that our modules hold; a set."""
     needed = [name for name, ours in (LLAMA_NAMES | T5_NAMES).items() if ours]
     samples = set()
     for path in safetensors_files(directory):

@@ -117,7 +117,7 @@ WITHOUT_FLOAT64 = {"mps"}               # kinds of device
 
 
 def exact_device(device) -> torch.device:
-    """The device itself, or the CPU in place of one that knows no float64."""
+    """The device itself, or the CPU if it lacks float64."""
     device = torch.device(device)
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
@@ -136,7 +136,7 @@ def use_backend(model, backend):
 # ---- initial weights ----
 
 def init_from_scratch(network, n_layers):
-    """Initialises a network without a source: every matrix keeps the size of what flows through it.
+    """Initialises a network at random: every matrix keeps the size of what flows through it.
 
     Linear weights are drawn from N(0, 1/fan_in). Those that write into the residual stream are
     smaller by sqrt(2 n_layers), so that the stream does not grow with depth (GPT-2's rule).

@@ -1,4 +1,4 @@
-"""What a model is made of (its recipe), and the model made from it."""
+"""What a model is made of (its recipe), and how the model is built from it."""
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,16 +7,19 @@ import torch
 
 from .ablations import ABLATIONS
 from .chronos_tokenizer import ChronosTokenizer
-from .config import ChronosConfig, LlamaConfig, RopeScaling, T5Config
-from .files import InputError, understanding
+from .config import (
+    TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, ChronosConfig, LlamaConfig, RopeScaling, T5Config)
+from .files import InputError
 from .fingerprint import fingerprint
-from .hub import HUB_ID, pin_revision, resolve_source
+from .hub import pin_revision, resolve_source
 from .int8 import quantize
 from .llama import Llama
 from .sensorllm import SensorLLM
 from .t5_encoder import T5Encoder
 from .text_tokenizer import built_tokenizer, load_text_tokenizer
 from .weights import load_llama, load_t5_encoder
+
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -26,24 +29,24 @@ class Recipe:
     added_tokens: tuple[str, ...]       # special tokens, see text_tokenizer.new_tokens
     scaling: str                        # one of chronos_tokenizer.SCALINGS
     projector: tuple[int, ...]          # hidden widths
-    llm: str | None                     # directory or hub id with commit; None: built-in size
-    llm_fingerprint: str | None
-    llm_config: LlamaConfig
-    encoder: str | None                 # likewise
-    encoder_fingerprint: str | None
-    encoder_config: T5Config
-    chronos: ChronosConfig
-    tokenizer_json: str | None          # of the built-in LLM; a public LLM brings its own
+    llm: str | None = None              # directory or hub id with commit; None: built-in size
+    llm_fingerprint: str | None = None
+    llm_config: LlamaConfig = TINY_LLAMA
+    encoder: str | None = None          # likewise
+    encoder_fingerprint: str | None = None
+    encoder_config: T5Config = TINY_ENCODER
+    chronos: ChronosConfig = TINY_CHRONOS
+    tokenizer_json: str | None = None   # of the built-in LLM; a public LLM brings its own
+    chat_template: str | None = None    # Jinja source; None: chosen by the tokenizer's tokens
+    levels: tuple[tuple[float, ...], ...] | None = None       # mean and deviation of each channel
+    own_dataset: dict | None = None     # the DatasetInfo if it is not in the table of datasets
     classes: tuple[str, ...] = ()       # empty in stage 1
     text: tuple[str, ...] = ()          # parts of the stage-2 text
-    channel_names: bool = False         # whether the stage-2 prompt names each channel
+    channel_names: bool = False         # the stage-2 prompt names each channel
     answer: str = "class"               # in stage 2, one of examples.HAR_ANSWERS
     ablation: str | None = None         # one of ablations.ABLATIONS
     llm_seed: int | None = None         # seeds an LLM of random weights (an ablation)
     trained: tuple[str, ...] = ()       # parts trained so far, in either stage
-    chat_template: str | None = None    # Jinja source; None: chosen by the tokenizer's tokens
-    own_dataset: dict | None = None     # the DatasetInfo if it is not in the table of datasets
-    levels: tuple[tuple[float, ...], ...] | None = None       # mean and deviation of each channel
 
     @property
     def stage(self):
@@ -51,7 +54,7 @@ class Recipe:
 
     @property
     def n_classes(self):
-        """The width of the class head; None without one."""
+        """The width of the class head; None if there is none."""
         return len(self.classes) if self.classes and self.answer == "class" else None
 
     @property
@@ -62,75 +65,76 @@ class Recipe:
 
     @classmethod
     def from_json(cls, raw):
-        """The recipe that `dataclasses.asdict` and JSON made `raw` from."""
-        fields = {key: tuple(value) if isinstance(value, list) else value
-                  for key, value in raw.items()}
-        llm = fields["llm_config"]
-        llm["eos_ids"] = tuple(llm["eos_ids"])
+        """The recipe from what `dataclasses.asdict` and JSON made of it."""
+        fields = {name: as_tuples(value) for name, value in raw.items()}
+        llm = fields["llm_config"] | {"eos_ids": tuple(fields["llm_config"]["eos_ids"])}
         if llm["rope_scaling"]:
             llm["rope_scaling"] = RopeScaling(**llm["rope_scaling"])
-        fields["llm_config"] = LlamaConfig(**llm)
-        fields["encoder_config"] = T5Config(**fields["encoder_config"])
-        fields["chronos"] = ChronosConfig(**fields["chronos"])
-        if fields["levels"] is not None:
-            fields["levels"] = tuple(map(tuple, fields["levels"]))
-        return cls(**fields)
+        configs = {"llm_config": LlamaConfig(**llm),
+                   "encoder_config": T5Config(**fields["encoder_config"]),
+                   "chronos": ChronosConfig(**fields["chronos"])}
+        return cls(**fields | configs)
 
 
-def build_model(recipe, dtype=torch.float32, int8=False) -> SensorLLM:
+def as_tuples(value):
+    """Lists become tuples at every depth: [[0.0, 1.0]] -> ((0.0, 1.0),)."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+def build_model(recipe, dtype="float32") -> SensorLLM:
     """Builds the model of a recipe.
 
     Networks without pretrained weights are initialised at random, so seed torch first. dtype: that
-    of pretrained weights; int8: keeps the matrices of a frozen LLM in int8. Raises an InputError if
-    a source is missing or holds other weights than those of the recipe.
+    of pretrained weights, one of DTYPES; "int8" keeps the matrices of a frozen LLM in int8, all
+    else in bfloat16. Raises an InputError if a source is missing or holds other weights than those
+    of the recipe.
     """
-    if int8 and "llm" in recipe.saved_parts:
+    if dtype == "int8" and "llm" in recipe.saved_parts:
         raise InputError("--dtype int8 is for a pretrained --llm that stays frozen; this one is "
                          "trained")
-    check_source("--llm", recipe.llm, recipe.llm_fingerprint)
-    check_source("--encoder", recipe.encoder, recipe.encoder_fingerprint)
+    weights = torch.float32 if dtype == "float32" else torch.bfloat16
+    llm_source = find_source("--llm", recipe.llm, recipe.llm_fingerprint)
+    encoder_source = find_source("--encoder", recipe.encoder, recipe.encoder_fingerprint)
     if recipe.encoder is None:
         encoder = T5Encoder(recipe.encoder_config)
         centers = ChronosTokenizer(recipe.chronos).centers
         encoder.init_from_scratch(centers, recipe.chronos.n_special_tokens)
     else:
-        encoder, _ = load_t5_encoder(resolve_source(recipe.encoder), dtype)
+        encoder, _ = load_t5_encoder(encoder_source, weights)
     if recipe.llm is None:
         llm = Llama(recipe.llm_config)
         llm.init_from_scratch()
-        with understanding("the tokenizer in the checkpoint's recipe"):
-            backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
+        backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
         tokenizer = built_tokenizer(backend, recipe.added_tokens, recipe.llm_config.vocab_size)
     else:
-        directory = resolve_source(recipe.llm)
-        llm = load_llama(directory, dtype)
+        llm = load_llama(llm_source, weights)
         tokenizer = load_text_tokenizer(
-            directory, llm.config, recipe.added_tokens, recipe.chat_template)
+            llm_source, llm.config, recipe.added_tokens, recipe.chat_template)
     if recipe.llm_seed is not None:                               # the ablation random-llm
         with torch.random.fork_rng():
             torch.manual_seed(recipe.llm_seed)
-            llm = Llama(recipe.llm_config).to(dtype)
+            llm = Llama(recipe.llm_config).to(weights)
             llm.init_from_scratch()
-    if int8:
+    if dtype == "int8":
         quantize(llm)
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)
     model_class = ABLATIONS[recipe.ablation][0] if recipe.ablation else SensorLLM
     return model_class(encoder, chronos, llm, tokenizer, recipe.projector, recipe.n_classes)
 
 
-def check_source(option, source, known):
-    """Raises an InputError unless a source is None, or present with the known fingerprint."""
+def find_source(option, source, known_fingerprint):
+    """The directory of a source; raises an InputError if it is gone or holds other weights."""
     if source is None:
-        return
-    if not Path(source).is_dir() and not HUB_ID.fullmatch(source):
-        raise InputError(f"{source} no longer exists; give its new location with {option}")
-    if fingerprint(resolve_source(source)) != known:
+        return None
+    directory = resolve_source(source)
+    if fingerprint(directory) != known_fingerprint:
         raise InputError(f"{source} does not hold the weights that the checkpoint was trained "
                          f"with; give the right directory with {option}")
+    return directory
 
 
 def move_sources(recipe, llm=None, encoder=None):
-    """The recipe with other sources; raises an InputError if it has none to replace."""
+    """The recipe with other sources. Raises an InputError if it has none to replace."""
     for option, new, old in (("--llm", llm, recipe.llm), ("--encoder", encoder, recipe.encoder)):
         if new is not None and old is None:
             raise InputError(f"{option} {new}: the checkpoint holds its own, trained from scratch; "

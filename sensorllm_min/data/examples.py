@@ -73,7 +73,7 @@ class Examples:
     def __getitem__(self, i) -> Example:
         index = int(self.index[i])
         record = self.records[index]
-        with understanding(self.records.place(index)):
+        with understanding(self.records.where(index)):
             window = self.data.window(record)
             if self.degrees:
                 rng = np.random.default_rng([self.seed, self.epoch, index])

@@ -6,14 +6,14 @@ import torch
 
 from ..batch import IGNORED, Example, collate
 from ..data.examples import PromptFormat, align_prompt, har_prompt
-from ..data.own import Log
+from ..data.logs import put_on_grid, steady_log
 from ..data.sensors import dataset_of
 from ..data.wording import QUESTIONS
 from ..files import InputError
 from ..generate import GREEDY
 from ..layers import use_backend
 from ..training.checkpoint import load_checkpoint
-from ..training.options import DTYPES, precision
+from ..recipe import DTYPES
 from ..training.processes import Processes, choose_device
 from .ask import one_channel
 from .predict import answer_batches
@@ -54,9 +54,9 @@ class Model:
         """
         self.require("har", "classify")
         samples = self.checked(samples, may_miss=True)
-        n, rate = len(samples), self.dataset.rate
-        log = Log(samples, np.full(n, -1), np.arange(n) / rate, rate)
-        return classify_recording(self, log, Counter(), batch_size)
+        counts = Counter()
+        log = steady_log(samples, np.full(len(samples), -1), self.dataset.rate)
+        return classify_recording(self, put_on_grid(log, counts), counts, batch_size)
 
     def describe(self, samples, channel, max_new_tokens=400) -> str:
         """The trends of one channel of a window (T, C), in words. channel: its token, "x_acc"."""
@@ -145,7 +145,7 @@ def load_model(source, llm, encoder, device, dtype, attention=None) -> Model:
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: give {', '.join(DTYPES)}")
     processes = Processes(0, 1, choose_device(device), bf16=dtype != "float32")
-    model, recipe, progress = load_checkpoint(source, llm, encoder, **precision(dtype))
+    model, recipe, progress = load_checkpoint(source, llm, encoder, dtype)
     model.to(processes.device).requires_grad_(False)
     use_backend(model, attention)
     return Model(model, recipe, progress, processes)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.logs import resample, runs, split_at_gaps
-from ..data.own import Log, read_log
+from ..data.logs import Log, put_on_grid, resample, runs, stretches
+from ..data.own import read_log
 from ..data.prepare import strided_windows
 from ..data.tables import csv_header
 from ..files import InputError, brief, write_text
@@ -47,6 +47,9 @@ def read_window(path, dataset):
     if bad.any():
         raise InputError(f"{path}: sample {bad.argmax() + 1} is missing or not a finite number; "
                          "a window to ask about needs all of its samples")
+    log = put_on_grid(log, Counter())
+    if not np.isfinite(log.samples).all():
+        raise InputError(f"{path}: its clock has a gap; a window to ask about has none")
     samples = resample(log.samples, log.rate, dataset.rate)
     if len(samples) < 2:
         raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")
@@ -59,22 +62,21 @@ def read_recording(path, dataset, counts) -> Log:
     values = dataset.label_values or {name: name for name in dataset.classes}
     present = column in csv_header(path)
     labelled = replace(dataset, label_column=column if present else None, label_values=values)
-    return read_log(path, labelled, counts)
+    return put_on_grid(read_log(path, labelled, counts), counts)
 
 
 def slide_windows(log, dataset, counts):
-    """Yields (start in seconds, samples (S, C) float32) of each window of a Log.
+    """Yields (start in seconds, samples (S, C) float32) of each window of a Log on its grid.
 
-    As in preparation, short gaps are interpolated, no window lies across a longer one, and the last
-    window of a stretch ends where the stretch ends. counts: a Counter of interpolated and lost
-    samples.
+    As in preparation, no window lies across a gap, and the last window of a stretch ends where the
+    stretch ends. counts: a Counter of lost samples.
     """
     timed = np.isfinite(log.seconds)                              # not at a long gap of the clock
     for first, last in runs(timed):
         if not timed[first]:
             continue
-        for begin, stretch in split_at_gaps(log.samples[first:last], log.rate, counts):
-            samples = resample(stretch, log.rate, dataset.rate)
+        for begin, end in stretches(log.samples[first:last], counts):
+            samples = resample(log.samples[first + begin:first + end], log.rate, dataset.rate)
             for start in strided_windows(len(samples), dataset.window, dataset.stride):
                 seconds = float(log.seconds[first + begin]) + start / dataset.rate
                 yield seconds, samples[start:start + dataset.n_window]

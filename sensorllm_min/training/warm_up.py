@@ -1,12 +1,11 @@
-"""The built-in encoder learns to see trends before the LLM learns to tell them.
+"""Teaches the built-in encoder to see trends before the LLM learns to describe them.
 
-A public Chronos comes trained on many series. The built-in encoder starts at random, and an LLM
+A public Chronos is pretrained on many series. The built-in encoder starts at random, and an LLM
 cannot learn where to look in features that hold nothing yet: it falls back on the usual lengths of
-trends and stays there for hundreds of steps. So at each sample of stage 1's training windows, two
-linear maps first tell from the encoder's features alone which way the trend goes and how long it
-still lasts. Then they are thrown away.
+trends and stays there for hundreds of steps. So a linear probe first reads, at each sample of stage
+1's training windows, the direction of the trend and how long it still lasts. Encoder and probe are
+trained together; then the probe is discarded.
 """
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,24 +15,30 @@ from torch import nn
 
 from ..batch import IGNORED
 from ..data.texts import trend_line, trend_segments
-from .step import Steps
+from .step import Loader, learning_rate, new_optimizer, train_step
 
-LONGEST = 40                            # samples; what lasts longer counts as this
-BATCH_SIZE, LR = 32, 2e-3
+LONGEST = 40                            # samples; a trend that lasts longer counts as this
+BATCH_SIZE, LR, BETAS, WARMUP = 32, 2e-3, (0.9, 0.95), 0.05
+N_DIRECTIONS = 3                        # falling, steady, rising
 
 
 def trends_ahead(series, dataset):
-    """At each sample of a series (S,) but the last -> (2, S-1) whole numbers.
+    """The trend at each sample of a series (S,) but the last -> (2, S-1) whole numbers.
 
-    The direction of its trend, 0 falling, 1 steady, 2 rising; the samples until it ends.
+    The first row is its direction (0 falling, 1 steady, 2 rising), the second the samples left
+    until it ends.
     """
     starts, ends, directions = trend_segments(trend_line(series, dataset))
-    until = np.repeat(ends, ends - starts) - np.arange(len(series) - 1)
-    return np.stack([np.repeat(directions + 1, ends - starts), until.clip(max=LONGEST)])
+    lengths = ends - starts
+    samples_left = np.repeat(ends, lengths) - np.arange(len(series) - 1)
+    return np.stack([np.repeat(directions + 1, lengths), samples_left.clip(max=LONGEST)])
 
 
 def targets_of(batch, dataset):
-    """What is told of a batch's series, (2, N, S+1): IGNORED at padding and at the last sample."""
+    """Targets for a batch, (2, N, S+1): direction and samples left.
+
+    They are IGNORED at padding, at the last sample and at the end of series.
+    """
     n_series, longest = batch.series.shape
     targets = torch.full((2, n_series, longest + 1), IGNORED)
     for row, (series, length) in enumerate(zip(batch.series, batch.series_lengths.tolist())):
@@ -42,41 +47,50 @@ def targets_of(batch, dataset):
     return targets
 
 
-def warm_up(model, examples, settings, processes) -> float:
-    """Trains model.encoder as above, on one process; the others receive the weights -> seconds.
+class TrendProbe(nn.Module):
+    """An encoder with a linear probe that reads the trends from its features.
 
-    examples: AlignExamples; settings: RunSettings. It sees as many windows as stage 1 will.
+    forward(batch) -> (mean loss per sample, 1), as train_step takes a loss and its weight.
     """
-    began = said = time.monotonic()
+
+    def __init__(self, model, dataset):
+        super().__init__()
+        self.encoder, self.chronos, self.dataset = model.encoder, model.chronos, dataset
+        self.probe = nn.Linear(model.encoder.config.d_model, N_DIRECTIONS + LONGEST + 1)
+        self.accuracy = 0.0                                       # of the directions, last batch
+
+    def forward(self, batch):
+        device = batch.ids.device
+        ids, observed, *_ = self.chronos.encode(batch.series)
+        features = self.encoder(ids.to(device), observed.to(device))      # (N, S+1, D_enc)
+        logits = self.probe(features)                             # (N, S+1, 3+LONGEST+1)
+        targets = targets_of(batch, self.dataset)                 # (2, N, S+1)
+        is_target = targets[0] != IGNORED
+        direction, samples_left = targets[:, is_target].to(device)        # (n,) each
+        logits = logits[is_target.to(device)]                     # (n, 3+LONGEST+1)
+        direction_logits, left_logits = logits.split([N_DIRECTIONS, LONGEST + 1], -1)
+        loss = F.cross_entropy(direction_logits, direction, reduction="sum")
+        loss = loss + F.cross_entropy(left_logits, samples_left, reduction="sum")
+        self.accuracy = (direction_logits.argmax(-1) == direction).float().mean().item()
+        n = max(len(logits), 1)                                   # a batch may hold no trend
+        return loss / n, torch.tensor(1.0)
+
+
+def warm_up(model, examples, settings, processes, log):
+    """Trains model.encoder on the first process, for as many windows as stage 1 will see.
+
+    The other processes receive its weights. examples: AlignExamples; settings: RunSettings.
+    """
     if processes.first:
-        encoder, dataset, device = model.encoder, examples.data.dataset, processes.device
-        settings = replace(settings, batch_size=BATCH_SIZE, accumulate=1, lr=LR, warmup=0.05)
-        plan = Steps(examples, settings, replace(processes, world=1), pad_id=0)
-        tells = nn.Linear(encoder.config.d_model, 3 + LONGEST + 1).to(device)
-        weights = [*encoder.parameters(), *tells.parameters()]
-        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0)
-        for step in plan.starting_at(0):
-            batch = step.batches[0]                               # encoded where float64 is exact
-            ids, observed, *_ = model.chronos.encode(batch.series)
-            told = tells(encoder(ids.to(device), observed.to(device)))    # (N, S+1, 3+LONGEST+1)
-            targets = targets_of(batch, dataset)                  # (2, N, S+1)
-            counts = targets[0] != IGNORED
-            direction, until = targets[:, counts].to(device)      # (n,) each
-            told = told[counts.to(device)]                        # (n, 3 + LONGEST + 1)
-            loss = (F.cross_entropy(told[:, :3], direction, reduction="sum")
-                    + F.cross_entropy(told[:, 3:], until, reduction="sum"))
-            loss = loss / max(len(told), 1)                       # a batch may hold no trend
-            optimizer.param_groups[0]["lr"] = step.lr
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            done, now = step.index + 1, time.monotonic()
-            if now - said > 10 or done == plan.count:
-                said = now
-                right = (told[:, :3].argmax(-1) == direction).float().mean()
-                minutes = (now - began) / done * (plan.count - done) / 60
-                print(f"the encoder warms up: step {done}/{plan.count}, direction right at "
-                      f"{right:.0%} of samples, {minutes:.1f} min left", flush=True)
-    processes.spread(model.encoder.parameters())
-    return time.monotonic() - began
+        alone = replace(processes, world=1, bf16=False)
+        settings = replace(settings, batch_size=BATCH_SIZE, accumulate=1, lr=LR, betas=BETAS)
+        loader = Loader(examples, settings, alone)
+        probe = TrendProbe(model, examples.data.dataset).to(processes.device)
+        optimizer = new_optimizer(probe, settings)
+        for step, batches in loader.steps():
+            lr = learning_rate(step, loader.n_steps, LR, WARMUP)
+            train_step(probe, optimizer, batches, lr, alone)
+            if step % 200 == 199 or step + 1 == loader.n_steps:
+                log(f"the encoder warms up: step {step + 1}/{loader.n_steps}, direction right at "
+                    f"{probe.accuracy:.0%} of samples")
+    processes.copy_from_first(model.encoder.parameters())

@@ -1,10 +1,6 @@
-"""The comparison of ablations: what is planned, what each ablation changes, what learns, and the
-table at the end.
-"""
-
+"""The comparison of ablations: what is planned, what each ablation changes, what learns, and the table at the end."""
 import json
 import re
-import sys
 from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
@@ -13,22 +9,20 @@ import numpy as np
 import pytest
 import torch
 from helpers import json_lines, results, run
-from untrained import ALONE, evaluate_here, save_untrained, small_dataset
+from untrained import save_untrained, small_dataset
 
-import train_har
 from sensorllm_min.ablations import ABLATIONS, N_STATISTICS, window_statistics
 from sensorllm_min.batch import collate
-from sensorllm_min.data.examples import HarExamples
+from sensorllm_min.data.examples import HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation.compare import ROWS, comparison_table, plan_runs, score_majority
+from sensorllm_min.evaluation.compare import ROWS, claim_comparison, comparison_table, plan_runs, score_majority
 from sensorllm_min.files import InputError
+from sensorllm_min.recipe import build_model
 from sensorllm_min.sensorllm import SensorLLM
-from sensorllm_min.training.checkpoint import build_model, load_checkpoint
+from sensorllm_min.training.checkpoint import load_checkpoint
+from train_har import HarSettings
 
-SMALL = (
-    "--train-limit", 8, "--eval-limit", 2, "--test-limit", 12, "--epochs", 1, "--batch-size", 8,
-    "--text", "smry+Q",
-)
+SMALL = ("--train-limit", 8, "--eval-limit", 2, "--test-limit", 12, "--epochs", 1, "--batch-size", 8, "--text", "smry+Q")
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +40,18 @@ def compared(folder):
     return out, json.loads((folder / "out/comparison/comparison.json").read_text())["results"]
 
 
+def load(folder, row, split="test"):
+    """The trained model of a row, and the examples of a split as it reads them."""
+    model, recipe, _ = load_checkpoint(folder / f"out/comparison/{row}-0/best.safetensors")
+    return model, HarExamples(PreparedData(folder / "data/demo"), split, PromptFormat.of(model, recipe))
+
+
 def test_one_command_trains_every_row_and_each_trains_what_it_says(folder, compared):
     out, found = compared
     assert list(found) == [*ROWS, "majority"] and all(len(runs) == 1 for runs in found.values())
-    assert "How to read it" in out
-    assert (folder / "out/comparison/comparison.md").read_text().split("\n\n", 2)[2] in out
+    assert all(re.search(rf"^{row} +\d\.\d\d\d", out, re.MULTILINE) for row in found)
     learned = {name: runs[0]["trained_parameters"] for name, runs in found.items()}
-    model = load_checkpoint(folder / "out/comparison/full-0/best.safetensors").model
+    model, _ = load(folder, "full")
     size = Counter()
     for name, parameter in model.named_parameters():
         size[model.part_of(name)] += parameter.numel() * (name != "llm.lm_head.weight")
@@ -78,31 +77,17 @@ def test_one_command_trains_every_row_and_each_trains_what_it_says(folder, compa
     }
 
 
-def test_every_row_is_tested_on_the_same_windows_and_chance_and_majority_come_from_their_labels(
-    folder, compared
-):
-    """Chance counts the labels of the test windows; the majority class is that of the training
-    windows.
-    """
+def test_every_row_is_tested_on_the_same_windows_and_chance_and_majority_come_from_their_labels(folder, compared):
+    """Chance counts the labels of the test windows; the majority class is that of the training windows."""
     _, found = compared
-    data = PreparedData(folder / "data/demo")
-    prompts = load_checkpoint(folder / "out/comparison/full-0/best.safetensors").prompts
-    train, test = (
-        HarExamples(data, split, prompts, limit).labels()
-        for split, limit in (("train", 8), ("test", 12))
-    )
-    commonest = np.bincount(train, minlength=5).argmax()
-    chance, guessed = np.bincount(test).max() / 12, test.count(commonest) / 12
-    assert chance not in (
-        guessed,
-        np.bincount(train).max() / 8,
-    )  # each would be noticed in place of another
+    data, prompts = PreparedData(folder / "data/demo"), load(folder, "full")[1].prompts
+    train, test = (HarExamples(data, split, prompts, limit).labels() for split, limit in (("train", 8), ("test", 12)))
+    majority = np.bincount(train, minlength=5).argmax()
+    chance, guessed = np.bincount(test).max() / 12, test.count(majority) / 12
+    assert chance not in (guessed, np.bincount(train).max() / 8)              # each would be noticed in place of another
     assert {run["chance"] for runs in found.values() for run in runs} == {chance}
     assert found["majority"][0]["accuracy"] == guessed
-    assert all(
-        results(folder / f"out/comparison/{name}-0")["majority"]["accuracy"] == guessed
-        for name in ROWS
-    )
+    assert all(results(folder / f"out/comparison/{name}-0")["majority"]["accuracy"] == guessed for name in ROWS)
 
 
 def test_an_interrupted_comparison_trains_only_what_is_missing(folder, compared):
@@ -111,35 +96,18 @@ def test_an_interrupted_comparison_trains_only_what_is_missing(folder, compared)
     (folder / "out/comparison/text-only-0/results.json").unlink()
     again = run("train_har.py", "--compare", "--seeds", 1, *SMALL, cwd=folder)
     assert (folder / "out/comparison/full-0/results.json").stat().st_mtime_ns == before
-    rows = [re.search(r"\| text-only \|.*\|", text)[0].rsplit("|", 2)[0] for text in (out, again)]
-    assert rows[0] == rows[1]
-
-
-@pytest.mark.slow
-def test_more_seeds_extend_a_comparison(folder, compared):
-    """Two seeds: every row gets a standard deviation, and within a seed all rows see the same
-    windows.
-    """
-    out = run("train_har.py", "--compare", "--seeds", 2, *SMALL, cwd=folder)
-    found = json.loads((folder / "out/comparison/comparison.json").read_text())["results"]
-    assert list(found) == [*ROWS, "majority"] and all(len(runs) == 2 for runs in found.values())
-    for name in found:
-        assert re.search(rf"^\| {name} \|.* \u00b1 .*\|$", out, re.MULTILINE), name
-    for seed in (0, 1):
-        assert len({runs[seed]["chance"] for runs in found.values()}) == 1
+    lines = [re.search(r"^text-only +.*$", text, re.MULTILINE)[0].rsplit(maxsplit=1)[0] for text in (out, again)]
+    assert lines[0] == lines[1]                                               # but for the seconds
 
 
 def test_each_ablation_is_blind_to_what_it_says(folder, compared):
     """Logits of one batch under each ablation's checkpoint, the input disturbed: who notices?"""
-    data = PreparedData(folder / "data/demo")
-
     def logits(name, change=lambda batch: None):
-        loaded = load_checkpoint(folder / f"out/comparison/{name}-0/best.safetensors")
-        examples = HarExamples(data, "test", loaded.prompts)
-        batch = collate([examples[i] for i in (3, 30)], loaded.tokenizer.pad_id)
+        model, examples = load(folder, name)
+        batch = collate([examples[i] for i in (3, 30)], model.tokenizer.pad_id)
         change(batch)
         with torch.no_grad():
-            return loaded.model.class_logits(batch)
+            return model.class_logits(batch)
 
     def other_samples(batch):
         batch.series = batch.series.flip(0)
@@ -151,18 +119,13 @@ def test_each_ablation_is_blind_to_what_it_says(folder, compared):
         batch.ids[:, -4] = (batch.ids[:, -4] + 1) % 500
 
     def notices(name, change):
-        return not torch.allclose(
-            logits(name), logits(name, change), atol=1e-6
-        )  # fp32 noise of another summation order
+        return not torch.allclose(logits(name), logits(name, change), atol=1e-6)      # another summation order in fp32
 
-    assert notices("full", other_samples)
-    assert notices("full", other_words)
-    assert notices("full", backwards)
+    assert notices("full", other_samples) and notices("full", other_words) and notices("full", backwards)
     assert not notices("text-only", other_samples) and notices("text-only", other_words)
-    assert notices("no-llm", other_samples) and not notices("no-llm", other_words)
-    assert notices("encoder-mlp", other_samples) and not notices("encoder-mlp", other_words)
+    for name in ("no-llm", "encoder-mlp", "statistics"):
+        assert notices(name, other_samples) and not notices(name, other_words)
     assert notices("shuffled", other_samples)
-    assert notices("statistics", other_samples) and not notices("statistics", other_words)
 
 
 def numpy_statistics(series):
@@ -183,8 +146,7 @@ def test_window_statistics_equal_numpy():
         series += np.array([[0, 9, 1, -7, 0]]).T
         found = window_statistics(torch.tensor(series))
         assert found.shape == (5, N_STATISTICS) and found.isfinite().all()
-        expected = [numpy_statistics(one) for one in series]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)        # float64 sums
+        np.testing.assert_allclose(found, [numpy_statistics(one) for one in series], rtol=0, atol=1e-9)      # float64 sums
 
 
 def test_the_bands_of_frequencies_miss_none_and_tell_a_tone():
@@ -202,73 +164,57 @@ def test_the_bands_of_frequencies_miss_none_and_tell_a_tone():
 
 def test_statistics_are_of_the_series_in_usual_units_alone(folder, compared):
     """No encoder and no LLM: their weights change nothing. The units are those of the levels."""
-    loaded = load_checkpoint(folder / "out/comparison/statistics-0/best.safetensors")
-    model, data = loaded.model, PreparedData(folder / "data/demo")
-    examples = HarExamples(data, "test", loaded.prompts)
-    batch = collate([examples[i] for i in (3, 30)], loaded.tokenizer.pad_id)
+    model, examples = load(folder, "statistics")
+    batch = collate([examples[i] for i in (3, 30)], model.tokenizer.pad_id)
     series = batch.series.unflatten(0, (2, 6)).numpy()            # (B, C, S)
-    means, deviations = np.array(data.levels()).T[:, :, None]     # (C, 1) each
+    means, deviations = np.array(examples.data.levels()).T[:, :, None]        # (C, 1) each
     usual = torch.tensor((series - means) / deviations)
     statistics = window_statistics(usual.flatten(0, 1)).reshape(2, -1).float()
     with torch.no_grad():
         expected = model.head(statistics)
-        torch.testing.assert_close(model.class_logits(batch), expected, rtol=0, atol=1e-5)
         for part in (model.encoder, model.llm, model.projector):
+            torch.testing.assert_close(model.class_logits(batch), expected, rtol=0, atol=1e-5)
             for parameter in part.parameters():
                 parameter.zero_()
         torch.testing.assert_close(model.class_logits(batch), expected, rtol=0, atol=1e-5)
 
 
-def shuffled_model(folder):
-    loaded = load_checkpoint(folder / "out/comparison/shuffled-0/best.safetensors")
-    examples = HarExamples(PreparedData(folder / "data/demo"), "test", loaded.prompts)
-    return loaded.model, loaded.tokenizer, examples
-
-
 def test_a_shuffled_window_keeps_its_embeddings_and_its_order_in_any_batch(folder, compared):
-    model, tokenizer, examples = shuffled_model(folder)
-    two, one = (
-        collate([examples[i] for i in indices], tokenizer.pad_id) for indices in ((3, 30), (30,))
-    )
+    model, examples = load(folder, "shuffled")
+    two, one = (collate([examples[i] for i in indices], model.tokenizer.pad_id) for indices in ((3, 30), (30,)))
     with torch.no_grad():
         shuffled, alone = model.embed(two), model.embed(one)
-        model.__class__ = SensorLLM  # the same weights, nothing taken away
+        model.__class__ = SensorLLM                               # the same weights, nothing taken away
         plain = model.embed(two)
     for row in range(2):
-        places = two.ids[row] == tokenizer.sensor_id
-        a, b = shuffled[row, places], plain[row, places]
+        is_sensor = two.ids[row] == model.sensor_id
+        a, b = shuffled[row, is_sensor], plain[row, is_sensor]
         assert not torch.equal(a, b) and torch.equal(a.sum(1).sort().values, b.sum(1).sort().values)
-        assert torch.equal(shuffled[row, ~places], plain[row, ~places])
+        assert torch.equal(shuffled[row, ~is_sensor], plain[row, ~is_sensor])
     # another batch size sums in another order: a few roundings of float32
     torch.testing.assert_close(alone[0, one.mask[0]], shuffled[1, two.mask[1]], rtol=0, atol=1e-6)
 
 
 def test_every_shuffled_window_has_an_order_of_its_own(folder, compared, monkeypatch):
-    """Embeddings that count 0, 1, 2, ... within each window show its order: no two are alike, none
-    is left as it was.
-    """
-    model, tokenizer, examples = shuffled_model(folder)
-    batch = collate([examples[i] for i in range(8)], tokenizer.pad_id)
-    n = int((batch.ids[0] == tokenizer.sensor_id).sum())  # the same of each window
+    """Embeddings that count 0, 1, 2, ... within each window show its order: no two are alike, none is as it was."""
+    model, examples = load(folder, "shuffled")
+    batch = collate([examples[i] for i in range(8)], model.tokenizer.pad_id)
+    n = int((batch.ids[0] == model.sensor_id).sum())              # the same of each window
     counting = torch.arange(n).repeat(8)[:, None].expand(-1, model.llm.config.d_model).float()
     monkeypatch.setattr(model.projector, "forward", lambda features: counting)
     with torch.no_grad():
         x = model.embed(batch)
-    orders = [
-        tuple(x[row, batch.ids[row] == tokenizer.sensor_id, 0].int().tolist()) for row in range(8)
-    ]
+    orders = [tuple(x[row, batch.ids[row] == model.sensor_id, 0].int().tolist()) for row in range(8)]
     assert len(set(orders)) == 8
     for order in orders:
         assert sorted(order) == list(range(n)) != list(order)
 
 
 def test_a_random_llm_is_not_that_of_stage_1_and_differs_from_seed_to_seed(folder, compared):
-    """Drawn with the run's seed, frozen as drawn, and found again in its checkpoint; the encoder is
-    stage 1's.
-    """
-    align = load_checkpoint(folder / "out/align/best.safetensors").model
-    full = load_checkpoint(folder / "out/comparison/full-0/best.safetensors").model
-    random, _, recipe, _ = load_checkpoint(folder / "out/comparison/random-llm-0/best.safetensors")
+    """Drawn with the run's seed, frozen as drawn, and found again in its checkpoint; the encoder is stage 1's."""
+    align, _, _ = load_checkpoint(folder / "out/align/best.safetensors")
+    full, _ = load(folder, "full")
+    random, recipe, _ = load_checkpoint(folder / "out/comparison/random-llm-0/best.safetensors")
 
     def weight(model):
         return model.llm.layers[0].mlp.up_proj.weight
@@ -276,62 +222,39 @@ def test_a_random_llm_is_not_that_of_stage_1_and_differs_from_seed_to_seed(folde
     moved = (weight(full) - weight(align)).abs().max()            # by the one step of training
     assert 0 < moved < 0.01 < (weight(random) - weight(align)).abs().max()
     assert recipe.llm_seed == 0 and recipe.ablation == "random-llm"
-    drawn = [build_model(replace(recipe, llm_seed=seed)).model for seed in (0, 1)]
-    assert torch.equal(weight(random), weight(drawn[0])) and not torch.equal(
-        weight(drawn[0]), weight(drawn[1])
-    )
+    drawn = [build_model(replace(recipe, llm_seed=seed)) for seed in (0, 1)]
+    assert torch.equal(weight(random), weight(drawn[0])) and not torch.equal(weight(drawn[0]), weight(drawn[1]))
     q_proj = [model.encoder.layers[0].attn.q_proj.weight for model in (align, full, random)]
     assert all((q_proj[0] - other).abs().max() < 0.01 for other in q_proj[1:])
 
 
-def test_an_ablation_is_evaluated_like_any_model(folder, compared):
-    run("evaluate.py", "--checkpoint", "out/comparison/encoder-mlp-0", "--limit", 12, cwd=folder)
-    out = folder / "out/comparison/encoder-mlp-0"
-    scores = json.loads((out / "evaluation_test.json").read_text())
-    assert len(json_lines(out / "predictions_test.jsonl")[1:]) == 12
-    assert scores["macro_f1"] == pytest.approx(
-        results(out)["macro_f1"]
-    )  # sums of other batches: the last digits
-    assert "encoder-mlp" in (out / "report_test.html").read_text()
-
-
-def test_the_plan_holds_every_row_and_seed_and_refuses_other_settings(tmp_path, monkeypatch):
-    options = ("--seed", 5, "--out", tmp_path / "c", "--align", "a", "--text", "smry")
-    command = ["train_har.py", "--compare", "--seeds", "2", *map(str, options)]
-    monkeypatch.setattr(sys, "argv", command)
-    settings, plan = train_har.read_arguments()
-    assert plan == train_har.Plan(tuple(ROWS), 2, None)
-    runs = list(plan_runs(settings, plan, None, ALONE))
-    assert [name for name, _ in runs] == [*ROWS] * 2 and {run.seed for _, run in runs} == {5, 6}
+def test_the_plan_holds_every_row_and_seed_and_refuses_other_settings(tmp_path):
+    settings = HarSettings(seed=5, out=str(tmp_path / "c"), align="a", text=("smry",), compare=tuple(ROWS), seeds=2)
+    runs = list(plan_runs(settings, None))
+    assert [name for name, _ in runs] == [*ROWS] * 2 and [run.seed for _, run in runs] == [5] * len(ROWS) + [6] * len(ROWS)
     assert {run.ablate for _, run in runs} == {None, *ABLATIONS}
     assert len({run.out for _, run in runs}) == len(runs)
     changed = {name: (run.align, run.text) for name, run in runs}
     assert changed == {name: ("a", ("smry",)) for name in ROWS} | {
-        "no-stage-1": ("none", ("smry",)),
-        "sensors-only": ("a", ()),
-    }
-    more_seeds = list(plan_runs(settings, replace(plan, n_seeds=3), None, ALONE))  # it resumes
-    assert len(more_seeds) == 3 * len(ROWS)
-    without_text = replace(settings, text=())
-    message = r"holds a comparison with text \['smry'\], not \[\]; choose another --out"
-    with pytest.raises(InputError, match=message):
-        list(plan_runs(without_text, plan, None, ALONE))
-    bare = replace(without_text, align="none", out=str(tmp_path / "d"))
-    rows = {name for name, _ in plan_runs(bare, plan, None, ALONE)}
-    assert rows == {"full", *ABLATIONS} - {"text-only"}  # what the full model lacks is no ablation
-    for change in ({"answer": "text"}, {"ablate": "no-llm"}):
-        with pytest.raises(InputError, match="class heads"):
-            next(plan_runs(replace(settings, **change), plan, None, ALONE))
+        "no-stage-1": ("none", ("smry",)), "sensors-only": ("a", ())}
+    claim_comparison(settings)
+    claim_comparison(replace(settings, seeds=3))                  # it resumes
+    with pytest.raises(InputError, match="holds a comparison with other settings.*choose another --out"):
+        claim_comparison(replace(settings, text=()))
+    bare = replace(settings, align="none", text=())
+    rows = {name for name, _ in plan_runs(bare, None)}
+    assert rows == {"full", *ABLATIONS} - {"text-only"}           # what the full model lacks is no ablation
+    with pytest.raises(InputError, match="class heads"):
+        next(plan_runs(replace(settings, answer="text"), None))
 
 
-def test_folds_validate_each_subject_that_is_not_for_the_test_once(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train_har.py", "--align", "none", "--folds", "3", "--out", str(tmp_path)])
-    settings, plan = train_har.read_arguments()
-    assert plan == train_har.Plan(("full",), 1, 3)
+def test_folds_validate_each_subject_that_is_not_for_the_test_once(folder, tmp_path):
+    settings = HarSettings(align="none", text=(), folds=3, out=str(tmp_path))
     data = PreparedData(folder / "data/demo")
     test, all_subjects = set(data.subjects_of("test")), set(data.meta["subjects"])
     validated = []
-    for name, run_settings in plan_runs(settings, plan, data, ALONE):
+    for name, run_settings in plan_runs(settings, data):
+        assert name == "full" and run_settings.seed == 0
         data.fold = run_settings.fold
         parts = {split: set(data.subjects_of(split)) for split in ("train", "val", "test")}
         assert set.union(*parts.values()) == all_subjects
@@ -339,77 +262,55 @@ def test_folds_validate_each_subject_that_is_not_for_the_test_once(folder, tmp_p
         for split, subjects in parts.items():
             records = data.records("har", split)
             assert {str(records[i]["subject"]) for i in range(len(records))} == subjects
-            for i in range(len(records)):                             # an error names the line itself
-                path, line = records.place(i).rstrip(",").split(", line ")
-                assert json_lines(path)[int(line) - 1] == records[i]
         validated += parts["val"]
     assert sorted(validated) == sorted(all_subjects - test)
     data.fold = None
     for n_folds in (1, 9):                                        # the demo has 8 such subjects
         with pytest.raises(InputError, match="--folds"):
-            next(plan_runs(settings, replace(plan, folds=n_folds), data, ALONE))
+            next(plan_runs(replace(settings, folds=n_folds), data))
     with pytest.raises(InputError, match="stage 1 has seen"):
-        next(plan_runs(replace(settings, align="out/align"), plan, data, ALONE))
+        next(plan_runs(replace(settings, align="out/align"), data))
 
 
 def test_folds_train_and_score_without_the_test_subjects(folder):
     """The table's figures are those of the validated subjects."""
-    options = ("--align", "none", "--train-limit", 8, "--eval-limit", 4, "--test-limit", 6,
-               "--epochs", 1, "--batch-size", 8, "--out", "out/folds")
-    out = run("train_har.py", "--compare", "statistics", "--folds", 2, *options, cwd=folder)
+    options = ("--align", "none", "--train-limit", 8, "--eval-limit", 4, "--test-limit", 6, "--epochs", 1, "--batch-size", 8,
+               "--out", "out/folds")
+    run("train_har.py", "--compare", "statistics", "--folds", 2, *options, cwd=folder)
     found = json.loads((folder / "out/folds/comparison.json").read_text())["results"]
     assert list(found) == ["statistics", "majority"] and len(found["statistics"]) == 2
     data = PreparedData(folder / "data/demo")
     for k, scores in enumerate(found["statistics"]):
-        run_folder = folder / f"out/folds/statistics-fold{k + 1}-0"
-        prompts = load_checkpoint(run_folder / "best.safetensors").prompts
+        model, recipe, _ = load_checkpoint(folder / f"out/folds/statistics-fold{k + 1}-0/best.safetensors")
         data.fold = (k, 2)
-        labels = HarExamples(data, "val", prompts, 6).labels()
+        labels = HarExamples(data, "val", PromptFormat.of(model, recipe), 6).labels()
         assert scores["chance"] == np.bincount(labels).max() / 6
-    assert "2 folds" in out
 
 
 def test_the_table_takes_differences_seed_by_seed():
     def run_of(f1):
-        return {
-            "macro_f1": f1, "accuracy": 0.5, "balanced_accuracy": 0.5, "trained_parameters": 7,
-            "seconds": 3,
-        }
+        return {"macro_f1": f1, "accuracy": 0.5, "balanced_accuracy": 0.5, "trained_parameters": 7, "seconds": 3}
 
-    table = comparison_table(
-        {"full": [run_of(0.5), run_of(0.7)], "no-llm": [run_of(0.4), run_of(0.6)]}, "2 seeds"
-    )
-    assert "| full | the model as it is, after stage 1 unless --align is none | 0.600 \u00b1 0.141 |  |" in table
-    assert "| 0.500 \u00b1 0.141 | +0.100 \u00b1 0.000 |" in table
-    assert "The standard deviation is taken over 2 seeds." in table
-    assert "\u00b1 " not in comparison_table({"full": [run_of(0.5)]}, "1 seed").split("How to read")[0]
+    table = comparison_table({"full": [run_of(0.5), run_of(0.7)], "no-llm": [run_of(0.4), run_of(0.6)]})
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[-2] == ["full", "0.600", "0.141", "0.000", "0.000", "0.500", "0.000", "0.500", "0.000", "7", "3.000"]
+    assert lines[-1][:5] == ["no-llm", "0.500", "0.141", "0.100", "0.000"]
+    alone = comparison_table({"full": [run_of(0.5)]}).splitlines()[-1].split()
+    assert alone == ["full", "0.500", "0.000", "0.500", "0.500", "7", "3.000"]        # no deviation of one run
 
 
 def test_the_majority_baseline_names_the_commonest_class_of_training():
-    """Class 1, which one of four test windows has; the test's own commonest class, 0, would be
-    right twice.
-    """
-    train, test = (
-        Namespace(labels=lambda labels=labels: labels) for labels in ([1, 1, 0], [0, 0, 2, 1])
-    )
+    """Class 1, which one of four test windows has; the test's own commonest class, 0, would be right twice."""
+    train, test = (Namespace(labels=lambda labels=labels: labels) for labels in ([1, 1, 0], [0, 0, 2, 1]))
     scores = score_majority(train, test, 3)
-    assert scores["accuracy"] == 0.25
+    assert (scores["accuracy"], scores["chance"], scores["trained_parameters"]) == (0.25, 0.5, 0)
     assert scores["macro_f1"] == pytest.approx(2 / 5 / 3)
-    assert scores["chance"] == 0.5
-    assert scores["trained_parameters"] == 0
 
 
-def test_comparisons_of_several_datasets_become_one_table(tmp_path, monkeypatch, capsys):
-    """Mean and standard deviation of macro F1; a row that one lacks stays empty there."""
-    made = {"a": ("usc-had", {"full": [0.5, 0.7], "no-llm": [0.4, 0.4]}), "b": ("demo", {"full": [0.9]}),
-            "c": ("demo", {"full": [0.8]})}
-    for folder, (dataset, scores) in made.items():
-        (tmp_path / folder).mkdir()
-        found = {name: [{"macro_f1": score} for score in values] for name, values in scores.items()}
-        (tmp_path / folder / "comparison.json").write_text(json.dumps({"dataset": dataset, "results": found}))
-    out = evaluate_here(monkeypatch, capsys, tmp_path, "--comparisons", "a", "b")
-    assert out.splitlines() == ["| macro F1 | usc-had | demo |", "| --- | --- | --- |", "| full | 0.600 ± 0.141 | 0.900 |",
-                                "| no-llm | 0.400 ± 0.000 |  |", "| runs | 2 | 1 |"]
-    for folders, words in ((("b", "c"), "another of the comparisons is of demo"), (("nowhere",), "not found")):
-        with pytest.raises(InputError, match=words):
-            evaluate_here(monkeypatch, capsys, tmp_path, "--comparisons", *folders)
+def test_an_ablation_is_evaluated_like_any_model(folder, compared):
+    run("evaluate.py", "--checkpoint", "out/comparison/encoder-mlp-0", "--limit", 12, cwd=folder)
+    out = folder / "out/comparison/encoder-mlp-0"
+    scores = json.loads((out / "evaluation_test.json").read_text())
+    assert len(json_lines(out / "predictions_test.jsonl")[1:]) == 12     # after the settings
+    assert scores["macro_f1"] == pytest.approx(results(out)["macro_f1"])      # sums of other batches: the last digits
+    assert "encoder-mlp" in (out / "report_test.html").read_text()

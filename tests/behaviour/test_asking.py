@@ -184,14 +184,14 @@ def mistake(asked, *options):
     ("x_acc,y_acc\n1,2\n1,2\n", (), ["x_acc, y_acc", "--channel"]),
     ("x_acc\n1\n2\n", ("--channel", "z_acc"), ["no column z_acc"]),
     ("x_acc\n1\n2\n", ("--channel", "nose"), ["--channel nose", "z_gyro"]),
-    ("x_acc\n1\n\n2\nten\n", (), ["line 5", "not a finite number"]),
+    ("x_acc\n1\n\n2\nten\n", (), ["row 3", "not a number"]),
     ("x_acc,y_acc\n1,2\n,3\n", ("--channel", "x_acc"), ["sample 2", "missing"]),
     ("x_acc\n1\n", (), ["1 samples", "two"]),
     ("x_acc\n" + "1\n" * 600, (), ["600 samples", "context holds 512"]),
     ("x_acc\n1\n2\n", ("--checkpoint", "out/har"), ["no column y_acc"]),
     (HEADER + "1,2,3,4,5,6\n" * 5, ("--checkpoint", "out/har"), ["5 samples", "24"]),
-    ("time,x_acc\n0,1\n0.05,2\n0.1,3\n0.15,3\n9,3\n", (), ["sample 5 is missing"]),
-    ("", (), ["cannot be read as CSV"])],
+    ("time,x_acc\n0,1\n0.05,2\n0.1,3\n0.15,3\n9,3\n", (), ["clock has a gap"]),
+    ("", (), ["is empty"])],
     ids=["missing", "no channel", "two channels", "another channel", "unknown channel", "a word", "an empty field",
          "one sample", "too long", "stage 2 lacks channels", "stage 2 too short", "a gap in time", "empty"])
 def test_a_file_that_cannot_be_asked_about_is_one_line(asked, tmp_path, content, options, words):

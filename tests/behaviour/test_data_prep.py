@@ -12,13 +12,11 @@ from raw_files import PEOPLE, write_small_own
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.claims import parse_claims
-from sensorllm_min.data.prepare import Job, prepare, random_windows, strided_windows
-from sensorllm_min.data.recordings import READERS
+from sensorllm_min.data.prepare import prepare, random_windows
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.evaluation.trend_scores import truth_sums
 from sensorllm_min.data.texts import (
     HAR_TEXTS, align_pair, har_text, pair_rng, three_digits, trend_segments)
-from sensorllm_min.data.wording import QUESTIONS
 
 SPLITS = ("train", "val", "test")
 KINDS = ("simple_trend", "summary")                                           # of one's own recordings, where none are asked for
@@ -27,10 +25,6 @@ KINDS = ("simple_trend", "summary")                                           # 
 def lines_of(data, kind, split):
     rows = data.records(kind, split)
     return [rows[i] for i in range(len(rows))]
-
-
-def recordings_of(folder):
-    return [json.loads(line) for line in open(folder / "recordings.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +38,6 @@ def small(tmp_path_factory):
 
 # ---- windows ----
 
-def test_strided_windows_fit_at_the_stride_and_one_more_is_flush_with_the_end():
-    assert strided_windows(199, 200, 100) == []
-    assert strided_windows(200, 200, 100) == [0]
-    assert strided_windows(400, 200, 100) == [0, 100, 200]
-    assert strided_windows(450, 200, 100) == [0, 100, 200, 250]
-
-
 def test_random_windows_follow_one_another_and_take_every_length():
     windows = random_windows(1000, 5, 200, np.random.default_rng(0))
     assert all(5 <= length <= 200 for _, length in windows)
@@ -59,46 +46,6 @@ def test_random_windows_follow_one_another_and_take_every_length():
     lengths = {length for _, length in random_windows(5000, 2, 5, np.random.default_rng(0))}
     assert lengths == {2, 3, 4, 5}
     assert random_windows(4, 5, 200, np.random.default_rng(0)) == []
-
-
-def check_splits(folder):
-    """Every window lies within one recording; subjects of the three splits are apart; counts are those of the lines."""
-    data = PreparedData(folder)
-    recordings, subjects = recordings_of(folder), {}
-    for kind, count in (("har", "har_windows"), ("align", "align_pairs")):
-        for split in SPLITS:
-            lines = lines_of(data, kind, split)
-            assert len(lines) == data.meta[count][split] > 0
-            for line in lines[::max(1, len(lines) // 500)]:
-                start, end = line["start"], line["start"] + line["length"]
-                around = [one for one in recordings if one["subject"] == line["subject"]
-                          and one["start"] <= start and end <= one["start"] + one["length"]]
-                assert len(around) == 1                                       # within one recording: crosses nothing
-                if kind == "har":
-                    assert data.dataset.classes[line["label"]] == around[0]["activity"]
-                    assert line["length"] == data.dataset.window
-                else:
-                    shortest, longest = data.dataset.align_lengths
-                    assert shortest <= line["length"] <= longest
-            subjects[kind, split] = {line["subject"] for line in lines}
-    for kind in ("har", "align"):
-        assert subjects[kind, "test"] == set(data.dataset.test_subjects)
-        assert subjects[kind, "val"] == set(data.dataset.val_subjects)
-        assert not subjects[kind, "train"] & (subjects[kind, "val"] | subjects[kind, "test"])
-    return data
-
-
-def test_windows_lie_within_one_recording_of_their_split(small):
-    """Recordings of one person and activity lie side by side: the ramp jumps back between them."""
-    data = check_splits(small[1])
-    for kind in ("har", "align"):
-        for split in SPLITS:
-            for line in lines_of(data, kind, split):
-                window = data.window(line)
-                np.testing.assert_allclose(np.diff(window[:, 0]), 0.01, atol=1e-5)        # float32 of up to 2.3
-                assert set(window[:, 1]) == {PEOPLE[line["subject"]]}
-    starts = {line["start"] % 230 for line in lines_of(data, "har", "train")}
-    assert starts == {0, 25, 50, 75, 100, 125, 150, 175, 180}                 # 180: flush with the end
 
 
 def test_training_recordings_are_cut_twice_over_for_descriptions_and_others_once(small):
@@ -133,16 +80,6 @@ def test_stage_1_cuts_differ_by_subject_recording_and_seed(small, tmp_path):
     assert len(found) == 2 * 4 * 4 and len(set(found)) == len(found)
 
 
-def test_draws_depend_on_the_seed_and_on_every_part_of_the_place():
-    def draw(seed, *place):
-        return Job("own", DATASETS["demo"], seed, (), (5, 50), "own").rng(*place).integers(1 << 60)
-
-    places = [("align", "anna", 0), ("har", "anna", 0), ("align", "ben", 0), ("align", "anna", 1), ("align", 1, 10)]
-    draws = [draw(seed, *place) for seed in (0, 1) for place in places]
-    assert len(set(draws)) == len(draws)
-    assert draws == [draw(seed, *place) for seed in (0, 1) for place in places]
-
-
 # ---- wording ----
 
 def test_wording_is_drawn_by_seed_dataset_subject_start_length_and_channel():
@@ -173,21 +110,13 @@ def test_every_pair_can_be_made_again_alone_from_its_line(small):
             assert made == (line["question"], line["answer"]), line
 
 
-def test_questions_of_a_dataset_come_from_the_whole_pool(small):
-    """Some 300 questions drawn from 40 templates leave out one with a chance of 40 (39/40)^300, and the seed is fixed."""
-    data = PreparedData(small[1])
-    spoken = {channel.token: channel.spoken for channel in data.dataset.channels}
-    lines = lines_of(data, "align", "train")
-    asked = {line["question"].replace(f"normalized {spoken[line['channel']]}", "{sensor}") for line in lines}
-    assert len(lines) > 300 and asked == set(QUESTIONS)
-
-
 def test_the_demo_words_every_pair_alike_and_tells_the_truth(demo):
-    data = check_splits(demo)
+    data = PreparedData(demo)
     assert np.load(demo / "samples" / "1.npy").dtype == np.float32            # one line of numpy
     assert {path.suffix for path in demo.rglob("*") if path.is_file()} == {".npy", ".jsonl", ".json"}
     tokens = [channel.token for channel in data.dataset.channels]
     lines = lines_of(data, "align", "test")
+    assert {line["subject"] for line in lines} == set(data.dataset.test_subjects)
     for line in lines[::50]:                                                  # every stored answer is true of its series
         series = data.window(line)[:, tokens.index(line["channel"])]
         claims = parse_claims(line["answer"])
@@ -225,23 +154,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_p
     assert digest(tmp_path / "again")["align_train.jsonl"] != digest(out)["align_train.jsonl"]
 
 
-def test_the_people_of_the_demo_are_simulated_anew_for_another_seed():
-    def recordings(seed):
-        return list(READERS["demo"].read(1, [], DATASETS["demo"], seed, Counter()))
-
-    for one, same, other in zip(recordings(0), recordings(0), recordings(1)):
-        np.testing.assert_array_equal(one.samples, same.samples)
-        assert not np.array_equal(one.samples, other.samples)
-
-
-@pytest.mark.slow
-def test_the_demo_is_the_same_for_the_same_seed_and_differs_for_another(demo, tmp_path):
-    prepare("demo", None, tmp_path / "again", say=quiet)
-    assert digest(tmp_path / "again") == digest(demo)
-    prepare("demo", None, tmp_path / "again", seed=1, say=quiet)
-    assert digest(tmp_path / "again")["samples/1.npy"] != digest(demo)["samples/1.npy"]
-
-
 def test_a_share_of_the_windows_is_drawn_by_seed_and_place(tmp_path):
     """Of each stage about the share is kept: five standard deviations of the binomial around it."""
     write_small_own(tmp_path / "raw", n_recordings=6, stride=5)
@@ -269,7 +181,9 @@ def test_the_options_of_data_prep_reach_the_dataset(small, tmp_path):
     out = run("data_prep.py", "--dataset", "own", "--raw", raw, "--seed", 7, "--answer", "summary+trend", "--longest", 8,
               "--workers", 1, cwd=tmp_path)
     assert "wrote data/gloves; look at a window with --show 0 --out data/gloves" in out
-    prepare("own", raw, tmp_path / "called", seed=7, answer_kinds=("trend", "summary"), longest=8, say=quiet)
+    assert "har_windows: train 72, val 36, test 36" in out and re.search(r"^waving +36 +18 +18$", out, re.MULTILINE)
+    assert re.search(r"^ben +val +4 +920 +36 +\d+$", out, re.MULTILINE)
+    prepare("own", raw, tmp_path / "called", seed=7, answer=("trend", "summary"), longest=8, say=quiet)
     prepared = tmp_path / "data" / "gloves"
     assert digest(prepared) == digest(tmp_path / "called")
     data = PreparedData(prepared)
@@ -279,77 +193,46 @@ def test_the_options_of_data_prep_reach_the_dataset(small, tmp_path):
     assert all(re.fullmatch(r"[^\n]+\n\n[^\n]+", line["answer"]) for line in lines)  # no line a segment: two paragraphs
 
 
-def test_data_prep_prints_the_counts_of_splits_classes_and_subjects(small, tmp_path):
-    out = run("data_prep.py", "--dataset", "own", "--raw", small[0], "--out", "here", "--workers", 1, cwd=tmp_path)
-    assert "har_windows: train 72, val 36, test 36" in out
-    assert re.search(r"^waving +36 +18 +18$", out, re.MULTILINE)
-    assert re.search(r"^ben +val +4 +920 +36 +\d+$", out, re.MULTILINE)
-    assert (tmp_path / "here" / "meta.json").exists()
-
-
-def test_a_longest_window_below_the_shortest_lowers_both(small, tmp_path):
-    meta = prepare("own", small[0], tmp_path / "out", longest=3, say=quiet)
-    assert list(meta["align_lengths"]) == [3, 3]
-    assert {line["length"] for line in lines_of(PreparedData(tmp_path / "out"), "align", "train")} == {3}
-
-
 # ---- what is refused ----
 
-def refused(*words, **options):
-    with pytest.raises(InputError) as error:
-        prepare(say=quiet, **options)
-    assert all(str(word) in str(error.value) for word in words), error.value
-
-
-def test_raw_directories_that_are_missing_or_empty_are_refused(tmp_path):
-    for name in ("usc-had", "uci-har"):
-        refused("nowhere", "not a directory", name=name, raw=tmp_path / "nowhere", out=tmp_path / "out")
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        refused("empty", "holds no file", name=name, raw=tmp_path / "empty", out=tmp_path / "out")
+@pytest.mark.parametrize("name", ["usc-had", "uci-har"])
+def test_raw_directories_that_are_missing_or_empty_are_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    for raw, words in (("nowhere", "nowhere is not a directory; .*--download"), ("empty", "empty holds no file")):
+        with pytest.raises(InputError, match=words):
+            prepare(name, tmp_path / raw, tmp_path / "out", say=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]            # nothing half-written
 
 
-def test_an_out_that_holds_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    refused("not a prepared dataset", name="demo", raw=None, out=tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
-
-
-def test_a_meta_json_of_another_version_or_dataset_is_refused(demo, tmp_path):
-    shutil.copytree(demo, tmp_path / "old")
+@pytest.mark.parametrize("change,words", [
+    ({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk")], ids=str)
+def test_a_meta_json_of_another_version_or_dataset_is_refused(demo, tmp_path, change, words):
     meta = json.loads((demo / "meta.json").read_text())
-    for change, word in (({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk"),
-                         ({"align_lengths": None}, "does not hold"), ({"har_windows": 7}, "does not hold")):
-        (tmp_path / "old" / "meta.json").write_text(json.dumps(meta | change))
-        with pytest.raises(InputError, match=word):
-            PreparedData(tmp_path / "old")
+    (tmp_path / "meta.json").write_text(json.dumps(meta | change))
+    with pytest.raises(InputError, match=words):
+        PreparedData(tmp_path)
 
 
-def test_prepared_lines_that_are_lost_or_broken_are_named(demo, tmp_path):
-    shutil.copytree(demo, tmp_path / "cut")
-    path = tmp_path / "cut" / "align_train.jsonl"
+def test_prepared_files_that_are_cut_or_broken_are_named(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "data")
+    data = PreparedData(tmp_path / "data")
+    path = tmp_path / "data" / "align_train.jsonl"
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
     with pytest.raises(InputError, match="align_train.jsonl holds .* lines, meta.json says"):
-        PreparedData(tmp_path / "cut").records("align", "train")
+        data.records("align", "train")
     path.write_bytes(b"{" + good)
     with pytest.raises(InputError, match="align_train.jsonl, line 1, does not hold"):
-        PreparedData(tmp_path / "cut").records("align", "train")[0]
-
-
-def test_prepared_samples_that_are_broken_are_named(demo, tmp_path):
-    shutil.copytree(demo, tmp_path / "broken")
-    path = tmp_path / "broken" / "samples" / "9.npy"
-    row = PreparedData(demo).records("har", "test")[0]
+        data.records("align", "train")[0]
+    path, record = tmp_path / "data" / "samples" / "9.npy", data.records("har", "test")[0]
     samples = np.load(path)
-    samples[3] = np.inf
-    np.save(path, samples)
-    with pytest.raises(InputError, match="not finite"):
-        PreparedData(tmp_path / "broken").window(row)
-    for n_bytes in (5000, 50, 0):
-        path.write_bytes(path.read_bytes()[:n_bytes])
-        with pytest.raises(InputError, match="9.npy is missing or truncated"):
-            PreparedData(tmp_path / "broken").window(row)
+    for change, words in ((lambda s: s[:, :5], r"shape \(3400, 5\)"), (lambda s: s[:7], "samples 0 to 24 are missing"), (lambda s: s + np.inf, "not finite")):
+        np.save(path, change(samples))
+        with pytest.raises(InputError, match="9.npy.*" + words):
+            PreparedData(tmp_path / "data").window(record)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match="9.npy is missing or truncated"):
+        PreparedData(tmp_path / "data").window(record)
 
 
 # ---- texts of stage 2 ----

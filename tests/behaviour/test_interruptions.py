@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT, Run, assert_same_tensors, losses, metrics, run
 from safetensors.torch import load_file
 
-SMALL = ("--train-limit", 52, "--eval-limit", 8, "--test-limit", 2, "--log-every", 1, "--max-new-tokens", 4)
+SMALL = ("--train-limit", 52, "--eval-limit", 8, "--test-limit", 2, "--max-new-tokens", 4)
 ENDED = 128 + signal.SIGTERM                # the exit code of a run that was asked to end
 
 
@@ -43,8 +43,8 @@ def test_a_killed_run_resumes_to_the_same_bits(demo, tmp_path):
     # Two that this run does not share are refused, and leave everything as it is.
     refused = run("train_align.py", *options, "--out", "killed", "--resume", "--lr", 0.5, cwd=tmp_path, expect=2)
     assert "--resume needs the same settings" in refused
-    refused = run("train_align.py", *options, "--out", "killed", "--resume", "--train", "projector", cwd=tmp_path, expect=2)
-    assert "another model" in refused
+    refused = run("train_align.py", *options, "--out", "killed", "--resume", "--scaling", "MeanScaleUniformBins", cwd=tmp_path, expect=2)
+    assert "was trained with scaling" in refused
     run("train_align.py", *options, "--out", "killed", "--resume", cwd=tmp_path)
     assert_same_run(tmp_path / "whole", killed)
 
@@ -177,7 +177,7 @@ def children(pid):
 @pytest.mark.slow
 @pytest.mark.parametrize("machines", [1, 2])
 def test_a_process_that_dies_brings_down_the_others(demo, tmp_path, machines, meeting):
-    """On every machine, with a message; the checkpoint before it is whole."""
+    """On every machine; the checkpoint before it is whole."""
     options = ("--data", demo, "--batch-size", 2, "--eval-every", 3, *SMALL, "--train-limit", 4000, "--out", "dies")
     if machines == 1:
         agents = [start("--standalone", "--nproc_per_node", 2, ROOT / "train_align.py", *options, cwd=tmp_path)]
@@ -185,12 +185,8 @@ def test_a_process_that_dies_brings_down_the_others(demo, tmp_path, machines, me
         agents = two_machines(meeting, *options, cwd=tmp_path)
     wait_for_steps(tmp_path / "dies", 4, agents)
     os.kill(children(agents[-1].pid)[-1], signal.SIGKILL)
-    out = ""
     for agent in agents:
-        out += agent.communicate(timeout=240)[0]                              # a run of 2000 steps would not end by then
+        agent.communicate(timeout=240)                                        # a run of 2000 steps would not end by then
         assert agent.returncode != 0
     assert len(losses(tmp_path / "dies")) < 2000
-    assert "another process died or cannot be reached" in out or "Signal 9 (SIGKILL)" in out, out
-    if machines == 2:
-        assert "another process died or cannot be reached" in out, out
     load_file(tmp_path / "dies" / "last.safetensors")

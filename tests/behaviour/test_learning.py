@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-SHARED = ("--data", "data", "--epochs", 1, "--eval-limit", 60, "--log-every", 10)
+SHARED = ("--data", "data", "--epochs", 1, "--eval-limit", 60)
 
 
 @pytest.fixture(scope="module")

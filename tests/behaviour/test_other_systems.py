@@ -11,8 +11,7 @@ from sensorllm_min import layers
 from sensorllm_min.batch import IGNORED, Example, collate
 from sensorllm_min.files import locked
 from sensorllm_min.generate import Sampling, generate
-from sensorllm_min.training.processes import Processes
-from sensorllm_min.training.run import peak_memory
+from sensorllm_min.training.processes import Processes, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -42,7 +41,7 @@ def test_no_float64_reaches_a_device_that_has_none(monkeypatch):
     assert {name for name, tensor in moved.items() if tensor.device.type == "cpu"} == {"series", "channels"}
     assert all(tensor.dtype != torch.float64 for tensor in moved.values() if tensor.device.type == "meta")
     alone = Processes(0, 1, torch.device("meta"))
-    assert alone.sum(0.5, torch.tensor(2.0)) == [0.5, 2.0] and alone.check_same(b"x", "--data") is None
+    assert alone.sum(0.5, torch.tensor(2.0)) == [0.5, 2.0] and alone.check_same("x") is None
 
 
 @pytest.mark.slow

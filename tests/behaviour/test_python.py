@@ -13,7 +13,7 @@ import sensorllm_min
 from sensorllm_min.batch import collate
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.data.examples import AlignExamples, HarExamples, sample_texts
-from sensorllm_min.data.own import Log
+from sensorllm_min.data.logs import put_on_grid, steady_log
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation import predict
 from sensorllm_min.evaluation.recording import slide_windows
@@ -113,7 +113,7 @@ def test_windows_lie_between_long_gaps_and_over_short_ones(demo, stage_2):
     broken = samples.astype(float)
     broken[10] = broken[100:110] = np.nan                         # 0.05 s, and half a second
     counts = Counter()
-    log = Log(broken, None, np.arange(340) / 20, 20)
+    log = put_on_grid(steady_log(broken, np.full(340, -1), 20), counts)
     windows = {round(20 * seconds): window for seconds, window in slide_windows(log, stage_2.dataset, counts)}
     assert list(windows) == [*range(0, 73, 12), 76, *range(110, 315, 12), 316]
     np.testing.assert_allclose(windows[0][10], (samples[9] + samples[11]) / 2, rtol=1e-6)

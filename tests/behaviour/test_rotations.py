@@ -13,7 +13,8 @@ from sensorllm_min.data.examples import (
     AlignExamples, HarExamples, PromptFormat, sample_texts, rotate_sensors)
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.data.sensors import DATASETS, Channel, own_dataset, rotations
+from sensorllm_min.data.own import own_dataset
+from sensorllm_min.data.sensors import DATASETS, Channel, rotations
 from sensorllm_min.data.texts import har_text
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
@@ -34,7 +35,7 @@ def test_sensors_of_one_place_turn_together(name):
 
 def of_tokens(*tokens, places=None):
     channels = tuple(Channel(token, f"sensor {index}", "1") for index, token in enumerate(tokens))
-    return rotations(replace(DATASETS["demo"], channels=channels, places=places))
+    return rotations(replace(DATASETS["demo"], channels=channels, rotation_groups=places))
 
 
 def test_channels_whose_tokens_differ_by_x_y_and_z_alone_are_one_sensor():

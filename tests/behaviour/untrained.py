@@ -43,9 +43,9 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     """Writes out/best.safetensors, a checkpoint of a random model. changes: of its recipe."""
     data = PreparedData(data_folder)
     settings = Namespace(
-        llm=None, encoder=None, resume=False, out=str(out), projector=(32,), scaling="StanNormalizeUniformBins",
+        llm=None, encoder=None, projector=(32,), scaling="StanNormalizeUniformBins",
         levels=True, train=("projector", "tokens", "llm", "encoder"))
-    recipe = new_recipe(settings, data, ALONE)
+    recipe = new_recipe(settings, data)
     if stage == "har":
         recipe = replace(recipe, classes=data.dataset.classes, text=("smry", "Q"))
     recipe = replace(recipe, **changes)
@@ -61,6 +61,7 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
         "step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0, "settings": {"data": str(data_folder), "seed": seed},
         "provenance": {"command": "torchrun train_har.py --epochs 3", "commit": "c0ffee", "trained": ["head"],
                        "stage_1": stage_1}}
+    out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out / "best.safetensors", model, recipe, progress)
 
 

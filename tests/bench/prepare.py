@@ -1,10 +1,9 @@
-"""How fast data is prepared, and in how much memory: python tests/bench/prepare.py [--text]
+"""How fast data is prepared, and in how much memory: python tests/bench/prepare.py
 
-    text            stage-1 pairs a second of one process, for noisy series; --text: this alone
+    text            stage-1 pairs a second of one process, for noisy series
     usc-had         the whole dataset, where it is beside the project, on one process and on two
     capture24       a participant's day at 100 Hz (8.64 million lines), written as the dataset is
 """
-import argparse
 import gzip
 import resource
 import subprocess
@@ -40,14 +39,13 @@ def measure_text():
 def measure(name, raw, workers):
     """In a process of its own, whose peak of memory is its own."""
     print(f"{name}, {workers} workers: ", end="", flush=True)
-    subprocess.run([sys.executable, __file__, "--measure", name, raw, str(workers)], check=True)
+    subprocess.run([sys.executable, __file__, name, raw, str(workers)], check=True)
 
 
 def prepare_once(name, raw, workers):
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "out")
-        meta = prepare(name, raw, out, workers=workers, say=lambda line: None)
+        meta = prepare(name, raw, Path(folder, "out"), workers=workers, say=lambda line: None)
     seconds = time.time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pairs, windows = sum(meta["align_pairs"].values()), sum(meta["har_windows"].values())
@@ -72,18 +70,11 @@ def write_day(raw, n=8_640_000):
                 file.write(f"{stamp},{x},{y},{z},{label}\n")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", action="store_true", help="only the rate of texts: seconds")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        name, raw, workers = args.measure
-        return prepare_once(name, raw, int(workers))
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        name, raw, workers = sys.argv[1:]
+        sys.exit(prepare_once(name, raw, int(workers)))
     measure_text()
-    if args.text:
-        return
     if USC_HAD.exists():
         for workers in (1, 2):
             measure("usc-had", str(USC_HAD), workers)
@@ -91,7 +82,3 @@ def main():
         print("writing a day of capture24 ...", flush=True)
         write_day(Path(folder))
         measure("capture24", folder, 1)
-
-
-if __name__ == "__main__":
-    main()
