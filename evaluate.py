@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sensorllm_min.cli import amount, count, option, read_settings, run_script
-from sensorllm_min.cli import seed as natural_number
+from sensorllm_min.cli import amount, count, option, read_settings, run_script, seed
 from sensorllm_min.data.examples import AlignExamples, HarExamples
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_window
@@ -55,17 +54,17 @@ class EvaluateSettings(SharedSettings):
     limit: int = option(
         None, "score a seeded sample of this many windows, or all (default 256 in stage 1, all in "
         "stage 2)", type=sample_size)
-    show: int = option(3, "descriptions to print", type=natural_number)
+    show: int = option(3, "descriptions to print", type=seed)
     temperature: float = option(
         0.0, "sampling temperature; 0 takes the likeliest token", type=amount)
-    top_k: int = option(0, "sample from this many of the likeliest tokens; 0: all", type=natural_number)
+    top_k: int = option(0, "sample from this many of the likeliest tokens; 0: all", type=seed)
     top_p: float = option(
         1.0, "sample from the fewest tokens that reach this probability together",
         type=probability)
     ask: str = option(
         None, "answer about one window, instead of scoring; without QUESTION, type your questions",
         nargs="?", const="", metavar="QUESTION")
-    window: int = option(None, "the window of the split to ask about (default 0)", type=natural_number)
+    window: int = option(None, "the window of the split to ask about (default 0)", type=seed)
     csv: str = option(
         None, "a file with a column for each channel, named by its token: in stage 1 a window to "
         "ask about, in stage 2 a recording of any length, whose activities are written to "
@@ -100,7 +99,8 @@ def answer_split(settings, model, checkpoint, examples, path):
         batches = batches_of(examples, model.processes, settings.batch_size, say, n_done)
         records = answer_batches(
             model.model, batches, model.processes, longest, settings.sampling)
-        return read_activities(records, model.recipe.classes)
+        classes = model.recipe.classes
+        return read_activities(records, classes) if classes else records
 
     return keep_records(path, answered_with, answer, settings.batch_size)
 
@@ -161,9 +161,9 @@ def score(settings, model, checkpoint, out):
     data = open_data(settings, recipe)
     best = progress["best"]                                       # None: not validated yet
     best = "none yet" if best is None else f"{best:.4f}"
-    say(f"{checkpoint}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, validation "
-        f"{best}; LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}; "
-        f"{settings.split} subjects")
+    say(f"{checkpoint}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, "
+        f"validation {best}; LLM {recipe.llm or 'built-in'}, encoder "
+        f"{recipe.encoder or 'built-in'}; {settings.split} subjects")
     path = out / f"evaluation_{settings.split}.json"
     path.unlink(missing_ok=True)                                  # if interrupted, there is none
     score_stage = score_activities if recipe.classes else score_descriptions
@@ -212,7 +212,8 @@ def main():
         on_hub = not Path(source).exists()                        # then its folder is the cache
         out = Path("out", Path(source).name) if on_hub else checkpoint.parent
         out.mkdir(parents=True, exist_ok=True)
-        if settings.csv and model.stage == "har" and settings.ask is None:
+        recording = settings.csv and not (settings.ask or settings.channel)
+        if recording and model.stage == "har":
             predict_csv(settings.csv, model, settings.batch_size, say)
         elif asking:
             ask(settings, model, out)

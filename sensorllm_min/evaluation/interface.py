@@ -125,7 +125,7 @@ class Model:
                              f"train_{stage}.py")
 
     def checked(self, samples, may_miss=False):
-        """Samples as an array (T, C): float32, as prepared windows, or float64 until gaps are filled.
+        """Samples as an array (T, C), float32 as in prepared data; float64 until gaps are filled.
 
         Raises an InputError for anything else.
         """

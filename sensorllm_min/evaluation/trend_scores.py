@@ -94,7 +94,7 @@ class Guess:
     def __init__(self, train, n_windows=2000):
         dataset = train.data.dataset
         self.rate = dataset.rate
-        self.seconds = dict.fromkeys(DIRECTIONS, 0.0)             # that windows go in each direction
+        self.seconds = dict.fromkeys(DIRECTIONS, 0.0)             # of all windows together
         self.texts = {}                                           # channel -> [(samples, text)]
         for i in np.random.default_rng(0).permutation(len(train))[:n_windows]:
             example = train[i]

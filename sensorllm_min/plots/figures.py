@@ -46,7 +46,7 @@ def add_legend(figure, colours):
 
 
 def png_of(figure, dpi=192):
-    """A figure as the bytes of a PNG, by default at twice a screen's 96 dots per inch; closes it."""
+    """Closes a figure -> the bytes of a PNG, by default at twice a screen's 96 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi)
     plotting().close(figure)

@@ -12,7 +12,6 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.texts import FirstWording, align_pair
 from sensorllm_min.evaluation import ask, predict
 from sensorllm_min.evaluation.ask import answer, csv_window, prepared_window
-from sensorllm_min.evaluation.interface import Model
 from sensorllm_min.files import InputError
 from sensorllm_min.generate import GREEDY
 
@@ -76,21 +75,6 @@ def test_another_channel_of_a_window_is_read_where_it_is_asked_for(data, stage_1
         assert np.array_equal(example.series[0], samples[:, column]) and example.channels == (column,)
     own = prepared_window(data, "align", "test", 17)
     assert own.dataset.channels[0].token == line["channel"] and own.truth == line["answer"]
-
-
-def test_the_channel_option_reaches_the_question(folder, asked, monkeypatch):
-    seen, example = [], Model.example
-
-    def noted(model, samples, dataset, title, question):
-        seen.append((dataset.channels[0].token, question))
-        return example(model, samples, dataset, title, question)
-
-    monkeypatch.setattr(Model, "example", noted)
-    (folder / "two.csv").write_text("z_gyro,y_acc\n1,5\n2,4\n")
-    for token in ("y_acc", "z_gyro"):
-        asked(*ALIGN, "--window", 17, "--channel", token)
-        asked(*ALIGN, "--csv", "two.csv", "--channel", token)
-    assert seen == [("y_acc", "Why?")] * 2 + [("z_gyro", "Why?")] * 2
 
 
 def test_a_csv_is_read_by_the_names_of_its_columns(data, tmp_path):
@@ -223,6 +207,7 @@ def test_a_file_that_cannot_be_asked_about_is_one_line(asked, tmp_path, content,
     (("--ask", "What?", "--data", "nowhere"), ["nowhere/meta.json not found"]),
     (("--checkpoint", "out/har", "--window", 1, "--ask", "What?"), ["which activity", "without --ask"]),
     (("--checkpoint", "out/har", "--window", 1, "--channel", "x_acc"), ["--channel is for stage 1"]),
+    (("--checkpoint", "out/har", "--csv", "my.csv", "--channel", "x_acc"), ["--channel is for stage 1"]),
     (("--csv", "my.csv", "--window", 1), ["give one of them"]),
     (("--channel", "nose"), ["--channel nose"])], ids=str)
 def test_a_question_that_makes_no_sense_is_one_line(asked, options, words):
