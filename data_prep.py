@@ -4,7 +4,7 @@
     python data_prep.py --dataset own --raw MY_DIR          # your recordings and a dataset.json
     python data_prep.py --dataset usc-had --show 17         # one window, drawn and as prompts
 """
-import sensorllm_min    # noqa: F401: first, since it says where Python is too old
+import sensorllm_min    # noqa: F401: first, since it checks the version of Python
 import argparse
 import os
 from pathlib import Path
@@ -14,42 +14,36 @@ from sensorllm_min.cli import amount, count, run_script, seed, some_of
 from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA, read_llama_config
 from sensorllm_min.data.download import download
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
-from sensorllm_min.plots.figures import draw_window
-from sensorllm_min.data.prepare import prepare
+from sensorllm_min.data.prepare import make_job, prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.recordings import READERS
-from sensorllm_min.data.sensors import DATASETS, choose_dataset
+from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import ANSWER_KINDS, window_trends_text
 from sensorllm_min.files import InputError
+from sensorllm_min.hub import resolve_source
+from sensorllm_min.plots.figures import draw_window
 from sensorllm_min.text_tokenizer import (
     built_tokenizer, load_text_tokenizer, new_tokens, read_chat_template, train_backend)
-from sensorllm_min.hub import resolve_source
 
 
 def print_counts(meta):
-    """What was made: totals, then a line per class, then a line per subject."""
+    """Prints what was made: totals, then a line for each class, then a line for each subject."""
+    import pandas as pd
     for what in ("har_windows", "align_pairs", "dropped_windows_with_nan_or_inf", "lost_samples"):
         if meta[what]:
             print(f"{what}: " + ", ".join(f"{key} {count}" for key, count in meta[what].items()))
-    print(f"held out: {meta['held_out']}")
-    balance = meta["class_balance"]
-    print(f"\n{'stage-2 windows':28}" + "".join(f"{split:>8}" for split in balance))
-    for name in meta["classes"]:
-        print(f"{name:28}" + "".join(f"{counts[name]:8}" for counts in balance.values()))
-    row = "{:12}{:>6}{:>12}{:>10}{:>9}{:>9}"
-    print("\n" + row.format("subject", "split", "recordings", "samples", "windows", "pairs"))
-    for subject, counts in meta["subjects"].items():
-        print(row.format(subject, *counts.values()))
+    print(f"held out: {meta['held_out']}\n\nstage-2 windows:")
+    print(pd.DataFrame(meta["class_balance"]).to_string())
+    print(pd.DataFrame.from_dict(meta["subjects"], orient="index").to_string())
 
 
 def show(data, index, llm):
-    """Draws training window `index`; prints it and the pair of the same index as prompts."""
+    """Draws training window `index`, and prints it and the pair of the same index as prompts."""
     channels = data.dataset.channels
     if llm:
         directory = resolve_source(llm)
-        tokenizer = load_text_tokenizer(
-            directory, read_llama_config(directory), new_tokens(channels),
-            read_chat_template(directory))
+        config, template = read_llama_config(directory), read_chat_template(directory)
+        tokenizer = load_text_tokenizer(directory, config, new_tokens(channels), template)
     else:
         size = TINY_LLAMA.vocab_size
         tokenizer = built_tokenizer(train_backend(sample_texts(data), size),
@@ -60,12 +54,11 @@ def show(data, index, llm):
         raise InputError(f"--show {index}: {data.directory} holds training windows 0 to "
                          f"{len(windows) - 1} and pairs 0 to {len(pairs) - 1}")
     pair, example = pairs[index], windows[index]
-    window = data.window(example.record)
-    activity = data.dataset.classes[example.label]
-    print(f"--- stage 1, training pair {index}: prompt\n{tokenizer.visible(pair.prompt)}\n"
-          f"--- answer, which the loss is on\n{tokenizer.visible(pair.answer)}\n"
-          f"--- stage 2, training window {index} ({activity}): prompt\n"
-          f"{tokenizer.visible(example.prompt)}")
+    window, activity = data.window(example.record), data.dataset.classes[example.label]
+    print(f"--- stage 1, training pair {index}: prompt\n{tokenizer.visible(pair.prompt)}")
+    print(f"--- answer, which the loss is on\n{tokenizer.visible(pair.answer)}")
+    print(f"--- stage 2, training window {index} ({activity}): prompt")
+    print(tokenizer.visible(example.prompt))
     path = data.directory / f"window_{index}.png"
     subject = example.record["subject"]
     title = f"{data.name}, training window {index}: {activity}, subject {subject}"
@@ -77,62 +70,58 @@ def show(data, index, llm):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=READERS, default="demo",
-                        help="which recordings (default demo; own: yours, with a dataset.json)")
-    parser.add_argument("--raw", help="the unpacked archive, or your own recordings (demo: none)")
-    parser.add_argument("--download", action="store_true",
-                        help="first fetch the official archive into --raw (default raw/DATASET)")
-    parser.add_argument("--out", help="the prepared dataset (default data/DATASET)")
-    parser.add_argument("--seed", type=seed, default=0,
-                        help="draws the random windows and the wording (default 0)")
-    parser.add_argument("--rate", type=amount, metavar="HZ",
-                        help="resample to this rate; stage-1 windows then are of 1 to 4 s, with "
-                             "--smooth 0.25, --band 0.25 and answers of one wording (default: the "
-                             "dataset's own rate, and the paper's texts)")
-    parser.add_argument("--smooth", type=amount, metavar="SECONDS",
-                        help="stage 1 tells the trends of a moving average this long (default 0)")
-    parser.add_argument("--band", type=amount, metavar="SHARE",
-                        help="a change below this share of a window's range counts as steady "
-                             "(default 0)")
-    parser.add_argument("--answer", type=some_of("--answer", "kinds", ANSWER_KINDS, "+"),
-                        help="kinds of text in a stage-1 answer, joined by '+', of "
-                             f"{', '.join(ANSWER_KINDS)} (default: the dataset's own)")
-    parser.add_argument("--longest", type=count,
-                        help="samples of the longest stage-1 window (default: the dataset's own)")
-    parser.add_argument("--workers", type=count, default=min(os.cpu_count(), 3),
-                        help="processes, which do not change the result (default: at most 3)")
-    parser.add_argument("--show", type=seed, metavar="N",
-                        help="only draw window N of the dataset in --out, and print its prompts")
-    parser.add_argument("--llm", help="with --show: take the tokenizer and chat format of this LLM "
-                                      "(default: those of the built-in one)")
+    add = parser.add_argument
+    add("--dataset", choices=READERS, default="demo",
+        help="which recordings (default demo; own: yours, with a dataset.json)")
+    add("--raw", help="the unpacked archive, or your own recordings (demo: none)")
+    add("--download", action="store_true",
+        help="first fetch the official archive into --raw (default raw/DATASET)")
+    add("--out", help="the prepared dataset (default data/DATASET)")
+    add("--seed", type=seed, default=0,
+        help="draws the random windows and the wording (default 0)")
+    add("--rate", type=amount, metavar="HZ",
+        help="resample to this rate; stage-1 windows then last 1 to 4 s, with --smooth 0.25, "
+             "--band 0.25 and answers of one wording (default: the dataset's own rate, and the "
+             "paper's texts)")
+    add("--smooth", type=amount, metavar="SECONDS",
+        help="stage 1 describes the trends of a moving average this long (default 0)")
+    add("--band", type=amount, metavar="FRACTION",
+        help="a change below this fraction of a window's range counts as steady (default 0)")
+    add("--answer", type=some_of("--answer", "kinds", ANSWER_KINDS, "+"),
+        help=f"kinds of text in a stage-1 answer, joined by '+', of {', '.join(ANSWER_KINDS)} "
+             "(default: the dataset's own)")
+    add("--longest", type=count,
+        help="samples of the longest stage-1 window (default: the dataset's own)")
+    add("--workers", type=count, default=min(os.cpu_count(), 3),
+        help="processes; they do not change the result (default: at most 3)")
+    add("--show", type=seed, metavar="N",
+        help="only draw window N of the dataset in --out, and print its prompts")
+    add("--llm", help="with --show: take the tokenizer and chat format of this LLM (default: those "
+                      "of the built-in one)")
     args = parser.parse_args()
 
-    raw = args.raw
+    name, raw = args.dataset, args.raw
     if args.download and not raw:
-        raw = f"raw/{args.dataset}"
-    if args.dataset != "demo" and not raw and args.show is None:
-        source = "your recordings and their dataset.json"
-        if args.dataset in DATASETS:
-            source = f"the unpacked archive ({DATASETS[args.dataset].source}), or --download"
-        raise InputError(f"--dataset {args.dataset} needs --raw DIR, {source}")
-    own = args.dataset == "own"
-    changes = {"rate": args.rate, "smooth": args.smooth, "band": args.band}
-    name = args.dataset
-    if not own or raw:
-        name, dataset = choose_dataset(args.dataset, raw, **changes)
+        raw = f"raw/{name}"
+    if name != "demo" and not raw and args.show is None:
+        source = DATASETS[name].url if name in DATASETS else "your dataset.json"
+        raise InputError(f"--dataset {name} needs --raw DIR, the folder with what is in {source}, "
+                         "or --download")
+    answer = tuple(sorted(set(args.answer or ()), key=ANSWER_KINDS.index)) or None
+    settings = {"seed": args.seed, "rate": args.rate, "smooth": args.smooth, "band": args.band,
+                "answer": answer, "longest": args.longest}
+    if name != "own" or raw:
+        name = make_job(name, raw, **settings).name
     out = args.out or f"data/{name}"
     if args.show is not None:
         return show(PreparedData(out), args.show, args.llm)
 
-    given = args.answer or dataset.answer
-    kinds = tuple(kind for kind in ANSWER_KINDS if kind in given)     # always in this order
     if args.download:
         download(args.dataset, DATASETS[args.dataset], Path(raw))
-    meta = prepare(args.dataset, raw, out, args.workers, seed=args.seed, answer_kinds=kinds,
-                   longest=args.longest, **changes)
+    meta = prepare(args.dataset, raw, out, args.workers, **settings)
     print_counts(meta)
-    place = "" if out == f"data/{args.dataset}" else f" --out {out}"
-    print(f"wrote {out}; look at a window with --show 0{place}")
+    option = "" if out == f"data/{args.dataset}" else f" --out {out}"
+    print(f"wrote {out}; look at a window with --show 0{option}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@
 import sensorllm_min    # noqa: F401: first, since it says where Python is too old
 import shlex
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,14 +14,13 @@ import torch
 from sensorllm_min.cli import read_settings, run_script
 from sensorllm_min.data.examples import AlignExamples, PromptFormat
 from sensorllm_min.evaluation.predict import (
-    Decoding, describe, mean_loss, short_to_long, with_progress)
-from sensorllm_min.evaluation.trend_scores import (
-    WIDTH, Guess, draw_answers, in_one_line, scores_of, trend_sums)
+    answer_batches, batches_of, longest_answer, mean_loss, own_order)
+from sensorllm_min.evaluation.trend_scores import Guess, draw_answers, in_one_line, score_trends
 from sensorllm_min.recipe import build_model
 from sensorllm_min.training.options import (
     BUILT_IN, PUBLIC, RunSettings, claim_out, default_parts, new_recipe, open_or_make_data,
     set_up)
-from sensorllm_min.training.processes import share, start_processes
+from sensorllm_min.training.processes import start_processes
 from sensorllm_min.training.run import Run
 from sensorllm_min.training.step import Loader, learning_rate, new_optimizer, train_step
 from sensorllm_min.training.warm_up import warm_up
@@ -66,14 +64,13 @@ def main():
     run = Run(settings, processes, model, recipe, optimizer, loader)
     if settings.encoder is None and "encoder" in settings.train and not settings.resume:
         warm_up(model, train, settings, processes, run.log)
-    mine = share(short_to_long(test), processes.world)[processes.rank]
+    mine = own_order(test, processes)
     evenly = np.linspace(0, len(mine) - 1, min(3, len(mine))).astype(int)
+    shown = [test[i] for i in mine[evenly]]
     before = {}
-    if processes.first and not settings.resume:                   # examples of its own share
-        decoding = Decoding(32, max_new_tokens=64)                # the untrained model rambles
-        alone = replace(processes, world=1)
-        untrained = describe(model, test, alone, decoding, mine[evenly])
-        before = {i: text for i, text, _ in untrained}
+    if processes.first and not settings.resume:                   # it shows examples of its share
+        untrained = answer_batches(model, [shown], processes, max_new_tokens=64)      # it rambles
+        before = {record["window"]: record["generated"] for record in untrained}
 
     # ---- loop ----
     run.clock = time.monotonic()                                  # times the steps only
@@ -88,28 +85,22 @@ def main():
 
     # ---- what it learned: the best checkpoint on test subjects ----
     run.load_best()
-    after = {}
-    decoding = Decoding(32, settings.max_new_tokens)
-    answers = describe(model, test, processes, decoding, say=run.log)
-    for i, text, ended in with_progress(answers, test, mine, run.log):
-        after[i] = {"window": int(test.index[i]), **test[i].record, "generated": text,
-                    "ended": ended}
-    shown = [i for i in after if i in before] or list(after)[:3]
-    for i in shown:
-        record = after[i]
+    longest = settings.max_new_tokens or longest_answer(test)
+    batches = batches_of(test, processes, batch_size=32, say=run.log)
+    after = {record["window"]: record
+             for record in answer_batches(model, batches, processes, longest)}
+    shown = [after[example.index] for example in shown]
+    for record in shown:
         run.log(f"\n--- test window {record['window']}: {record['channel']}, "
                 f"{record['length']} samples\n"
                 f"true:\n{record['answer']}\n"
-                f"before training:\n{before.get(i, '(resumed)')[:300]}\n"
+                f"before training:\n{before.get(record['window'], '(resumed)')[:300]}\n"
                 f"after training:\n{record['generated']}")
-    guess = Guess(train)
-    sums = np.zeros((2, WIDTH))
-    for i, record in after.items():
-        sums += trend_sums(record, test[i].series[0], guess)
-    ours, fixed = map(scores_of, np.reshape(processes.sum(*sums.ravel()), (2, WIDTH)))
-    run.log("\n" + in_one_line(ours, fixed))
+    scores = score_trends(after.values(), data, Guess(train), processes)
+    run.log("\n" + in_one_line(scores))
     if processes.first:
-        draw_answers(run.out / "descriptions.png", [after[i] for i in shown], data, run.log)
+        draw_answers(run.out / "descriptions.png", shown, data, run.log)
+    ours, fixed = scores["all"]["answers"], scores["all"]["guess"]
     run.finish({"val_loss": run.progress["best"], "direction_accuracy": ours["direction"],
                 "direction_chance": fixed["direction"], "scores": ours, "guess": fixed})
 

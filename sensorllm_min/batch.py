@@ -1,4 +1,4 @@
-"""What the model reads: one example, and a batch of them with its padding and its targets."""
+"""What the model reads: an example, and a batch of examples with its padding and targets."""
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -8,43 +8,45 @@ from torch.nn.utils.rnn import pad_sequence
 from .chronos_tokenizer import pad_left
 from .layers import exact_device
 
-IGNORED = -100                          # a target that no loss looks at
+IGNORED = -100                          # a target that the loss ignores
 
 
 @dataclass
 class Example:
-    """One prompt, with its answer in words, its label (stage 2), or both."""
+    """A prompt with its answer in words, its label (stage 2), or both."""
     prompt: list                        # token ids
     answer: list                        # token ids; empty where a class head answers
     series: list                        # arrays (S,), one for each run of <ts> in the prompt
     label: int
-    record: dict                        # the line of the dataset that it was made from
-    index: int | None = None            # of that line in its file
-    channels: tuple | None = None       # the dataset's channel of each series; None: all, in order
+    record: dict                        # the dataset's record that it was made from
+    index: int | None = None            # of the record in its file
+    channels: tuple | None = None       # index of each series' channel; None: all, in order
 
 
 @dataclass
 class Batch:
     ids: torch.Tensor            # (B, T) token ids, padded on the right, for generation on the left
     mask: torch.Tensor                  # (B, T) bool, False at padding
-    targets: torch.Tensor           # (B, T) the answer's ids at their own places, IGNORED elsewhere
-    series: torch.Tensor     # (N, S) float64, NaN on the left: every channel of every row, in order
-    series_lengths: torch.Tensor        # (N,) samples of each
+    targets: torch.Tensor               # (B, T) the ids of the answer, IGNORED elsewhere
+    series: torch.Tensor                # (N, S) float64, NaN on the left: all channels of all rows
+    series_lengths: torch.Tensor        # (N,) samples
     labels: torch.Tensor                # (B,)
     examples: list                      # (B,) index of each example in its file
-    channels: torch.Tensor              # (N,) the dataset's channel of each series
+    channels: torch.Tensor              # (N,) index of each series' channel
 
     def to(self, device):
-        """The batch on a device; samples stay, with their channels, where there is float64."""
-        tensors = {name: value for name, value in vars(self).items() if name != "examples"}
-        places = dict.fromkeys(("series", "channels"), exact_device(device))
-        moved = {name: tensor.to(places.get(name, device), non_blocking=True)
-                 for name, tensor in tensors.items()}
+        """The batch on a device; the samples stay on the CPU if the device lacks float64."""
+        moved = {}
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                on_exact = name in ("series", "channels")
+                target = exact_device(device) if on_exact else device
+                moved[name] = value.to(target, non_blocking=True)
         return replace(self, **moved)
 
 
 def collate(examples, pad_id, for_generation=False) -> Batch:
-    """Examples -> Batch. for_generation: prompts alone, padded on the left to end together."""
+    """Examples -> Batch. for_generation: only the prompts, padded on the left to end together."""
     side = "left" if for_generation else "right"
     pad = partial(pad_sequence, batch_first=True, padding_side=side)
     ids, mask, targets, series, channels = [], [], [], [], []

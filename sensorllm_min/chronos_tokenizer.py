@@ -16,15 +16,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def mean_scale(samples, observed):
-    """(offset, scale), each (B,): offset 0, scale = mean |x| of what was observed, 1 if not > 0."""
+    """(offset, scale), each (B,): offset 0, scale = mean |x| of the observed samples, or 1."""
     n_observed = observed.sum(-1)
     scale = samples.abs().where(observed, 0).sum(-1) / n_observed
-    # NaN > 0 is false: no sample, scale 1
+    # NaN > 0 is false: without a sample the scale is 1
     return torch.zeros_like(scale), scale.where(scale > 0, 1.0)
 
 
 def stan_normalize(samples, observed):
-    """(offset, scale), each (B,): mean and sqrt(population variance + 1e-8) of those observed."""
+    """(offset, scale), each (B,): mean and sqrt(population variance + 1e-8) of the observed."""
     n_observed = observed.sum(-1)
     mean = samples.where(observed, 0).sum(-1) / n_observed
     variance = (samples - mean[:, None]).square().where(observed, 0).sum(-1) / n_observed
@@ -44,10 +44,10 @@ WAVELENGTHS = 1.5, 3.0, 6.0, 12.0, 24.0                           # of the sinus
 
 
 class ChronosTokenizer:
-    """The uniform-bin tokenizer of one checkpoint with one of SCALINGS.
+    """The uniform-bin tokenizer of a checkpoint with one of SCALINGS.
 
     levels: the usual (mean, standard deviation) of each channel, the units of `level_features`;
-    None, the original's way, where the model gets none. Reference: chronos-forecasting,
+    None (as in the paper) if the model gets no levels. Reference: chronos-forecasting,
     `MeanScaleUniformBins`. Computation stays in the dtype of the samples; centers and boundaries
     are float32, as there.
     """
@@ -87,7 +87,7 @@ class ChronosTokenizer:
         return self.centers.to(ids.device)[bins] * scale[:, None] + offset[:, None]
 
     def in_usual_units(self, values, scale, channels):
-        """Values and scale of series, each (N, ...), in the units of their channels (N,)."""
+        """Converts values and scale of series, each (N, ...), to the units of their channels."""
         if self.levels is None:
             return values, scale
         usual_mean, usual_scale = self.levels.to(values)[channels].T              # (N,) each
@@ -95,10 +95,10 @@ class ChronosTokenizer:
         return (values - usual_mean.view(shape)) / usual_scale.view(shape), scale / usual_scale
 
     def level_features(self, mean, scale, channels):
-        """What scaling took from series, mean and scale (N,), as numbers (N, n_levels).
+        """The mean and scale (N,) that scaling removes from series, as features (N, n_levels).
 
-        Sines and cosines, of several wavelengths, of asinh(mean) and log10(scale + 1e-4): a small
-        difference shows in the short waves, a large one in the long.
+        They are sines and cosines, of several wavelengths, of asinh(mean) and log10(scale + 1e-4):
+        small differences show in the short waves, large ones in the long waves.
         """
         mean, scale = self.in_usual_units(mean, scale, channels)
         levels = torch.stack([mean.asinh(), torch.log10(scale + 1e-4)], -1)       # (N, 2)

@@ -1,26 +1,12 @@
 """The shapes of the two networks, read from a Hugging Face `config.json`.
 
-Everything downstream uses the names on the left; Hugging Face's names end here (and in
-`weights.py`).
+Everything downstream uses the names of the fields below; Hugging Face's names end here and in
+`weights.py`.
 """
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from .files import InputError, brief, check_types, read_json, understanding
-
-SIGNED = ("bos_id", "pad_id", "eos_id", "low_limit")              # all other numbers are above 0
-MOST_LAYERS = 1000                                                # of any model that there is
-
-
-def checked(config, where):
-    """A config of this file. InputError where a value is of another type, or out of range."""
-    check_types(config, where)
-    for name, value in asdict(config).items():
-        if type(value) in (int, float) and value <= 0 and name not in SIGNED:
-            raise InputError(f"{where}: {name} is {value}, which must be above 0")
-    if getattr(config, "n_layers", 0) > MOST_LAYERS:
-        raise InputError(f"{where}: n_layers is {config.n_layers}, more than {MOST_LAYERS}")
-    return config
+from .files import InputError, brief, read_json, understanding
 
 
 @dataclass(frozen=True)
@@ -40,7 +26,7 @@ class LlamaConfig:
     n_layers: int
     n_heads: int
     n_kv_heads: int                     # fewer than n_heads: grouped-query attention
-    head_dim: int                       # read, not derived: n_heads * head_dim need not be d_model
+    head_dim: int                       # n_heads * head_dim need not equal d_model
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
@@ -51,7 +37,11 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, raw, where="config.json"):
-        """The config of a LLaMA-family checkpoint. InputError for another family or rope type."""
+        """The config of a LLaMA-family checkpoint.
+
+        Raises an InputError for another family or rope type, and a ValueError or TypeError for a
+        value of another type.
+        """
         family = raw.get("model_type")
         if family != "llama":
             raise InputError(f"{where}: model_type '{brief(family)}' is not a LLaMA; give a "
@@ -61,32 +51,26 @@ class LlamaConfig:
         if raw.get("hidden_act", "silu") != "silu" or has_bias:
             raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented (hidden_act "
                              "silu, attention_bias and mlp_bias false)")
-        n_heads = raw["num_attention_heads"]
-        head_dim = raw.get("head_dim") or raw["hidden_size"] // n_heads   # older files leave it out
+        d_model, n_heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
         theta, scaling = read_rope(raw, where)
-        eos = raw.get("eos_token_id")
+        bos, eos = raw.get("bos_token_id"), raw.get("eos_token_id")
         if not isinstance(eos, list):
             eos = [] if eos is None else [eos]
-        config = cls(
-            vocab_size=raw["vocab_size"],
-            d_model=raw["hidden_size"],
-            d_ff=raw["intermediate_size"],
-            n_layers=raw["num_hidden_layers"],
+        return cls(
+            vocab_size=int(raw["vocab_size"]),
+            d_model=d_model,
+            d_ff=int(raw["intermediate_size"]),
+            n_layers=int(raw["num_hidden_layers"]),
             n_heads=n_heads,
-            n_kv_heads=raw.get("num_key_value_heads") or n_heads,
-            head_dim=head_dim,
-            norm_eps=raw.get("rms_norm_eps", 1e-6),
+            n_kv_heads=int(raw.get("num_key_value_heads") or n_heads),
+            head_dim=int(raw.get("head_dim") or d_model // n_heads),    # older files leave it out
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             rope_theta=theta,
             rope_scaling=scaling,
-            tie_embeddings=raw.get("tie_word_embeddings", False),
-            max_positions=raw.get("max_position_embeddings", 2048),
-            bos_id=raw.get("bos_token_id"),
-            eos_ids=tuple(eos))
-        checked(config, where)
-        if n_heads % config.n_kv_heads or config.head_dim % 2:
-            raise InputError(f"{where}: {n_heads} heads do not share {config.n_kv_heads} keys, or "
-                             f"the width of a head, {config.head_dim}, is odd")
-        return config
+            tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            max_positions=int(raw.get("max_position_embeddings", 2048)),
+            bos_id=None if bos is None else int(bos),
+            eos_ids=tuple(map(int, eos)))
 
 
 def read_rope(raw, where):
@@ -99,20 +83,23 @@ def read_rope(raw, where):
     if kind != "llama3":
         raise InputError(f"{where}: rope type '{brief(kind)}' is unknown; 'default' and 'llama3' "
                          "are implemented")
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return theta, checked(RopeScaling(*(rope[key] for key in keys)), where)
+    return theta, RopeScaling(
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_positions=int(rope["original_max_position_embeddings"]))
 
 
 @dataclass(frozen=True)
 class ChronosConfig:
-    """How samples become ids: `chronos_config` of the checkpoint (arXiv 2403.07815)."""
+    """How samples become ids: `chronos_config` in the checkpoint (arXiv 2403.07815)."""
     low_limit: float = -15.0
     high_limit: float = 15.0
     n_tokens: int = 4096
     n_special_tokens: int = 2
     pad_id: int = 0
     eos_id: int = 1
-    context_length: int = 512           # samples; the EOS comes on top
+    context_length: int = 512           # samples; the EOS id is added to them
 
     @classmethod
     def from_hf(cls, raw, where="config.json"):
@@ -122,11 +109,14 @@ class ChronosConfig:
             raise InputError(f"{where}: only Chronos T5 (model_type seq2seq, use_eos_token true) "
                              "is implemented")
         limits = chronos["tokenizer_kwargs"]
-        config = cls(
-            limits["low_limit"], limits["high_limit"], chronos["n_tokens"],
-            chronos["n_special_tokens"], chronos["pad_token_id"], chronos["eos_token_id"],
-            chronos["context_length"])
-        return checked(config, where)
+        return cls(
+            low_limit=float(limits["low_limit"]),
+            high_limit=float(limits["high_limit"]),
+            n_tokens=int(chronos["n_tokens"]),
+            n_special_tokens=int(chronos["n_special_tokens"]),
+            pad_id=int(chronos["pad_token_id"]),
+            eos_id=int(chronos["eos_token_id"]),
+            context_length=int(chronos["context_length"]))
 
 
 @dataclass(frozen=True)
@@ -137,8 +127,8 @@ class T5Config:
     n_layers: int
     n_heads: int
     head_dim: int                       # n_heads * head_dim need not equal d_model
-    n_buckets: int = 32                 # of relative distances, half for each direction
-    max_distance: int = 128             # samples; everything farther shares a bucket
+    n_buckets: int = 32                 # relative distances, half for each direction
+    max_distance: int = 128             # samples; all larger distances share a bucket
     norm_eps: float = 1e-6
 
     @classmethod
@@ -151,20 +141,19 @@ class T5Config:
         if activation != "relu":
             raise InputError(f"{where}: feed_forward_proj '{activation}' is not implemented; "
                              "Chronos T5 uses 'relu'")
-        config = cls(
-            vocab_size=raw["vocab_size"],
-            d_model=raw["d_model"],
-            d_ff=raw["d_ff"],
-            n_layers=raw["num_layers"],
-            n_heads=raw["num_heads"],
-            head_dim=raw["d_kv"],
-            n_buckets=raw.get("relative_attention_num_buckets", 32),
-            max_distance=raw.get("relative_attention_max_distance", 128),
-            norm_eps=raw.get("layer_norm_epsilon", 1e-6))
-        return checked(config, where)
+        return cls(
+            vocab_size=int(raw["vocab_size"]),
+            d_model=int(raw["d_model"]),
+            d_ff=int(raw["d_ff"]),
+            n_layers=int(raw["num_layers"]),
+            n_heads=int(raw["num_heads"]),
+            head_dim=int(raw["d_kv"]),
+            n_buckets=int(raw.get("relative_attention_num_buckets", 32)),
+            max_distance=int(raw.get("relative_attention_max_distance", 128)),
+            norm_eps=float(raw.get("layer_norm_epsilon", 1e-6)))
 
 
-# The built-in sizes: trained from scratch where no --encoder or --llm is given, on two cores.
+# The built-in sizes, trained from scratch without --encoder or --llm, on two cores.
 TINY_ENCODER = T5Config(vocab_size=4096, d_model=64, d_ff=256, n_layers=2, n_heads=4, head_dim=16)
 TINY_CHRONOS = ChronosConfig()
 TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=2, n_heads=4,
@@ -172,7 +161,10 @@ TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=2, n_h
 
 
 def read_model_config(directory):
-    """The path and object of a directory's config.json. InputError for what is no model."""
+    """The path and content of a directory's config.json.
+
+    Raises an InputError for an adapter, a GGUF file and quantised weights.
+    """
     directory = Path(directory)
     where = directory / "config.json"
     if not where.exists() and (directory / "adapter_config.json").exists():
@@ -183,8 +175,7 @@ def read_model_config(directory):
                          "(config.json, safetensors)")
     raw = read_json(where)
     if raw.get("quantization_config"):
-        with understanding(where):
-            method = brief(raw["quantization_config"].get("quant_method", "unknown"))
+        method = brief(raw["quantization_config"])
         raise InputError(f"{where}: the weights are quantised ({method}); give the model they were "
                          "made from")
     return where, raw
@@ -201,8 +192,4 @@ def read_chronos_configs(directory) -> tuple[T5Config, ChronosConfig]:
     """The configs of a Chronos T5 directory in Hugging Face layout."""
     where, raw = read_model_config(directory)
     with understanding(where):
-        config, chronos = T5Config.from_hf(raw, where), ChronosConfig.from_hf(raw, where)
-    if chronos.n_tokens > config.vocab_size:
-        raise InputError(f"{where}: {chronos.n_tokens} bins and special ids, the T5 has "
-                         f"{config.vocab_size} embeddings")
-    return config, chronos
+        return T5Config.from_hf(raw, where), ChronosConfig.from_hf(raw, where)

@@ -1,4 +1,4 @@
-"""Decoding with a key-value cache: unequal prompts in one batch, greedy or sampled."""
+"""Decoding with a key-value cache: prompts of unequal length in one batch, greedy or sampled."""
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -16,9 +16,9 @@ class Sampling:
     top_k: int = 0                      # only this many of the likeliest tokens; 0: all
     top_p: float = 1.0                  # only the fewest likeliest that reach top_p together
     seed: int = 0
-    # A whole number for each row; None: its index in the batch. With the seed, a row's place fixes
-    # what it draws, so that it says the same in any batch.
-    places: tuple | None = None
+    # A whole number for each row (default: its index in the batch). With the seed it fixes what the
+    # row draws, so that its answer is the same in any batch.
+    row_seeds: tuple | None = None
     patience: int = 0                   # tokens of a loop that are computed; 0: all of them
 
 
@@ -29,7 +29,7 @@ LONGEST_LOOP = 32                       # tokens
 def loop_of(ids, patience):
     """The shortest loop, of at most LONGEST_LOOP tokens, that the last `patience` ids repeat.
 
-    [7, 1, 2, 1, 2, 1, 2] with a patience of 6 -> [1, 2]; None where there is none.
+    [7, 1, 2, 1, 2, 1, 2] with a patience of 6 -> [1, 2]; None if they repeat nothing.
     """
     if not 0 < patience <= len(ids):
         return None
@@ -51,21 +51,21 @@ def token_probabilities(logits, sampling):
     if sampling.top_p < 1:
         ranked, tokens = logits.sort(-1, descending=True)
         probs = ranked.softmax(-1)
-        before = probs.cumsum(-1) - probs                  # of all likelier tokens: 0 for the first
+        before = probs.cumsum(-1) - probs                         # sum over all likelier tokens
         ranked = ranked.masked_fill(before >= sampling.top_p, float("-inf"))
         logits = torch.empty_like(logits).scatter_(-1, tokens, ranked)
     return logits.softmax(-1)
 
 
-def next_tokens(logits, sampling, streams):
+def next_tokens(logits, sampling, generators):
     """Logits (B, V) -> token ids (B,). Each row draws one number from its numpy generator."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs = token_probabilities(logits, sampling)
     probs = probs.to(exact_device(probs.device)).double()
-    reached = probs.cumsum(-1)                               # (B, V): where each token's share ends
-    drawn = [[stream.random()] for stream in streams]
-    drawn = torch.tensor(drawn, dtype=torch.float64, device=probs.device)         # (B, 1)
+    reached = probs.cumsum(-1)                                    # (B, V): the end of each token
+    drawn = torch.tensor([[generator.random()] for generator in generators],
+                         dtype=torch.float64, device=probs.device)                # (B, 1)
     tokens = (reached <= drawn * reached[:, -1:]).sum(-1)
     return tokens.clamp(max=logits.shape[-1] - 1).to(logits.device)
 
@@ -76,53 +76,54 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
 
     embeds (B, T, D): prompts as embeddings, padded on the left, so that all of them end together;
     mask (B, T) bool, False at padding. The prompts run once; then each step feeds one token a row.
-    A row that has repeated itself for `sampling.patience` tokens is taken to go on so: what is left
-    of it is repeated, not computed.
+    A row that has looped for `sampling.patience` tokens is assumed to keep looping: its remaining
+    tokens are copied, not computed.
     """
     B, T, _ = embeds.shape
     if max_new_tokens == 0:
         return
-    device, dtype = embeds.device.type, embeds.dtype
-    if torch.is_autocast_enabled(device):                         # then keys come in its dtype
-        dtype = torch.get_autocast_dtype(device)
-    cache = KVCache(llm.config, B, T + max_new_tokens, dtype, embeds.device)
+    device, dtype = embeds.device, embeds.dtype
+    if torch.is_autocast_enabled(device.type):                    # keys then have its dtype
+        dtype = torch.get_autocast_dtype(device.type)
+    caches = [KVCache(llm.config, B, T + max_new_tokens, dtype, device) for _ in llm.layers]
     is_padded = not mask.all()
     mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], 1)         # (B, T + max_new_tokens)
-    places = sampling.places or range(B)
-    streams = [np.random.default_rng([sampling.seed, place]) for place in places]
-    rows = list(range(B))                                       # the row at each place of the batch
-    said = [[] for _ in rows]
+    generators = [np.random.default_rng([sampling.seed, row_seed])
+                  for row_seed in sampling.row_seeds or range(B)]
+    rows = list(range(B))                                         # rows that still run, b of them
+    answers = [[] for _ in rows]
     x = embeds
     for step in range(max_new_tokens):
         key_mask = mask[:, :T + step] if is_padded else None
-        hidden = llm(x, key_mask, cache)[:, -1]                   # (b, D): b rows still run
-        token = next_tokens(llm.logits(hidden), sampling, streams)        # (b,)
-        ids = token.tolist()
-        running = []
-        for place, (row, id) in enumerate(zip(rows, ids)):
-            if id in stop_ids:
+        hidden = llm(x, key_mask, caches)[:, -1]                  # (b, D)
+        tokens = next_tokens(llm.logits(hidden), sampling, generators)            # (b,)
+        running = []                                              # indices into rows
+        for index, (row, token) in enumerate(zip(rows, tokens.tolist())):
+            if token in stop_ids:
                 continue
-            yield row, id
-            said[row].append(id)
-            loop = loop_of(said[row], sampling.patience)
+            yield row, token
+            answers[row].append(token)
+            loop = loop_of(answers[row], sampling.patience)
             if loop is None:
-                running.append(place)
-            else:
-                n_left = max_new_tokens - step - 1
-                yield from ((row, id) for id in islice(cycle(loop), n_left))
-        if len(running) < len(rows):                     # rows that ended cost nothing from here on
-            kept = cache.keep(running)
-            if not kept:
-                return
-            rows, streams = [rows[place] for place in kept], [streams[place] for place in kept]
-            token, mask = token[kept], mask[kept]
-        x = llm.embed_tokens(token)[:, None].to(embeds.dtype)     # (b, 1, D)
+                running.append(index)
+                continue
+            for token in islice(cycle(loop), max_new_tokens - step - 1):
+                yield row, token
+        if not running:
+            return
+        if len(running) < len(rows):                              # finished rows cost nothing more
+            for cache in caches:
+                cache.keep(running)
+            rows = [rows[index] for index in running]
+            generators = [generators[index] for index in running]
+            tokens, mask = tokens[running], mask[running]
+        x = llm.embed_tokens(tokens)[:, None].to(embeds.dtype)    # (b, 1, D)
 
 
 def generate(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
     """`stream`, collected -> a list of id lists without stop tokens.
 
-    One that is shorter than max_new_tokens ended by itself.
+    A list shorter than max_new_tokens ended with a stop token.
     """
     answers = [[] for _ in embeds]
     for row, token in stream(llm, embeds, mask, set(stop_ids), max_new_tokens, sampling):

@@ -75,10 +75,14 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=No
 
     q (B, H, Tq, Dh); k, v (B, Hkv, Tk, Dh), Hkv dividing H; key_mask (B, Tk) bool, True where a key
     may be seen; bias (1 or B, H, Tq, Tk) is added to the scores. causal: query i stands at position
-    Tk - Tq + i. backend: "triton", "torch", or None for `default_backend`; all give the same. ->
-    (B, H, Tq, Dh); a query that may see no key gets zeros.
+    Tk - Tq + i. backend: "triton", "torch", or None for `default_backend`; all give the same.
+    Returns (B, H, Tq, Dh); a query that may see no key gets zeros.
     """
-    if (backend or default_backend(q)) == "triton":
+    backend = backend or default_backend(q)
+    if bias is not None and torch.is_grad_enabled():
+        if any(x.requires_grad for x in (q, k, v, bias)):
+            backend = "torch"               # the Triton kernels compute no gradients beside a bias
+    if backend == "triton":
         from .triton_attention import fused_attention          # here, so that torch alone is enough
         return fused_attention(q, k, v, scale=scale, causal=causal, key_mask=key_mask, bias=bias)
     n_queries, n_keys = q.shape[2], k.shape[2]
@@ -95,12 +99,13 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=No
 
 
 def default_backend(q):
-    """The Triton kernels for what they take, on NVIDIA GPUs from Ampere on; PyTorch's elsewhere."""
+    """Returns "triton" on NVIDIA GPUs from Ampere on, where its kernels take q; else "torch"."""
     if not (q.is_cuda and torch.version.cuda and has_triton()):
         return "torch"
-    known_dtype = q.dtype in (torch.float32, torch.float16, torch.bfloat16)
     ampere = torch.cuda.get_device_capability(q.device) >= (8, 0)
-    return "triton" if ampere and known_dtype and q.shape[-1] <= 256 else "torch"
+    known_dtype = q.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    narrow = q.shape[-1] <= 128
+    return "triton" if ampere and known_dtype and narrow else "torch"
 
 
 @functools.cache
@@ -112,13 +117,13 @@ WITHOUT_FLOAT64 = {"mps"}               # kinds of device
 
 
 def exact_device(device) -> torch.device:
-    """The device itself, or the CPU in place of one that knows no float64."""
+    """The device itself, or the CPU if it lacks float64."""
     device = torch.device(device)
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def use_backend(model, backend):
-    """Has every attention of a model run on "torch" or "triton"; None: the default of `attend`."""
+    """Sets the attention backend of every layer: "torch", "triton", or None to choose for each."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if backend == "triton" and not (has_triton() and (torch.cuda.is_available() or interpreted)):
         raise InputError("--attention triton needs a GPU and the package triton; leave the option "
@@ -131,7 +136,7 @@ def use_backend(model, backend):
 # ---- initial weights ----
 
 def init_from_scratch(network, n_layers):
-    """Initialises a network without a source: every matrix keeps the size of what flows through it.
+    """Initialises a network at random: every matrix keeps the size of what flows through it.
 
     Linear weights are drawn from N(0, 1/fan_in). Those that write into the residual stream are
     smaller by sqrt(2 n_layers), so that the stream does not grow with depth (GPT-2's rule).

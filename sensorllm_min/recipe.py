@@ -9,10 +9,10 @@ from .ablations import ABLATIONS
 from .chronos_tokenizer import ChronosTokenizer
 from .config import (
     TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, ChronosConfig, LlamaConfig, RopeScaling, T5Config)
-from .efficient import quantize
 from .files import InputError
 from .fingerprint import fingerprint
 from .hub import pin_revision, resolve_source
+from .int8 import quantize
 from .llama import Llama
 from .sensorllm import SensorLLM
 from .t5_encoder import T5Encoder

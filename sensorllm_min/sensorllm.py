@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from .batch import IGNORED
-from .efficient import Packing, fused_cross_entropy
 
 PARTS = ("encoder", "llm", "projector", "tokens", "head")         # what can be trained, or frozen
 
 
 class Projector(nn.Sequential):
-    """MLP from the encoder's width to the LLM's with GELU between its layers.
+    """An MLP from the encoder's width to the LLM's, with GELU between its layers.
 
-    hidden: widths between, (2048,) in the paper, (2048, 3072) in its ablation.
+    hidden: the hidden widths, (2048,) in the paper, (2048, 3072) in its ablation.
     """
 
     def __init__(self, d_in, hidden, d_out):
@@ -36,15 +35,15 @@ class Projector(nn.Sequential):
 
 
 class SensorLLM(nn.Module):
-    """forward(batch) -> (loss summed over what counts, how much counts); processes can add up sums.
+    """forward(batch) -> (summed loss, its weight): sums, so that processes can add them up.
 
-    With a class head (n_classes) the loss is that of stage 2, without one that of stage 1. The
-    special tokens (<ts>, channel markers, padding) have embeddings of their own, (n_special, D):
-    they learn while the vocabulary gets neither gradients nor optimizer state.
+    The loss is that of stage 2 if there is a class head (n_classes), else that of stage 1. The
+    special tokens (<ts>, channel markers, padding) have embeddings of their own, (n_special, D),
+    which learn while the vocabulary gets neither gradients nor optimizer state.
 
-    With levels (chronos.levels) each feature also gets its series' mean and scale as numbers;
-    without them, the original's way, a standardised series has lost its gravity and its energy, but
-    for the statistics in the text.
+    With levels (chronos.levels) each feature also carries the mean and scale of its series. Without
+    them (as in the paper), standardisation discards the mean (gravity) and the scale (energy), and
+    only the text can state them.
     """
 
     def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
@@ -52,14 +51,14 @@ class SensorLLM(nn.Module):
         self.encoder, self.chronos, self.llm = encoder, chronos, llm
         self.tokenizer = tokenizer
         self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
-        self.markers = tokenizer.markers                        # {start id: end id} of each channel
+        self.markers = tokenizer.markers                          # {start id: end id}
         d_model = llm.config.d_model
         self.d_features = encoder.config.d_model + chronos.n_levels
         self.projector = Projector(self.d_features, projector_hidden, d_model)
         mean_embedding = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)        # (D,)
         self.special_embeddings = nn.Parameter(mean_embedding.repeat(len(tokenizer.added), 1))
         self.head = self.new_head(len(self.markers), n_classes) if n_classes else None
-        weights = torch.ones(n_classes) if n_classes else None    # of the loss, (n_classes,)
+        weights = torch.ones(n_classes) if n_classes else None    # in the loss, (n_classes,)
         self.register_buffer("class_weights", weights)
 
     def new_head(self, n_channels, n_classes):
@@ -77,39 +76,41 @@ class SensorLLM(nn.Module):
         x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
         targets = F.pad(batch.targets[:, 1:], (0, 1), value=IGNORED)  # token t predicts token t + 1
         in_answer = targets != IGNORED                            # (B, T)
-        hidden = self.llm(x, packing=Packing(batch.mask, in_answer))    # decode: (answer tokens, D)
-        loss = fused_cross_entropy(hidden, self.llm.head_weight, targets[in_answer])      # score
+        hidden = self.llm(x, wanted=in_answer)                    # decode: (answer tokens, D)
+        loss = F.linear_cross_entropy(                            # score
+            hidden, self.llm.head_weight, targets[in_answer], reduction="sum",
+            options=nn.LinearCrossEntropyOptions())               # never holds all the logits
         return loss, in_answer.sum()
 
     def class_logits(self, batch):
-        """The score of each activity, (B, n_classes), from the last real token's hidden state."""
+        """Scores (B, n_classes) of the activities, from the hidden state of the last real token."""
         x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
-        is_last = F.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]).bool()            # (B, T)
-        hidden = self.llm(x, packing=Packing(batch.mask, is_last))        # decode: (B, D)
+        is_last = F.one_hot(batch.mask.sum(1) - 1, x.shape[1]).bool()     # (B, T)
+        hidden = self.llm(x, wanted=is_last)                      # decode: (B, D)
         return self.head(hidden.to(self.special_embeddings.dtype))        # score
 
     def embed(self, batch):
-        """The prompt as the decoder reads it, (B, T, D); generation starts from here as well."""
+        """The prompts as the decoder reads them, (B, T, D); generation starts here, too."""
         features = self.encode(batch)                             # tokenise, encode: (steps, D_enc)
         sensors = self.projector(features)                        # project: (steps, D)
         return self.splice(batch, sensors)                        # splice: (B, T, D)
 
     def encode(self, batch):
-        """Samples -> features (steps, D_enc): every series of the batch, one after another.
+        """Samples -> features (steps, D_enc) of all series of the batch, one after another.
 
         All channels of all rows go through the encoder at once, as (N, S+1) ids with padding on the
-        left. What standardising takes from a series, its mean and scale, is added as levels.
+        left. Levels, if there are any, are the same at each step of a series.
         """
         ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
         ids, observed = ids.to(batch.ids.device), observed.to(batch.ids.device)
         features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
         if self.chronos.n_levels:
             levels = self.chronos.level_features(mean, scale, batch.channels)     # (N, n_levels)
-            levels = levels[:, None].expand(-1, features.shape[1], -1)    # the same at each step
+            levels = levels[:, None].expand(-1, features.shape[1], -1)    # (N, S+1, n_levels)
             levels = levels.to(features.dtype).to(features.device)
             features = torch.cat([features, levels], -1)
         steps = torch.arange(ids.shape[1], device=ids.device)
-        first = ids.shape[1] - 1 - batch.series_lengths           # (N,) where each series begins
+        first = ids.shape[1] - 1 - batch.series_lengths           # (N,): where each series begins
         is_real = steps >= first[:, None]                         # (N, S+1)
         return features[is_real].to(self.special_embeddings.dtype)
 
@@ -119,15 +120,15 @@ class SensorLLM(nn.Module):
         is_special = batch.ids >= self.vocab_size                 # (B, T)
         x = self.llm.embed_tokens(batch.ids.masked_fill(is_special, 0))           # (B, T, D)
         special_ids = batch.ids[is_special] - self.vocab_size
-        # F.embedding, not indexing: its gradient is summed in the same order on any threads
+        # F.embedding, not indexing: its gradient does not depend on the number of threads
         x[is_special] = F.embedding(special_ids, self.special_embeddings).to(x.dtype)
         x[batch.ids == self.sensor_id] = sensors.to(x.dtype)
         return x
 
     def check_prompt(self, ids, series_lengths):
-        """ValueError unless each series has its own run of <ts> between the markers of one channel.
+        """Raises a ValueError unless each series has a run of <ts> between its channel's markers.
 
-        A run is one longer than its series: the encoder's end of series takes a place, too.
+        A run is one longer than its series, since the end of the series is a feature, too.
         """
         is_sensor = F.pad(ids == self.sensor_id, (1, 1))          # (B, T+2)
         starts = (is_sensor[:, 1:-1] & ~is_sensor[:, :-2]).nonzero()    # (runs, 2): row, first <ts>
@@ -148,22 +149,22 @@ class SensorLLM(nn.Module):
 
     @staticmethod
     def part_of(name):
-        """Which of PARTS a parameter belongs to, or the class weights."""
+        """The part (of PARTS) that a parameter or the class weights belong to."""
         moved = {"special_embeddings": "tokens", "class_weights": "head"}
         return moved.get(name, name.split(".")[0])
 
     def train_only(self, parts):
-        """Freezes all but `parts`. Trained parameters are float32, whatever the frozen ones are."""
+        """Freezes everything but `parts`. Trained parameters become float32."""
         for name, parameter in self.named_parameters():
-            replaced = self.head is not None and name == "llm.lm_head.weight"    # by the class head
-            trained = self.part_of(name) in parts and not replaced
+            unused = self.head is not None and name == "llm.lm_head.weight"
+            trained = self.part_of(name) in parts and not unused
             parameter.requires_grad_(trained)
             if trained:
                 parameter.data = parameter.data.float()
 
 
 def class_weights(labels, n_classes):
-    """Weights (n_classes,) proportional to 1 / frequency, sum 1; a class without a window has 0."""
+    """Weights (n_classes,) proportional to 1 / frequency, with sum 1; 0 for an absent class."""
     counts = torch.bincount(torch.as_tensor(labels), minlength=n_classes).float()
     weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
     return weights / weights.sum()

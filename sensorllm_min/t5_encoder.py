@@ -1,7 +1,7 @@
 """T5's encoder (arXiv 1910.10683), as Chronos uses it: sample ids in, feature vectors out.
 
-What differs from a LLaMA block: attention looks both ways, its scores are not divided by sqrt(Dh),
-and where a sample stands is told by a learned bias on the distance between two samples, not by
+It differs from a LLaMA block in three ways: attention is bidirectional, its scores are not divided
+by sqrt(Dh), and positions enter as a learned bias on the distance between two samples, not by
 rotating queries and keys. Reference: transformers' `T5EncoderModel`.
 """
 import math
@@ -13,23 +13,24 @@ from .layers import RMSNorm, attend, init_from_scratch, join_heads, split_heads
 
 
 def distance_bucket(distance, n_buckets, max_distance):
-    """Which of n_buckets a relative distance (key position - query position, int) falls into.
+    """The bucket (of n_buckets) of a relative distance (key position - query position, int).
 
-    Half of the buckets serve keys after the query. Of each half, the first half holds one distance
-    each; the rest widen logarithmically up to max_distance, and the last takes everything beyond.
+    Half of the buckets are for keys after the query. In each half, the first half of the buckets
+    hold one distance each; the others widen logarithmically up to max_distance, and the last one
+    also holds all larger distances.
     """
     half = n_buckets // 2
     exact = half // 2
     side = (distance > 0).long() * half
     distance = distance.abs()
     # log(distance / exact) / log(max_distance / exact) runs from 0 to 1 over the widening buckets
-    share = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    wide = (exact + (share * (half - exact)).long()).clamp(max=half - 1)
+    fraction = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    wide = (exact + (fraction * (half - exact)).long()).clamp(max=half - 1)
     return side + torch.where(distance < exact, distance, wide)
 
 
 class RelativeBias(nn.Module):
-    """A learned number for each (distance bucket, head), added to every block's scores."""
+    """A learned number for each (distance bucket, head), added to the scores of every block."""
 
     def __init__(self, config):
         super().__init__()
@@ -41,7 +42,7 @@ class RelativeBias(nn.Module):
         distance = steps[None, :] - steps[:, None]                # (S, S)
         buckets = distance_bucket(distance, self.config.n_buckets, self.config.max_distance)
         bias = self.bias(buckets).permute(2, 0, 1)[None]          # (S, S, H) -> (1, H, S, S)
-        # rows a multiple of 16 apart, so that a GPU loads 16 bytes at once
+        # the row stride is a multiple of 16, so that a GPU loads 16 bytes at once
         return bias.contiguous()[:, :, :n_steps, :n_steps]
 
 
@@ -60,7 +61,7 @@ class T5Attention(nn.Module):
         q = split_heads(self.q_proj(x), self.n_heads)             # (B, H, S, Dh)
         k = split_heads(self.k_proj(x), self.n_heads)
         v = split_heads(self.v_proj(x), self.n_heads)
-        # scale 1: T5's scores are not divided by sqrt(Dh)
+        # scale 1: T5 does not divide its scores by sqrt(Dh)
         out = attend(q, k, v, scale=1.0, key_mask=mask, bias=bias, backend=self.backend)
         return self.o_proj(join_heads(out))                       # (B, S, D)
 
@@ -107,17 +108,17 @@ class T5Encoder(nn.Module):
         return self.norm(x)
 
     def init_from_scratch(self, centers, n_special_tokens):
-        """Random weights, but for two things that random numbers take long to find.
+        """Initialises at random, except for two things that are slow to learn.
 
-        Bins start as smooth functions of their centers (n_bins,): waves 2 to 20 standard deviations
-        long, so that neighbouring bins begin alike. Independent random rows never learn that 2.31
-        is close to 2.32.
-        Heads start local: half of them look at the sample before, half at the one after; half of
-        each sharply, half widely. A slope is a difference of neighbours.
+        Bin embeddings start as smooth functions of their centers (n_bins,): sines and cosines 2 to
+        20 standard deviations long, so that neighbouring bins start alike. Independent random rows
+        never learn that 2.31 is close to 2.32.
+        Heads start local: half of them attend to the previous sample, half to the next one; half of
+        each sharply, half broadly. A slope is a difference of neighbours.
         """
         init_from_scratch(self, self.config.n_layers)
         for layer in self.layers:
-            # T5 scales these weights once, not the scores each time
+            # T5 scales these weights once instead of the scores each time
             layer.attn.q_proj.weight.data *= self.config.head_dim ** -0.5
 
         waves = torch.logspace(math.log10(2), math.log10(20), self.config.d_model // 2)
@@ -127,8 +128,9 @@ class T5Encoder(nn.Module):
         self.embed_tokens.weight.data[first:first + len(centers)] = smooth
 
         half = self.config.n_buckets // 2
-        # the distance of each bucket, if all were one wide
+        # the distance of each bucket if all buckets held one distance
         distance = torch.cat([-torch.arange(half), torch.arange(half)])
         for head in range(self.config.n_heads):
-            neighbour, slope = (-1, 1)[head % 2], (4.0, 0.5)[head % 4 // 2]
+            neighbour = (-1, 1)[head % 2]
+            slope = (4.0, 0.5)[head % 4 // 2]
             self.relative_bias.bias.weight.data[:, head] = -slope * (distance - neighbour).abs()

@@ -180,7 +180,7 @@ class TextTokenizer:
         """The ids of the assistant's answer with the token that ends it: what is supervised."""
         after = self.template.answer(text)
         ids, n = self.encode(self.template.example + after), len(self.example_ids)
-        # where the answer's first letters merge with the prompt's last ones, it is encoded by itself
+        # if the answer's first letters merge with the prompt's last ones, it is encoded separately
         ids = ids[n:] if ids[:n] == self.example_ids else self.encode(after)
         end = ids.index(self.end_of_turn) if self.end_of_turn in ids else len(ids)
         return ids[:end] + [self.end_of_turn]
@@ -193,7 +193,7 @@ def read_sentencepiece(path):
     backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
     added, extra = path.with_name("added_tokens.json"), {}
     if added.exists():
-        n_pieces = backend.vocab_size()                           # some files repeat the model's own
+        n_pieces = backend.vocab_size()                           # some repeat the model's own
         with understanding(added):
             extra = {text: index for text, index in read_json(added).items() if index >= n_pieces}
     return Pieces(backend, extra)

@@ -17,20 +17,21 @@ is approximated: after the last tile O = a / l, whatever the tiles and their ord
 
 The backward pass (arXiv 2205.14135, appendix B), with dO given and delta_i = sum_j P_ij dP_ij:
 
-    dV = P^T dO        dP = dO V^T        dbias = dS = P * (dP - delta)
+    dV = P^T dO        dP = dO V^T        dS = P * (dP - delta)
     dQ = scale dS K                       dK = scale dS^T Q
 
 All of these are sums over a row or a column of tiles, so again no (Tq, Tk) matrix is kept: P is
 computed again from Q and K. This needs one number for each query from the forward pass,
 lse = m + log l: exp(s - lse) is the probability itself, without a second search for the maximum and
-the sum. And delta_i = sum_j P_ij (dO_i . v_j) = dO_i . O_i is a sum over Dh instead of Tk.
+the sum. And delta_i = sum_j P_ij (dO_i . v_j) = dO_i . O_i is a sum over Dh instead of Tk. The
+gradient of the bias would be dS itself, as large as S: with a bias there is only a forward pass.
 
 The GPU computes 2^x, not e^x. So m and lse are kept to the base 2, and scores are multiplied by
 c = scale log2(e) only there. A tile of Q K^T starts from bias / scale, so that c fits both.
 
-As in arXiv 2307.08691, a program owns a tile of its output, and no other adds to it: queries for O
-and dQ, keys for dK and dV (over all query heads that share them), a tile of S for dbias. So nothing
-is atomic, and the same input gives the same bits. The price: P is computed three times, not once.
+As in arXiv 2307.08691, each program owns a tile of its output, and no other program adds to it:
+queries for O and dQ, keys for dK and dV (over all query heads that share them). So nothing is
+atomic, and the same input gives the same bits. The price: the backward pass computes P twice.
 
 Letters: a tile has M queries and N keys. D is Dh rounded up to a power of two; columns beyond Dh
 are read as zeros. Tiles of q, o, dO and dQ are (M, D), those of k, v, dK and dV (N, D).
@@ -42,10 +43,11 @@ import torch
 import triton
 import triton.language as tl
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 128
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTHS = ("n_queries", "n_keys")       # one compiled kernel serves all values of these
 LOG2_E = tl.constexpr(math.log2(math.e))
+HIDDEN = tl.constexpr(float("-inf"))    # the score of a key that a query may not see
 
 
 class Strided(NamedTuple):
@@ -60,194 +62,198 @@ class Strided(NamedTuple):
 # ---- what the kernels share ----
 
 @triton.jit
-def plane(x, batch, head):
-    """The address of x[batch, head, 0, 0]; in int64, since a batch may span 2^31 elements."""
-    return x.data + tl.cast(batch, tl.int64) * x.batch + tl.cast(head, tl.int64) * x.head
+def find_tile(n_rows, n_heads, R: tl.constexpr):
+    """Returns the tile of R rows, the head and the batch row that this program works on."""
+    n_tiles = tl.cdiv(n_rows, R)
+    program = tl.program_id(0)          # tiles of one head run together: what they share is cached
+    head_index = program // n_tiles
+    return program % n_tiles, head_index % n_heads, head_index // n_heads
 
 
 @triton.jit
-def load_tile(x, batch, head, start, n_rows, R: tl.constexpr, CHECK_ROWS: tl.constexpr,
-              HEAD_DIM: tl.constexpr, D: tl.constexpr):
-    """x[batch, head, start:start + R, :] -> (R, D); zeros beyond its columns and (checked) rows."""
-    rows, columns = start + tl.arange(0, R)[:, None], tl.arange(0, D)[None, :]
-    at = plane(x, batch, head) + rows * x.row + columns * x.column            # (R, D)
-    if CHECK_ROWS and D != HEAD_DIM:
-        return tl.load(at, mask=(rows < n_rows) & (columns < HEAD_DIM), other=0.0)
-    elif CHECK_ROWS:
-        return tl.load(at, mask=rows < n_rows, other=0.0)
-    elif D != HEAD_DIM:
-        return tl.load(at, mask=columns < HEAD_DIM, other=0.0)
-    else:
-        return tl.load(at)
+def locate(x, batch, head, rows, columns):
+    """The addresses of x[batch, head, rows, columns]. A batch may span 2^31 elements: int64."""
+    batch = tl.cast(batch, tl.int64)
+    head = tl.cast(head, tl.int64)
+    return x.data + batch * x.batch + head * x.head + rows * x.row + columns * x.column
 
 
 @triton.jit
-def store_tile(x, batch, head, start, n_rows, tile, R: tl.constexpr, HEAD_DIM: tl.constexpr,
-               D: tl.constexpr):
-    rows, columns = start + tl.arange(0, R)[:, None], tl.arange(0, D)[None, :]
-    at = plane(x, batch, head) + rows * x.row + columns * x.column
+def load_tile(x, batch, head, rows, n_rows, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """x[batch, head, rows, :] for rows (R,) -> (R, D). Beyond n_rows the last row is repeated: what
+    comes of it is hidden, weighs 0 or is not stored, and this takes fewer registers than a mask.
+    """
+    rows = tl.minimum(rows, n_rows - 1)
+    columns = tl.arange(0, D)[None, :]
+    at = locate(x, batch, head, rows[:, None], columns)           # (R, D)
+    return tl.load(at, mask=columns < HEAD_DIM, other=0.0)
+
+
+@triton.jit
+def store_tile(x, batch, head, rows, n_rows, tile, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    rows = rows[:, None]
+    columns = tl.arange(0, D)[None, :]
+    at = locate(x, batch, head, rows, columns)                    # (R, D)
     tl.store(at, tile, mask=(rows < n_rows) & (columns < HEAD_DIM))
 
 
 @triton.jit
-def load_row(x, batch, head, start, n_rows, beyond, R: tl.constexpr):
-    """x[batch, head, start:start + R, 0] -> (R,), with `beyond` after the last row."""
-    rows = start + tl.arange(0, R)
-    return tl.load(plane(x, batch, head) + rows * x.row, mask=rows < n_rows, other=beyond)
+def load_row(x, batch, head, rows, n_rows, beyond):
+    """x[batch, head, rows, 0], in the shape of rows, with `beyond` after the last row."""
+    at = locate(x, batch, head, rows, 0)
+    return tl.load(at, mask=rows < n_rows, other=beyond)
 
 
 @triton.jit
-def store_row(x, batch, head, start, n_rows, row, R: tl.constexpr):
-    rows = start + tl.arange(0, R)
-    tl.store(plane(x, batch, head) + rows * x.row, row, mask=rows < n_rows)
-
-
-@triton.jit
-def load_bias(bias, batch, head, query, key, n_queries, n_keys, scale, CHECK_KEYS: tl.constexpr):
-    """bias / scale, or 0, in float32, to add Q K^T to. query, key: positions, one transposed."""
-    if bias is None:
-        return tl.zeros((query.shape[0] * key.shape[0], query.shape[1] * key.shape[1]), tl.float32)
+def load_bias(bias, batch, head, queries, keys, n_queries, n_keys, scale, EDGE: tl.constexpr):
+    """bias / scale for queries (M, 1) and keys (1, N) -> (M, N) float32."""
+    rows = tl.minimum(queries, n_queries - 1)
+    at = locate(bias, batch, head, rows, keys)
+    if EDGE:
+        tile = tl.load(at, mask=keys < n_keys, other=0.0)
     else:
-        row = tl.minimum(query, n_queries - 1)
-        at = plane(bias, batch, head) + row * bias.row + key * bias.column
-        if CHECK_KEYS:
-            return tl.load(at, mask=key < n_keys, other=0.0).to(tl.float32) * (1 / scale)
-        else:
-            return tl.load(at).to(tl.float32) * (1 / scale)
+        tile = tl.load(at)
+    return tile.to(tl.float32) * (1 / scale)
 
 
 @triton.jit
-def hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys, CAUSAL: tl.constexpr,
-         M: tl.constexpr, N: tl.constexpr):
-    """Scores s (M, N), with -inf where a query may not see a key."""
-    keys = key_start + tl.arange(0, N)
-    seen = keys < n_keys                                          # (N,)
-    if key_mask is not None:
-        seen = load_row(key_mask, batch, 0, key_start, n_keys, 0, N) != 0
-    s += tl.where(seen, 0.0, float("-inf"))[None, :]
+def find_seen(key_mask, batch, keys, n_keys):
+    """bool, in the shape of keys: True for keys that exist and are not masked."""
+    if key_mask is None:
+        return keys < n_keys
+    else:
+        return load_row(key_mask, batch, 0, keys, n_keys, 0) != 0
+
+
+@triton.jit
+def hide(s, positions, keys, key_mask, batch, n_keys, CAUSAL: tl.constexpr):
+    """The scores s, HIDDEN where a query may not see a key.
+
+    s (M, N), positions of the queries (M, 1), keys (1, N); or all three transposed.
+    """
+    s += tl.where(find_seen(key_mask, batch, keys, n_keys), 0.0, HIDDEN)
     if CAUSAL:
-        queries = query_start + (n_keys - n_queries) + tl.arange(0, M)    # they are the last tokens
-        s = tl.where(keys[None, :] <= queries[:, None], s, float("-inf"))
+        s = tl.where(keys <= positions, s, HIDDEN)
     return s
 
 
 @triton.jit
-def keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL: tl.constexpr,
-             M: tl.constexpr, N: tl.constexpr):
-    """Which keys a tile of queries visits -> (first, edge, end); padding at either end is left out.
-
-    All queries see all keys from first to edge; from edge to end some are hidden.
+def find_keys(
+        position, key_mask, batch, n_keys, CAUSAL: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """The keys that M queries from `position` on visit -> (first, edge, end). Padding at either end
+    is left out. All queries see all keys from first to edge; from edge to end some are hidden.
     """
     first = 0
     end = n_keys
-    whole = n_keys
+    whole = n_keys                      # all queries see all keys from first up to here
     if key_mask is not None:
         first = n_keys
         end = 0
         n_seen = 0
         for start in range(0, n_keys, 1024):
             keys = start + tl.arange(0, 1024)
-            seen = load_row(key_mask, batch, 0, start, n_keys, 0, 1024) != 0
+            seen = find_seen(key_mask, batch, keys, n_keys)
             first = tl.minimum(first, tl.min(tl.where(seen, keys, n_keys)))
             end = tl.maximum(end, tl.max(tl.where(seen, keys + 1, 0)))
             n_seen += tl.sum(seen.to(tl.int32))
-        whole = tl.where(first + n_seen == end, end, first)       # with holes every key is checked
+        first = first // 16 * 16        # so that a bias can be loaded 16 bytes at a time
+        without_holes = first + n_seen == end
+        whole = tl.where(without_holes, end, first)               # with holes every key is checked
     if CAUSAL:
-        own = query_start + (n_keys - n_queries)                  # the first query's own position
-        end = tl.minimum(end, own + M)
-        whole = tl.minimum(whole, own + 1)
-    return first, first + tl.maximum(whole - first, 0) // N * N, end
+        end = tl.minimum(end, position + M)
+        whole = tl.minimum(whole, position + 1)
+    n_whole = tl.maximum(whole - first, 0) // N
+    return first, first + n_whole * N, end
 
 
 # ---- forward (arXiv 2307.08691, algorithm 1); with p_j = 2^(c s_j - m') ----
 # m' = max(m, c max_j s_j)    l' = 2^(m - m') l + sum_j p_j    a' = 2^(m - m') a + sum_j p_j v_j
 
 @triton.jit(do_not_specialize=LENGTHS)
-def forward_kernel(q, k, v, bias, key_mask, out, lse, scale, n_heads, n_queries, n_keys,
-                   GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
-                   M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """out, and lse if given: log2 of the softmax's denominator. A program: M queries of a head."""
-    n_tiles = tl.cdiv(n_queries, M)
-    program = tl.program_id(0)              # tiles of one head run together: its keys stay in cache
-    query_start = (n_tiles - 1 - program % n_tiles) * M     # if causal, the last has the most keys
-    head = program // n_tiles % n_heads
-    batch = program // n_tiles // n_heads
-    c = scale * LOG2_E
+def forward_kernel(
+        q, k, v, bias, key_mask, out, lse, scale, n_heads, n_queries, n_keys,
+        GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
+        M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
+    """Writes out and lse. One program computes M queries of one head."""
+    tile, head, batch = find_tile(n_queries, n_heads, M)
+    query_start = (tl.cdiv(n_queries, M) - 1 - tile) * M    # if causal, the last has the most keys
     queries = query_start + tl.arange(0, M)
-    q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+    offset = n_keys - n_queries                             # the queries are the last tokens
+    positions = queries + offset
+    kv_head = head // GROUP
+    c = scale * LOG2_E
+    q_tile = load_tile(q, batch, head, queries, n_queries, HEAD_DIM, D)
 
     a = tl.zeros((M, D), tl.float32)
-    m = tl.full((M,), float("-inf"), tl.float32)
+    m = tl.full((M,), -1e30, tl.float32)            # finite, so that -inf - m is never NaN
     l = tl.zeros((M,), tl.float32)
-    first, edge, end = keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL, M, N)
+    visited = find_keys(query_start + offset, key_mask, batch, n_keys, CAUSAL, M, N)
     for EDGE in tl.static_range(2):                 # two loops: most tiles need no checks
-        for key_start in range(edge if EDGE else first, end if EDGE else edge, N):
-            k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
+        for key_start in range(visited[EDGE], visited[EDGE + 1], N):
             keys = key_start + tl.arange(0, N)
-            s = load_bias(bias, batch, head, queries[:, None], keys[None, :], n_queries, n_keys,
-                          scale, EDGE)
-            s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")   # (M, N) float32
+            k_tile = load_tile(k, batch, kv_head, keys, n_keys, HEAD_DIM, D)
+            s = tl.zeros((M, N), tl.float32)
+            if bias is not None:
+                s = load_bias(bias, batch, head, queries[:, None], keys[None, :],
+                              n_queries, n_keys, scale, EDGE)
+            s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")       # (M, N)
             if EDGE:
-                s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys,
-                         CAUSAL, M, N)
+                s = hide(s, positions[:, None], keys[None, :], key_mask, batch, n_keys, CAUSAL)
             m_new = tl.maximum(m, c * tl.max(s, 1))               # (M,)
-            m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)   # no key seen yet: no inf - inf
-            p = tl.exp2(c * s - m_safe[:, None])                  # (M, N)
-            rescale = tl.exp2(m - m_safe)                         # (M,), for the sums so far
+            p = tl.exp2(c * s - m_new[:, None])                   # (M, N)
+            rescale = tl.exp2(m - m_new)                          # (M,), for the sums so far
             l = l * rescale + tl.sum(p, 1)
-            v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
+            v_tile = load_tile(v, batch, kv_head, keys, n_keys, HEAD_DIM, D)
             a *= rescale[:, None]
             a = tl.dot(p.to(v_tile.dtype), v_tile, a, input_precision="ieee")     # (M, D)
             m = m_new
 
-    denominator = tl.where(l > 0, l, 1.0)                 # a query that has seen no key gets zeros,
-    store_tile(out, batch, head, query_start, n_queries, a / denominator[:, None], M, HEAD_DIM, D)
-    if lse is not None:                              # and lse = +inf: 2^(c s - lse) is 0, not NaN
-        log_sum = tl.where(l > 0, m + tl.log2(denominator), float("inf"))
-        store_row(lse, batch, head, query_start, n_queries, log_sum, M)
+    # a query that has seen no key gets zeros, and lse = inf, so that 2^(c s - lse) is 0 as well
+    l = tl.where(l > 0, l, float("inf"))
+    store_tile(out, batch, head, queries, n_queries, a / l[:, None], HEAD_DIM, D)
+    lse_at = locate(lse, batch, head, queries, 0)
+    tl.store(lse_at, m + tl.log2(l), mask=queries < n_queries)
 
 
 # ---- backward, queries (arXiv 2307.08691, algorithm 2, with the loops exchanged) ----
 # dQ = scale sum_j dS_j k_j    dS_j = P_j (dO . v_j - delta)    delta = dO . O
 
 @triton.jit(do_not_specialize=LENGTHS)
-def query_gradient_kernel(q, k, v, bias, key_mask, out, lse, d_out, delta, dq,
-                          scale, n_heads, n_queries, n_keys,
-                          GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
-                          M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """dq, and delta for the kernels below. One program computes M queries of one head."""
-    n_tiles = tl.cdiv(n_queries, M)
-    program = tl.program_id(0)
-    query_start = (n_tiles - 1 - program % n_tiles) * M
-    head = program // n_tiles % n_heads
-    batch = program // n_tiles // n_heads
-    c = scale * LOG2_E
+def query_gradient_kernel(
+        q, k, v, key_mask, out, lse, d_out, delta, dq, scale, n_heads, n_queries, n_keys,
+        GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
+        M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
+    """Writes dq, and delta for the kernel below. One program computes M queries of one head."""
+    tile, head, batch = find_tile(n_queries, n_heads, M)
+    query_start = (tl.cdiv(n_queries, M) - 1 - tile) * M
     queries = query_start + tl.arange(0, M)
-    q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
-    do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
-    o_tile = load_tile(out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
-    lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)         # (M,)
-    delta_row = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)                 # (M,)
-    store_row(delta, batch, head, query_start, n_queries, delta_row, M)
+    offset = n_keys - n_queries
+    positions = queries + offset
+    kv_head = head // GROUP
+    c = scale * LOG2_E
+    q_tile = load_tile(q, batch, head, queries, n_queries, HEAD_DIM, D)
+    do_tile = load_tile(d_out, batch, head, queries, n_queries, HEAD_DIM, D)
+    o_tile = load_tile(out, batch, head, queries, n_queries, HEAD_DIM, D)
+    lse_row = load_row(lse, batch, head, queries, n_queries, float("inf"))        # (M,)
+    delta_row = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)         # (M,)
+    delta_at = locate(delta, batch, head, queries, 0)
+    tl.store(delta_at, delta_row, mask=queries < n_queries)
 
     dq_tile = tl.zeros((M, D), tl.float32)
-    first, edge, end = keys_for(query_start, key_mask, batch, n_queries, n_keys, CAUSAL, M, N)
+    visited = find_keys(query_start + offset, key_mask, batch, n_keys, CAUSAL, M, N)
     for EDGE in tl.static_range(2):
-        for key_start in range(edge if EDGE else first, end if EDGE else edge, N):
-            k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
-            v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, EDGE, HEAD_DIM, D)
+        for key_start in range(visited[EDGE], visited[EDGE + 1], N):
             keys = key_start + tl.arange(0, N)
-            s = load_bias(bias, batch, head, queries[:, None], keys[None, :], n_queries, n_keys,
-                          scale, EDGE)
-            s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")   # (M, N) float32
+            k_tile = load_tile(k, batch, kv_head, keys, n_keys, HEAD_DIM, D)
+            v_tile = load_tile(v, batch, kv_head, keys, n_keys, HEAD_DIM, D)
+            s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")          # (M, N)
             if EDGE:
-                s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys,
-                         CAUSAL, M, N)
+                s = hide(s, positions[:, None], keys[None, :], key_mask, batch, n_keys, CAUSAL)
             p = tl.exp2(c * s - lse_row[:, None])                 # (M, N), the probabilities
             dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")        # (M, N)
             ds = p * (dp - delta_row[:, None])
             dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
-    store_tile(dq, batch, head, query_start, n_queries, dq_tile * scale, M, HEAD_DIM, D)
+    store_tile(dq, batch, head, queries, n_queries, dq_tile * scale, HEAD_DIM, D)
 
 
 # ---- backward, keys (arXiv 2307.08691, algorithm 2) ----
@@ -255,243 +261,130 @@ def query_gradient_kernel(q, k, v, bias, key_mask, out, lse, d_out, delta, dq,
 # Tiles of scores are transposed, (N, M), so that P^T and dS^T are computed as they are needed.
 
 @triton.jit(do_not_specialize=LENGTHS)
-def key_gradients_kernel(q, k, v, bias, key_mask, lse, d_out, delta, dk, dv,
-                         scale, n_kv_heads, n_queries, n_keys,
-                         GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
-                         M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """dk and dv. One program computes N keys of one key head, for all query heads of its group."""
-    n_tiles = tl.cdiv(n_keys, N)
-    program = tl.program_id(0)
-    key_start = program % n_tiles * N       # if causal, the first keys are seen by the most queries
-    kv_head = program // n_tiles % n_kv_heads
-    batch = program // n_tiles // n_kv_heads
+def key_gradients_kernel(
+        q, k, v, key_mask, lse, d_out, delta, dk, dv, scale, n_heads, n_queries, n_keys,
+        GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
+        M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
+    """Writes dk and dv. One program computes N keys of one key head, for all its query heads."""
+    tile, kv_head, batch = find_tile(n_keys, n_heads // GROUP, N)
+    keys = tile * N + tl.arange(0, N)       # if causal, the first keys are seen by the most queries
+    offset = n_keys - n_queries
     c = scale * LOG2_E
-    keys = key_start + tl.arange(0, N)
-    k_tile = load_tile(k, batch, kv_head, key_start, n_keys, N, True, HEAD_DIM, D)
-    v_tile = load_tile(v, batch, kv_head, key_start, n_keys, N, True, HEAD_DIM, D)
+    k_tile = load_tile(k, batch, kv_head, keys, n_keys, HEAD_DIM, D)
+    v_tile = load_tile(v, batch, kv_head, keys, n_keys, HEAD_DIM, D)
 
     first = 0
-    if CAUSAL:                                              # earlier queries see none of these keys
-        first = tl.maximum(key_start - (n_keys - n_queries), 0) // M
-    steps = tl.maximum(tl.cdiv(n_queries, M) - first, 0)
-    if key_mask is not None:
-        seen = load_row(key_mask, batch, 0, key_start, n_keys, 0, N) != 0         # (N,)
-        steps = tl.where(tl.max(seen.to(tl.int32)) > 0, steps, 0)    # all padding: nothing to visit
+    if CAUSAL:                          # earlier queries see none of these keys
+        first = tl.maximum(tile * N - offset, 0) // M
+    steps = tl.cdiv(n_queries, M) - first
+    n_seen = tl.sum(find_seen(key_mask, batch, keys, n_keys).to(tl.int32))
+    if n_seen == 0:                     # all padding: no query to visit
+        steps = 0
     dk_tile = tl.zeros((N, D), tl.float32)
     dv_tile = tl.zeros((N, D), tl.float32)
     for step in range(GROUP * steps):                   # the queries of one head, then of the next
         head = kv_head * GROUP + step // steps
-        query_start = (first + step % steps) * M
-        q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
-        do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
+        queries = (first + step % steps) * M + tl.arange(0, M)
+        positions = queries + offset
+        q_tile = load_tile(q, batch, head, queries, n_queries, HEAD_DIM, D)
+        do_tile = load_tile(d_out, batch, head, queries, n_queries, HEAD_DIM, D)
         # beyond the last query lse reads as +inf, so that p is 0
-        lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)     # (M,)
-        delta_row = load_row(delta, batch, head, query_start, n_queries, 0.0, M)          # (M,)
-        queries = query_start + tl.arange(0, M)
-        s = load_bias(bias, batch, head, queries[None, :], keys[:, None], n_queries, n_keys,
-                      scale, True)
-        s = tl.dot(k_tile, tl.trans(q_tile), s, input_precision="ieee")           # (N, M) float32
-        if CAUSAL:
-            s = tl.where(keys[:, None] <= queries[None, :] + (n_keys - n_queries), s, float("-inf"))
+        lse_row = load_row(lse, batch, head, queries, n_queries, float("inf"))    # (M,)
+        delta_row = load_row(delta, batch, head, queries, n_queries, 0.0)         # (M,)
+        s = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")              # (N, M)
+        s = hide(s, positions[None, :], keys[:, None], key_mask, batch, n_keys, CAUSAL)
         p = tl.exp2(c * s - lse_row[None, :])                     # (N, M)
         dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
         dp = tl.dot(v_tile, tl.trans(do_tile), input_precision="ieee")            # (N, M)
         ds = p * (dp - delta_row[None, :])
         dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
-    if key_mask is not None:              # a key's gradients are a row of their own: hidden at once
-        dk_tile = tl.where(seen[:, None], dk_tile, 0.0)
-        dv_tile = tl.where(seen[:, None], dv_tile, 0.0)
-    store_tile(dk, batch, kv_head, key_start, n_keys, dk_tile * scale, N, HEAD_DIM, D)
-    store_tile(dv, batch, kv_head, key_start, n_keys, dv_tile, N, HEAD_DIM, D)
-
-
-# ---- backward, bias:  dbias = dS, summed over the rows of the batch that share it ----
-
-@triton.jit(do_not_specialize=LENGTHS)
-def bias_gradient_kernel(q, k, v, bias, key_mask, lse, d_out, delta, d_bias,
-                         scale, n_heads, n_queries, n_keys, n_shared,
-                         GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
-                         M: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
-    """d_bias. One program computes M queries and N keys of one head, over n_shared batch rows."""
-    n_columns = tl.cdiv(n_keys, N)
-    n_tiles = tl.cdiv(n_queries, M) * n_columns
-    program = tl.program_id(0)
-    query_start = program % n_tiles // n_columns * M
-    key_start = program % n_columns * N
-    head = program // n_tiles % n_heads
-    bias_row = program // n_tiles // n_heads
-    c = scale * LOG2_E
-    query, key = query_start + tl.arange(0, M)[:, None], key_start + tl.arange(0, N)[None, :]
-    sum_ds = tl.zeros((M, N), tl.float32)
-    for shared in range(n_shared):
-        batch = bias_row * n_shared + shared
-        q_tile = load_tile(q, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
-        k_tile = load_tile(k, batch, head // GROUP, key_start, n_keys, N, True, HEAD_DIM, D)
-        s = load_bias(bias, batch, head, query, key, n_queries, n_keys, scale, True)      # (M, N)
-        s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")           # (M, N) float32
-        s = hide(s, key_mask, batch, query_start, key_start, n_queries, n_keys, CAUSAL, M, N)
-        lse_row = load_row(lse, batch, head, query_start, n_queries, float("inf"), M)     # (M,)
-        p = tl.exp2(c * s - lse_row[:, None])                     # (M, N)
-        do_tile = load_tile(d_out, batch, head, query_start, n_queries, M, True, HEAD_DIM, D)
-        v_tile = load_tile(v, batch, head // GROUP, key_start, n_keys, N, True, HEAD_DIM, D)
-        dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")            # (M, N)
-        delta_row = load_row(delta, batch, head, query_start, n_queries, 0.0, M)          # (M,)
-        sum_ds += p * (dp - delta_row[:, None])
-    at = plane(d_bias, bias_row, head) + query * d_bias.row + key * d_bias.column
-    tl.store(at, sum_ds, mask=(query < n_queries) & (key < n_keys))
+    store_tile(dk, batch, kv_head, keys, n_keys, dk_tile * scale, HEAD_DIM, D)
+    store_tile(dv, batch, kv_head, keys, n_keys, dv_tile, HEAD_DIM, D)
 
 
 # ---- launching ----
 
-class Tiles(NamedTuple):
-    queries: int                        # M
-    keys: int                           # N
-    warps: int                          # on Hopper 4 of them share matrix instructions on 64 rows
-    stages: int                         # tiles on their way from memory while one is worked on
-
-
-KERNELS = (forward_kernel, query_gradient_kernel, key_gradients_kernel, bias_gradient_kernel)
-# For each head size, up to the one given: the tiles of the forward kernel for at most 16 queries,
-# then those of the four KERNELS. They are the largest of a few sensible ones whose sums stay in
-# registers (tests/parity/test_triton_compiled.py: none is spilled). A thread has 255 of them. The
-# sums of a tile, in float32, take M * D / threads, scores M * N / threads, dk and dv twice that.
-# Hopper's matrix instructions read both operands from shared memory, Ampere's from registers: its
-# tiles are smaller, and fit into the 99 KB of shared memory of consumer GPUs, too. float32 has no
-# exact matrix instruction, only multiply-adds: 16 x 16. For a tile of bias see `tiles_for`.
-TILES = {
-    "hopper": {
-        64: ((16, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3), (64, 128, 8, 3), (64, 32, 4, 2)),
-        128: ((16, 32, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2), (64, 32, 8, 1)),
-        256: ((16, 64, 4, 2), (64, 32, 8, 2), (64, 16, 4, 2), (16, 32, 8, 2), (16, 16, 4, 1))},
-    "ampere": {
-        64: ((16, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 128, 8, 3), (64, 32, 4, 2)),
-        128: ((16, 32, 4, 3), (128, 32, 8, 3), (128, 32, 8, 3), (16, 128, 8, 3), (64, 32, 8, 1)),
-        256: ((16, 64, 4, 2), (64, 16, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2), (16, 16, 4, 1))},
-    "float32": {
-        64: ((16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 2)),
-        128: ((16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 2)),
-        256: ((16, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 2), (16, 16, 8, 1), (16, 16, 8, 2))}}
-
-
-def tiles_for(kernel, generation, head_dim, n_queries, biased) -> Tiles:
-    """The tiles of a kernel. A tile of bias takes as many registers as a head twice as wide."""
-    width = max(64, triton.next_power_of_2(head_dim))
-    if biased and generation != "float32" and kernel is not bias_gradient_kernel:
-        width = min(2 * width, MAX_HEAD_DIM)
-    few_queries = kernel is forward_kernel and n_queries <= 16    # decoding: one group of heads
-    column = 0 if few_queries else 1 + KERNELS.index(kernel)
-    return Tiles(*TILES[generation][width][column])
-
-
-def generation_of(q):
-    """The rows of TILES that serve q, by its dtype and GPU; for the interpreter Hopper's."""
-    if q.is_cuda and q.dtype == torch.float32:
-        return "float32"
-    hopper = not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] in (9, 10)
-    return "hopper" if hopper else "ampere"
-
-
-def plan(kernel, q, k, bias, causal):
-    """-> the Tiles of a kernel for these tensors, and all that it is compiled for."""
-    n_heads, n_queries, head_dim = q.shape[1:]
-    tiles = tiles_for(kernel, generation_of(q), head_dim, n_queries, bias is not None)
-    return tiles, dict(
-        GROUP=n_heads // k.shape[1], CAUSAL=causal, HEAD_DIM=head_dim,
-        M=tiles.queries, N=tiles.keys, D=max(16, triton.next_power_of_2(head_dim)),
-        num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
+def choose_tiles(kernel, q, biased):
+    """-> (M, N, warps): tiles that spill no register on Ampere or Hopper and fit into the 99 KB of
+    shared memory of consumer GPUs. tests/parity/test_triton_compiled.py compiles them.
+    """
+    if q.dtype == torch.float32 and q.device.type != "cpu":
+        return 16, 16, 4                # no exact matrix instruction exists: multiply-adds only
+    # A program keeps 128 rows of its own, 16 for each warp, and visits 64 at a time; or 32, where a
+    # wide head meets a tile of bias or the further tiles of the backward pass.
+    plain = kernel is forward_kernel and not biased
+    visited = 64 if plain or q.shape[3] <= 64 else 32
+    if kernel is key_gradients_kernel:
+        return visited, 128, 8
+    if kernel is forward_kernel and q.shape[2] <= 32:
+        return 32, visited, 4           # decoding
+    return 128, visited, 8
 
 
 def strided(x):
     """x as a kernel gets it. A dimension of size 1 has stride 0: all indices read one entry."""
     if x is None:
         return None
-    return Strided(x, *(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride())))
+    strides = [0 if size == 1 else stride for size, stride in zip(x.shape, x.stride())]
+    return Strided(x, *strides)
 
 
-def run_forward(q, k, v, bias, key_mask, scale, causal, keep_lse):
-    """-> out (B, H, Tq, Dh) in q's memory layout; lse (B, H, Tq, 1) or None."""
-    batch, n_heads, n_queries, _ = q.shape
-    out = torch.empty_like(q)
-    lse = q.new_empty((batch, n_heads, n_queries, 1), dtype=torch.float32) if keep_lse else None
-    tiles, options = plan(forward_kernel, q, k, bias, causal)
-    with torch.cuda.device_of(q):
-        forward_kernel[(batch * n_heads * triton.cdiv(n_queries, tiles.queries),)](
-            *map(strided, (q, k, v, bias, key_mask, out, lse)),
-            scale, n_heads, n_queries, k.shape[2], **options)
-    return out, lse
-
-
-def run_backward(q, k, v, bias, key_mask, out, lse, d_out, scale, causal, needed):
-    """-> dq, dk, dv, dbias. needed: four bools, for which of them; the first is computed anyway."""
-    batch, n_heads, n_queries, _ = q.shape
+def launch(kernel, tensors, scale, causal, biased=False):
+    """Runs a kernel on its tensors, which begin with q and k."""
+    q, k = tensors[:2]
+    batch, n_heads, n_queries, head_dim = q.shape
     n_kv_heads, n_keys = k.shape[1:3]
-    dq, delta = torch.empty_like(q), torch.empty_like(lse)
-    dk = dv = d_bias = None
+    M, N, warps = choose_tiles(kernel, q, biased)
+    if kernel is key_gradients_kernel:
+        n_programs = batch * n_kv_heads * triton.cdiv(n_keys, N)
+    else:
+        n_programs = batch * n_heads * triton.cdiv(n_queries, M)
     with torch.cuda.device_of(q):
-        tiles, options = plan(query_gradient_kernel, q, k, bias, causal)
-        query_gradient_kernel[(batch * n_heads * triton.cdiv(n_queries, tiles.queries),)](
-            *map(strided, (q, k, v, bias, key_mask, out, lse, d_out, delta, dq)),
-            scale, n_heads, n_queries, n_keys, **options)
-        if needed[1] or needed[2]:
-            dk, dv = torch.empty_like(k), torch.empty_like(v)
-            tiles, options = plan(key_gradients_kernel, q, k, bias, causal)
-            key_gradients_kernel[(batch * n_kv_heads * triton.cdiv(n_keys, tiles.keys),)](
-                *map(strided, (q, k, v, bias, key_mask, lse, d_out, delta, dk, dv)),
-                scale, n_kv_heads, n_queries, n_keys, **options)
-        if needed[3]:
-            d_bias = torch.empty_like(bias)
-            tiles, options = plan(bias_gradient_kernel, q, k, bias, causal)
-            n_tiles = triton.cdiv(n_queries, tiles.queries) * triton.cdiv(n_keys, tiles.keys)
-            bias_gradient_kernel[(bias.shape[0] * n_heads * n_tiles,)](
-                *map(strided, (q, k, v, bias, key_mask, lse, d_out, delta, d_bias)),
-                scale, n_heads, n_queries, n_keys, batch // bias.shape[0], **options)
-    return dq, dk, dv, d_bias
+        kernel[(n_programs,)](
+            *map(strided, tensors), scale, n_heads, n_queries, n_keys,
+            GROUP=n_heads // n_kv_heads, CAUSAL=causal, HEAD_DIM=head_dim,
+            M=M, N=N, D=max(16, triton.next_power_of_2(head_dim)),
+            num_warps=warps, num_stages=2, enable_fp_fusion=True)
 
 
 class FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, bias, key_mask, scale, causal):
-        out, lse = run_forward(q, k, v, bias, key_mask, scale, causal, keep_lse=True)
-        ctx.save_for_backward(q, k, v, bias, key_mask, out, lse)
-        ctx.scale, ctx.causal = scale, causal
+        out = torch.empty_like(q)                                 # in q's memory layout
+        lse = q.new_empty((*q.shape[:3], 1), dtype=torch.float32)
+        tensors = q, k, v, bias, key_mask, out, lse
+        launch(forward_kernel, tensors, scale, causal, biased=bias is not None)
+        ctx.save_for_backward(q, k, v, key_mask, out, lse)
+        ctx.options = scale, causal
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out):
-        grads = run_backward(*ctx.saved_tensors, d_out, ctx.scale, ctx.causal, ctx.needs_input_grad)
-        return *grads, None, None, None
+        q, k, v, key_mask, out, lse = ctx.saved_tensors
+        dq, dk, dv = map(torch.empty_like, (q, k, v))
+        delta = torch.empty_like(lse)
+        launch(query_gradient_kernel, (q, k, v, key_mask, out, lse, d_out, delta, dq), *ctx.options)
+        launch(key_gradients_kernel, (q, k, v, key_mask, lse, d_out, delta, dk, dv), *ctx.options)
+        return dq, dk, dv, None, None, None, None
 
 
 def fused_attention(q, k, v, *, scale, causal=False, key_mask=None, bias=None):
-    """`layers.attend` in one pass, with the same shapes, any strides, and heads up to 256 wide.
+    """`layers.attend` in one pass, with the same shapes, any strides, and heads up to 128 wide.
 
-    q, k and v are all float32, float16 or bfloat16. ValueError for what the kernels do not take.
-    Where no input needs a gradient, nothing is kept for a backward pass.
+    q, k and v are all float32, float16 or bfloat16. Raises ValueError for what the kernels do not
+    take, such as a bias where gradients are needed.
     """
-    if not q.is_cuda and not triton.knobs.runtime.interpret:
-        raise ValueError("the Triton kernels run on a GPU, or with TRITON_INTERPRET=1 (slowly) on "
-                         "the CPU")
-    given = [x for x in (q, k, v, bias) if x is not None]
-    if max(x.shape[2] * x.stride(2) for x in given) >= 2 ** 31:
-        raise ValueError("one head of a tensor spans 2^31 elements or more: the kernels count them "
-                         "in 32 bits")
     one_dtype = q.dtype in DTYPES and q.dtype == k.dtype == v.dtype
     if not one_dtype or q.shape[3] > MAX_HEAD_DIM or scale <= 0:
         raise ValueError(f"fused attention takes heads up to {MAX_HEAD_DIM} wide of one dtype, "
                          f"float32, float16 or bfloat16, and a scale > 0; not {q.shape[3]}, "
                          f"{q.dtype}, {k.dtype}, {v.dtype}, {scale}")
-    n_kv_heads = k.shape[1]
+    given = [x for x in (q, k, v, bias) if x is not None]
+    if max(x.shape[2] * x.stride(2) for x in given) >= 2 ** 31:
+        raise ValueError("one head of a tensor spans 2^31 elements, too many for 32-bit offsets")
+    if bias is not None and torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        raise ValueError("the kernels compute no gradients for attention with a bias")
     if key_mask is not None:
         key_mask = key_mask[:, None, :, None]                     # (B, 1, Tk, 1)
-    one_query = q.shape[2] == 1
-    if one_query:                                     # heads that share keys are the rows of a tile
-        causal = False
-        q = q.squeeze(2).unflatten(1, (n_kv_heads, -1))           # (B, Hkv, H / Hkv, Dh)
-        if bias is not None:
-            bias = bias.squeeze(2).unflatten(1, (n_kv_heads, -1))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        out = FusedAttention.apply(q, k, v, bias, key_mask, scale, causal)
-    else:
-        out, _ = run_forward(q, k, v, bias, key_mask, scale, causal, keep_lse=False)
-    return out.flatten(1, 2).unsqueeze(2) if one_query else out
+    return FusedAttention.apply(q, k, v, bias, key_mask, scale, causal)

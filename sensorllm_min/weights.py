@@ -1,8 +1,8 @@
 """Public weights -> our modules: safetensors files, two tables of names, nothing left over.
 
-A safetensors file is mapped, not read: a tensor that keeps its dtype is a view of the file, so a
-model never stands in memory twice, and processes on one machine share the pages. Nothing here can
-run code (no pickle).
+A safetensors file is memory-mapped: a tensor that keeps its dtype is a view of the file, so a model
+is never in memory twice, and processes on one machine share the pages. Nothing here can run code
+(no pickle).
 """
 import re
 from pathlib import Path
@@ -16,8 +16,7 @@ from .files import InputError, brief, read_json, understanding
 from .llama import Llama
 from .t5_encoder import T5Encoder
 
-# A name in the checkpoint (regular expression) -> the name in our module. None: known, but not
-# needed.
+# A name in the checkpoint (regular expression) -> the name in our module; None: not needed.
 LLAMA_NAMES = {
     r"model\.embed_tokens\.weight": "embed_tokens.weight",
     r"model\.layers\.(\d+)\.self_attn\.([qkvo]_proj)\.weight": r"layers.\1.attn.\2.weight",
@@ -47,7 +46,7 @@ T5_NAMES = {
 
 
 def open_safetensors(path):
-    """safe_open, with an InputError where the file is missing, truncated or malformed."""
+    """safe_open; raises an InputError if the file is missing, truncated or malformed."""
     try:
         return safe_open(path, framework="pt")
     except OSError:
@@ -58,7 +57,7 @@ def open_safetensors(path):
 
 
 def safetensors_files(directory):
-    """The weight files of a model directory: `model.safetensors`, or the shards of its index."""
+    """The weight files of a directory: `model.safetensors`, or the shards that its index names."""
     directory = Path(directory)
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.exists():
@@ -79,7 +78,7 @@ def safetensors_files(directory):
 
 
 def rename_tensors(directory, names, dtype):
-    """All tensors of a directory under our names -> (dict, the names that `names` lacks)."""
+    """All tensors of a directory under our names -> (dict, the names missing in `names`)."""
     tensors, unknown = {}, []
     for path in safetensors_files(directory):
         with open_safetensors(path) as file, understanding(path):
@@ -99,20 +98,20 @@ def rename_tensors(directory, names, dtype):
 
 
 class Unfilled(TorchFunctionMode):
-    """Modules made in this context take no memory and no time: they are not initialised."""
+    """Modules made in this context are not initialised, which saves time."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        # on the meta device an initialisation would import half a compiler
+        # on the meta device, initialisation would import a compiler
         if getattr(function, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return function(*args, **kwargs)
 
 
 def load_strictly(module, tensors, unknown, where):
-    """Makes `tensors` the parameters of `module`, on the meta device until now.
+    """Makes `tensors` the parameters of `module`, which was built on the meta device.
 
-    InputError where one is missing, left over, or of another shape.
+    Raises an InputError if a tensor is missing, unused, or of another shape.
     """
     wanted = {name: parameter.shape for name, parameter in module.named_parameters()}
     missing = sorted(wanted.keys() - tensors.keys())
@@ -130,11 +129,11 @@ def load_strictly(module, tensors, unknown, where):
 
 
 def load_llama(directory, dtype=None) -> Llama:
-    """The model of a LLaMA-family directory; dtype None keeps what is on disk."""
+    """The model of a LLaMA-family directory; dtype None keeps the stored one."""
     config = read_llama_config(directory)
     tensors, unknown = rename_tensors(directory, LLAMA_NAMES, dtype)
     if config.tie_embeddings:
-        tensors.pop("lm_head.weight", None)                     # some files hold the tied copy, too
+        tensors.pop("lm_head.weight", None)                     # some files also store the copy
     with torch.device("meta"), Unfilled():
         model = Llama(config)
     return load_strictly(model, tensors, unknown, directory)

@@ -12,9 +12,7 @@ import shutil
 import traceback
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from helpers import digest
@@ -24,7 +22,6 @@ from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.own import read_log
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
-from sensorllm_min.evaluation.predict import write_as_they_come
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import load_text_tokenizer, read_chat_template
 from sensorllm_min.training.checkpoint import load_checkpoint
@@ -79,26 +76,9 @@ def read_question(folder):
     return read_log(folder / "my.csv", DATASETS["demo"], Counter()).samples.tolist(), []
 
 
-def read_partial(folder):
-    records = [{"window": i, "subject": 1 + i % 2, "label": i % 3} for i in range(20)]
-    data = SimpleNamespace(dataset=SimpleNamespace(classes=("a", "b", "c")))
-    examples = SimpleNamespace(kind="har", data=data, records=records, index=np.arange(20), sizes=np.arange(20))
-
-    class Twenty(SimpleNamespace):
-        def __len__(self):
-            return 20
-
-    def answers(positions):
-        for i in positions:
-            yield records[i] | {"predicted": int(i) % 3, "probabilities": [0.2, 0.3, 0.5], "loss": 0.5}
-
-    found = write_as_they_come(folder / "x.jsonl", {"seed": 0}, Twenty(**vars(examples)), answers, lambda line: None)
-    return sorted(found, key=lambda record: record["window"]), []
-
-
 READERS = {
     "prepared": read_prepared, "model": read_model, "checkpoint": read_checkpoint, "archive": read_archive,
-    "question": read_question, "partial": read_partial,
+    "question": read_question,
     **{name: read_raw(name) for name in ("own", "mhealth", "pamap2", "usc-had", "uci-har", "capture24")}}
 
 
@@ -177,7 +157,6 @@ def change_header(content, rng):
 STRUCTURE = (truncate, be_another_file)
 MUTATIONS = {
     ".json": (*STRUCTURE, change_json, change_json, change_json), ".jsonl": (*STRUCTURE, insert_noise, change_json_line, change_json_line),
-    ".partial": (*STRUCTURE, insert_noise, change_json_line, change_json_line),
     ".csv": (*STRUCTURE, change_table, change_table), ".txt": (*STRUCTURE, change_table), ".log": (*STRUCTURE, change_table),
     ".dat": (*STRUCTURE, change_table), ".npy": (*STRUCTURE, change_header), ".safetensors": (*STRUCTURE, change_header, insert_noise),
     ".zip": (*STRUCTURE, insert_noise), ".mat": STRUCTURE, ".gz": (*STRUCTURE, insert_noise), ".model": STRUCTURE}

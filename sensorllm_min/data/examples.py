@@ -31,23 +31,23 @@ class PromptFormat:
                    recipe.answer)
 
     def check_length(self, samples, title):
-        """InputError, which names the window, where the encoder cannot take this many samples."""
+        """Raises an InputError that names the window if it is too long for the encoder."""
         if len(samples) > self.context_length:
             raise InputError(f"{title}: {len(samples)} samples, the encoder's context holds "
                              f"{self.context_length}")
 
 
 class Examples:
-    """The examples of one split, made when asked for.
+    """The examples of one split, made when they are indexed.
 
-    limit: a seeded sample of this many of them, in their order; None: all. The longest ones are
-    made at once, so that a window that does not fit is found before the run. InputError for one.
-    degrees: in training, how far a window's sensors turn at most, in each epoch anew.
+    limit: a seeded sample of this many of them, in their order; None: all. degrees: maximum random
+    rotation of a window's sensors in training, redrawn every epoch. The longest examples are made
+    at once, so that a window that does not fit raises its InputError before the run.
     """
     degrees = 0.0
     epoch = 0
-    kind: str                           # of the files that hold the records
-    called: str                         # in what is printed
+    kind: str                           # of records: "align" or "har"
+    called: str                         # what printed lines call an example
 
     def __init__(self, data: PreparedData, split: str, prompts: PromptFormat, limit=None, seed=0):
         self.data, self.prompts, self.seed = data, prompts, seed
@@ -73,11 +73,11 @@ class Examples:
     def __getitem__(self, i) -> Example:
         index = int(self.index[i])
         record = self.records[index]
-        with understanding(self.records.place(index)):
+        with understanding(self.records.where(index)):
             window = self.data.window(record)
             if self.degrees:
                 rng = np.random.default_rng([self.seed, self.epoch, index])
-                window = turned(window, rotations(self.data.dataset), self.degrees, rng)
+                window = rotate_sensors(window, rotations(self.data.dataset), self.degrees, rng)
             example = self.make(record, window)
         example.index = index
         length = len(example.prompt) + len(example.answer)
@@ -90,14 +90,14 @@ class Examples:
         return example
 
 
-def turned(window, places, degrees, rng):
-    """A window (S, C) whose sensors are worn differently: each place turned by up to `degrees`.
+def rotate_sensors(window, units, degrees, rng):
+    """A window (S, C) as if its sensors were worn differently, each unit turned by up to `degrees`.
 
-    The axis is uniform on the sphere, the angle uniform from 0 (Rodrigues' formula). places: of
-    `rotations`; the other channels stay as they are.
+    units: the channels that turn together, see sensors.rotations; other channels stay as they are.
+    The axis is uniform on the sphere, the angle uniform from 0 (Rodrigues' formula).
     """
-    window = window.astype(np.float64)                            # a copy
-    for triples in places:
+    window = window.astype(np.float64)
+    for triples in units:
         x, y, z = axis = rng.normal(size=3)
         cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) / np.linalg.norm(axis)
         angle = np.deg2rad(rng.uniform(0, degrees))
@@ -107,26 +107,26 @@ def turned(window, places, degrees, rng):
     return window
 
 
-def marked(channel, n_samples):
-    """A channel in the prompt: a <ts> for each sample and one for the end, between its markers."""
+def placeholders(channel, n_samples):
+    """A channel in the prompt: <ts> for each sample and for the end, between its markers."""
     return channel.start + SENSOR * (n_samples + 1) + channel.end
 
 
 def align_prompt(prompts, channel, n_samples, rate, question):
     """Stage 1: the ids of a question about one channel."""
     system = system_prompt(n_samples, rate)
-    return prompts.tokenizer.chat(system, marked(channel, n_samples) + question)
+    return prompts.tokenizer.chat(system, placeholders(channel, n_samples) + question)
 
 
 def har_prompt(prompts, window, dataset):
     """Stage 2: the ids of all channels of a window (S, C) and a text about them.
 
-    An answer in words comes in a dialogue, as in stage 1; for a class head there is none.
+    A model that answers in words gets a dialogue, as in stage 1; a class head gets the text.
     """
     user = ""
     for channel in dataset.channels:
         name = f"{channel.spoken}: " if prompts.channel_names else ""
-        user += name + marked(channel, len(window)) + "\n"
+        user += name + placeholders(channel, len(window)) + "\n"
     if prompts.text:
         user += "\n" + har_text(window, dataset, prompts.text)
     tokenizer = prompts.tokenizer
@@ -165,11 +165,11 @@ class HarExamples(Examples):
 
 
 def sample_texts(data):
-    """About 2000 pairs of stage 1 and 100 texts of stage 2, to train a small tokenizer on."""
+    """About 2000 pairs of stage 1 and 100 texts of stage 2: what a small tokenizer trains on."""
     pairs, windows = data.records("align", "train"), data.records("har", "train")
     for i in range(0, len(pairs), len(pairs) // 2000 + 1):
         pair = pairs[i]
         yield system_prompt(pair["length"], data.dataset.rate) + pair["question"] + pair["answer"]
-    parts = [part for part in HAR_TEXTS if part != "smry3"]       # the words of smry again
+    parts = [part for part in HAR_TEXTS if part != "smry3"]       # it repeats the words of smry
     for i in range(0, len(windows), len(windows) // 100 + 1):
         yield "\n" + har_text(data.window(windows[i]), data.dataset, parts)

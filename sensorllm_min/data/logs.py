@@ -1,16 +1,25 @@
 """Logs -> continuous recordings: one subject, one activity, no gap.
 
-A log runs on through activities, and samples of it are missing: NaN, or a time stamp that jumps.
-Gaps of up to GAP seconds are interpolated; at a longer one the recording ends, and another begins
-after it.
+A log runs on through activities, and samples of it may be missing: NaN, or a time that jumps. Gaps
+of up to GAP seconds are interpolated; a longer one ends the recording, and another begins after it.
 """
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
 GAP = 0.1                               # seconds; shorter than any movement that a text describes
+
+
+@dataclass
+class Log:
+    """Rows of samples with their times."""
+    samples: np.ndarray                 # (N, C), NaN where one is missing
+    labels: np.ndarray                  # (N,) index into the classes, -1 for no activity
+    seconds: np.ndarray                 # (N,) from the first row
+    rate: float                         # Hz, of the grid that `put_on_grid` puts the rows on
 
 
 @dataclass
@@ -21,24 +30,62 @@ class Recording:
     source: str                         # the raw file that it comes from
 
 
-def put_on_grid(samples, labels, seconds, rate, counts):
-    """Inserts rows where time stamps (N,) skip samples -> samples, labels.
+def steady_log(samples, labels, rate):
+    """The Log of rows (N, C) that come at the rate, without times of their own."""
+    return Log(samples, labels, np.arange(len(samples)) / rate, rate)
 
-    For a skip of up to GAP, these are as many NaN rows as are missing. For a longer one, or a clock
-    that is set back, it is one row without a label, which ends the recording.
+
+def longest_step(rate):
+    """The samples from one to the next, at the rate, that GAP allows."""
+    return int(GAP * rate) + 1
+
+
+def put_on_grid(log, counts) -> Log:
+    """A Log with rows at any times -> one with a row every 1 / rate seconds.
+
+    Channels are interpolated across gaps of up to GAP and are NaN in longer ones. Where the clock
+    jumps by more than GAP, or back, stands one row of NaN (its time, too) without a label.
     """
-    if not np.isfinite(seconds).all() or len(seconds) > 1 and not (np.diff(seconds) > 0).any():
-        raise ValueError("a time stamp is missing, or the clock stands still")
-    steps = np.rint(np.diff(seconds) * rate)
-    long = (steps < 0) | (steps > int(GAP * rate) + 1)
-    within_activity = (labels[1:] == labels[:-1]) & (labels[1:] >= 0)
-    counts["recordings split at a gap"] += int((long & within_activity).sum())
-    skips = np.flatnonzero(long | (steps > 1))
-    missing = np.where(long[skips], 1, steps[skips] - 1).astype(int)
-    index = np.repeat(skips + 1, missing)
-    new_labels = np.where(long[skips], -1, labels[skips])
-    return (np.insert(samples, index, np.nan, axis=0),
-            np.insert(labels, index, np.repeat(new_labels, missing)))
+    if not len(log.samples):
+        return log
+    steps = np.rint(np.diff(log.seconds) * log.rate)
+    jumps = (steps < 0) | (steps > longest_step(log.rate))
+    within_activity = (log.labels[1:] == log.labels[:-1]) & (log.labels[1:] >= 0)
+    counts["recordings split at a gap"] += int((jumps & within_activity).sum())
+    gap = np.full_like(log.samples[:1], np.nan), np.array([-1]), np.array([np.nan])
+    pieces = []                                                   # (samples, labels, seconds) each
+    for start, end in pairwise([0, *(np.flatnonzero(jumps) + 1), len(log.seconds)]):
+        rows = slice(start, end)
+        piece = interpolate(log.samples[rows], log.labels[rows], log.seconds[rows], log.rate,
+                            counts)
+        pieces += [piece, gap]
+    samples, labels, seconds = map(np.concatenate, zip(*pieces[:-1]))
+    return Log(samples, labels, seconds, log.rate)
+
+
+def interpolate(samples, labels, seconds, rate, counts):
+    """`put_on_grid` for rows without a jump of the clock -> samples, labels, seconds."""
+    nearest = seconds[0] + np.rint((seconds - seconds[0]) * rate) / rate  # of the grid's times
+    seconds = np.where(abs(seconds - nearest) < 1e-3 / rate, nearest, seconds)
+    n_rows = int((seconds[-1] - seconds[0]) * rate + 1e-3) + 1
+    grid = seconds[0] + np.arange(n_rows) / rate
+    placed = np.full_like(samples, np.nan, shape=(n_rows, samples.shape[1]))
+    filled = np.zeros(n_rows, bool)
+    rises = np.diff(np.maximum.accumulate(seconds), prepend=-np.inf) > 0  # of equal times the first
+    for column, channel in enumerate(samples.T):
+        good = rises & np.isfinite(channel)
+        times = seconds[good]
+        if not len(times):
+            continue
+        placed[:, column] = np.interp(grid, times, channel[good], left=np.nan, right=np.nan)
+        before = np.searchsorted(times, grid, "right").clip(1) - 1
+        after = np.searchsorted(times, grid).clip(max=len(times) - 1)
+        steps = np.rint((times[after] - times[before]) * rate)    # 0 at a sample
+        placed[steps > longest_step(rate), column] = np.nan
+        filled |= steps > 1
+    counts["samples interpolated"] += int((filled & np.isfinite(placed).all(1)).sum())
+    nearest_row = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, grid - 1e-9)
+    return placed, labels[nearest_row], grid
 
 
 def runs(values):
@@ -48,32 +95,13 @@ def runs(values):
     return zip(np.concatenate([starts, edges]).astype(int), np.concatenate([edges, [len(values)]]))
 
 
-def split_at_gaps(samples, rate, counts):
-    """Samples (N, C) of one activity -> (start, samples) of stretches without missing samples.
-
-    Short gaps are interpolated; what is interpolated, dropped and split is counted.
-    """
-    missing = ~np.isfinite(samples).all(1)                        # (N,)
-    if not missing.any():
-        yield 0, samples
-        return
-    samples, n = samples.copy(), len(samples)
-    keep = np.ones(n, dtype=bool)
-    for start, end in runs(missing):
-        at_end = start == 0 or end == n
-        if missing[start] and (at_end or end - start > int(GAP * rate)):
-            keep[start:end] = False
-            counts["samples lost at ends and in long gaps"] += int(end - start)
-            counts["recordings split at a gap"] += int(not at_end)
-    counts["samples interpolated"] += int((missing & keep).sum())
-    for channel in samples.T:                                     # a view: filled in place
-        bad = ~np.isfinite(channel)
-        if not bad.all():
-            good = np.flatnonzero(~bad)
-            channel[bad] = np.interp(np.flatnonzero(bad), good, channel[good])
-    for start, end in runs(keep):
-        if keep[start]:
-            yield int(start), samples[start:end]
+def stretches(samples, counts):
+    """[(start, end)] of the rows (N, C) between gaps; what is lost and split is counted."""
+    complete = np.isfinite(samples).all(1)                        # (N,)
+    found = [(start, end) for start, end in runs(complete) if complete[start]]
+    counts["samples lost at ends and in long gaps"] += int((~complete).sum())
+    counts["recordings split at a gap"] += max(len(found) - 1, 0)
+    return found
 
 
 def resample(samples, raw_rate, rate):
@@ -81,7 +109,7 @@ def resample(samples, raw_rate, rate):
 
     Straight lines, and so rest, stay as they are, up to both ends.
     """
-    if raw_rate in (None, rate) or len(samples) < 2:              # one sample makes no line
+    if raw_rate == rate or len(samples) < 2:                      # one sample makes no line
         return samples.astype(np.float32)
     from scipy.signal import resample_poly
     samples = samples.astype(np.float64)
@@ -90,14 +118,14 @@ def resample(samples, raw_rate, rate):
     return resampled.astype(np.float32)
 
 
-def cut_log(subject, samples, labels, dataset, source, counts):
-    """A log (N, C) with a label per sample, -1 for none -> Recordings at the dataset's rate."""
-    if not len(samples):
+def cut_log(subject, log, rate, source, counts):
+    """A subject's Log -> yields its Recordings at the rate."""
+    if not len(log.samples):
         counts["recordings without a sample"] += 1
-    for start, end in runs(labels):
-        if labels[start] < 0:
+    log = put_on_grid(log, counts)
+    for first, last in runs(log.labels):
+        if log.labels[first] < 0:
             continue
-        rate = dataset.raw_rate or dataset.rate
-        for _, stretch in split_at_gaps(samples[start:end], rate, counts):
-            resampled = resample(stretch, dataset.raw_rate, dataset.rate)
-            yield Recording(subject, int(labels[start]), resampled, source)
+        for start, end in stretches(log.samples[first:last], counts):
+            samples = resample(log.samples[first + start:first + end], log.rate, rate)
+            yield Recording(subject, int(log.labels[first]), samples, source)

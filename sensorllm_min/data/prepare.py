@@ -1,14 +1,13 @@
 """Recordings -> a prepared dataset: plain files that a text editor and one line of numpy can open.
 
-    meta.json              what this is: version, dataset, seed, counts
+    meta.json              version, dataset, seed, counts
     samples/SUBJECT.npy    (N, C) float32: a subject's recordings one after another
     recordings.jsonl       subject, activity, start, length, source: each recording in its .npy
     har_SPLIT.jsonl        stage-2 windows: subject, start, length, label
     align_SPLIT.jsonl      stage-1 pairs: subject, start, length, channel, question, answer
 
-The same seed gives the same bytes on any number of workers: each part of the raw files (see
-`recordings.py`) is prepared alone in a folder of its own, and the parts are merged in order at the
-end. A run takes over the parts that an interrupted one finished.
+The raw files come in parts (see `recordings.py`). Several processes may prepare them, but the
+results are written in the order of the parts, so the same seed always gives the same bytes.
 """
 import json
 import multiprocessing
@@ -19,28 +18,64 @@ import signal
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import groupby, product
+from dataclasses import dataclass, replace
+from itertools import groupby, repeat
 from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, brief, locked, read_json, write_json
-from .own import passed_over
+from ..files import InputError, locked, read_json, write_json
+from .own import name_left_out, own_dataset
 from .prepared import VERSION
 from .recordings import READERS
-from .sensors import DatasetInfo, choose_dataset, own_description
+from .sensors import DATASETS, DatasetInfo, at_rate, own_description
 from .texts import align_pair, pair_rng, trend_line
 
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that determines what is prepared from the raw files."""
+    name: str                           # of the prepared dataset
+    dataset: DatasetInfo
+    seed: int
+    reader: str                         # of recordings.READERS
+
+    def rng(self, *key):
+        """A generator that depends only on the seed and the key."""
+        return np.random.default_rng([self.seed, *" ".join(map(str, key)).encode()])
+
+
+def make_job(name, raw, seed=0, rate=None, longest=None, **changes):
+    """The Job for a dataset of the table, or for RAW/dataset.json if name is "own".
+
+    rate: Hz, as for `at_rate`; longest: samples of the longest stage-1 window; changes: smooth,
+    band and answer of the DatasetInfo. None leaves a value as it is. InputError for a value that
+    does not fit.
+    """
+    reader = name
+    name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
+    if rate is not None:
+        name, dataset = at_rate(name, dataset, rate)
+    if longest is not None:
+        changes["align_lengths"] = min(dataset.align_lengths[0], longest), longest
+    given = {key: value for key, value in changes.items() if value is not None}
+    dataset = replace(dataset, **given)
+    if dataset.band >= 1:
+        raise InputError(f"--band {dataset.band:g}: no trend spans more than a window's range; "
+                         "give a fraction below 1")
+    return Job(name, dataset, seed, reader)
+
+
+# ---- windows ----
 
 def strided_windows(n_samples, window, stride):
     """Starts of a recording's windows: all that fit at the stride, and one flush with its end.
 
     Window and stride may be fractions of samples, where the rate was changed: starts are rounded,
-    so that a recording gives as many windows as at the old rate. (Where a fraction of a sample is
-    left over, it gives none for that; and one a fraction short of a window still gives one.)
+    so that a recording gives as many windows as at the old rate. (Less than one sample left over
+    gives no window of its own, and a recording a fraction short of a window still gives one.)
     """
     room = n_samples - window
     last = n_samples - round(window)
@@ -61,131 +96,93 @@ def random_windows(n_samples, shortest, longest, rng):
     return windows
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that decides what becomes of the raw files."""
-    name: str
-    dataset: DatasetInfo
-    seed: int
-    answer_kinds: tuple
-    lengths: tuple                      # samples of a stage-1 window: shortest, longest
-    reader: str                         # of recordings.READERS
+# ---- from a subject's recordings to lines ----
 
-    @property
-    def files(self):
-        windows = product(("har", "align"), self.dataset.splits)
-        return ["recordings", *map("_".join, windows)]
-
-    def rng(self, *key):
-        """A generator that depends on the seed and the key alone."""
-        return np.random.default_rng([self.seed, *" ".join(map(str, key)).encode()])
+@dataclass
+class PreparedSubject:
+    """What the files hold of one subject."""
+    subject: int | str
+    samples: np.ndarray                 # (N, C) float32
+    lines: dict                         # {file without its ending: lines of JSON}
+    counts: dict                        # as in meta.json
+    tally: Counter                      # of windows: see `prepare_subject`
 
 
-def make_job(name, dataset, seed=0, answer_kinds=None, longest=None, reader=None):
-    """A Job with these settings; None stands for the dataset's own."""
-    shortest, usual = dataset.align_lengths
-    longest = longest or usual
-    lengths = min(shortest, longest), longest
-    kinds = tuple(answer_kinds or dataset.answer)
-    return Job(name, dataset, seed, kinds, lengths, reader or name)
+def cut_windows(job, kind, recording, index):
+    """Windows (start, length) of a subject's recording `index`: "har" (stage 2), "align" (stage 1).
+
+    Stage 1 cuts the recordings of training subjects twice, at other lengths.
+    """
+    dataset, n_samples = job.dataset, len(recording.samples)
+    rng = job.rng(kind, recording.subject, index)
+    if kind == "har":
+        starts = strided_windows(n_samples, dataset.window, dataset.stride)
+        windows = [(start, dataset.n_window) for start in starts]
+    else:
+        windows = random_windows(n_samples, *dataset.align_lengths, rng)
+        if dataset.split_of(recording.subject) == "train":
+            windows += random_windows(n_samples, *dataset.align_lengths, rng)
+    if dataset.share < 1:
+        windows = [window for window in windows if rng.random() < dataset.share]
+    return windows
 
 
-class PartWriter:
-    """Writes the recordings of a part, subject by subject, as the files above without meta.json."""
-
-    def __init__(self, folder, job):
-        self.folder, self.job, self.dataset = folder, job, job.dataset
-        (folder / "samples").mkdir(parents=True)
-        self.files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8", newline="\n")
-                      for name in job.files}
-        self.subjects, self.dropped, self.balance = {}, Counter(), Counter()
-
-    def write(self, file, record):
-        self.files[file].write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def add_subject(self, subject, recordings):
-        samples = np.concatenate([recording.samples for recording in recordings])
-        np.save(self.folder / "samples" / f"{subject}.npy", samples)
-        split, start = self.dataset.split_of(subject), 0
-        counts = {"split": split, "recordings": len(recordings), "samples": len(samples),
-                  "har_windows": 0, "align_pairs": 0}
-        self.subjects[str(subject)] = counts
-        for index, recording in enumerate(recordings):
-            activity, length = self.dataset.classes[recording.activity], len(recording.samples)
-            self.write("recordings", {"subject": subject, "activity": activity, "start": start,
-                                      "length": length, "source": recording.source})
-            self.add_har_windows(recording, start, index, counts)
-            self.add_align_pairs(recording, start, index, counts)
-            start += length
-
-    def choose_windows(self, windows, samples, kind, rng):
-        """Yields the dataset's share of windows (start, length); drops, counts non-finite ones."""
-        if self.dataset.share < 1:
-            windows = [window for window in windows if rng.random() < self.dataset.share]
-        for start, length in windows:
-            if np.isfinite(samples[start:start + length]).all():
-                yield start, length
-            else:
-                self.dropped[kind] += 1
-
-    def add_har_windows(self, recording, offset, index, counts):
-        """offset: where the recording starts in its subject's samples."""
-        subject, label, samples = recording.subject, recording.activity, recording.samples
-        length, split = self.dataset.n_window, counts["split"]
-        starts = strided_windows(len(samples), self.dataset.window, self.dataset.stride)
-        windows, rng = [(start, length) for start in starts], self.job.rng("har", subject, index)
-        for start, length in self.choose_windows(windows, samples, "har_windows", rng):
-            self.write(f"har_{split}", {"subject": subject, "start": offset + start,
-                                        "length": length, "label": label})
-            self.balance[split, label] += 1
-            counts["har_windows"] += 1
-
-    def add_align_pairs(self, recording, offset, index, counts):
-        """Training recordings are cut twice, at other lengths; the others once."""
-        job, subject, samples = self.job, recording.subject, recording.samples
-        split, rng, windows = counts["split"], job.rng("align", subject, index), []
-        for _ in range(2 if split == "train" else 1):
-            windows += random_windows(len(samples), *job.lengths, rng)
-        for start, length in self.choose_windows(windows, samples, "align_windows", rng):
-            where = {"subject": subject, "start": offset + start, "length": length}
-            for channel, series in zip(self.dataset.channels, samples[start:start + length].T):
-                wording = pair_rng(job.seed, job.name, self.dataset.paraphrase,
-                                   *where.values(), channel.token)
-                line = trend_line(series, self.dataset)
-                question, answer = align_pair(line, channel, self.dataset.rate,
-                                              job.answer_kinds, wording)
-                self.write(f"align_{split}", {**where, "channel": channel.token,
-                                              "question": question, "answer": answer})
-                counts["align_pairs"] += 1
+def describe_channels(job, where, window):
+    """The stage-1 records of a window (S, C), one a channel. where: subject, start, length."""
+    dataset = job.dataset
+    for channel, series in zip(dataset.channels, window.T):
+        key = *where.values(), channel.token
+        wording = pair_rng(job.seed, job.name, dataset.paraphrase, *key)
+        line = trend_line(series, dataset)
+        question, answer = align_pair(line, channel, dataset.rate, dataset.answer, wording)
+        yield where | {"channel": channel.token, "question": question, "answer": answer}
 
 
-def describe_files(raw_files):
-    """Name, size and time of change of each: whether they are those that a part was made of."""
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns]
-            for path in raw_files if path.exists()]
+def prepare_subject(job, subject, recordings):
+    """All recordings of a subject, in their order -> PreparedSubject.
+
+    Its tally counts the stage-2 windows of each (split, activity), and ("dropped", "har") and
+    ("dropped", "align"): windows that hold NaN or infinity.
+    """
+    dataset, split, offset = job.dataset, job.dataset.split_of(subject), 0
+    wholes, har, align, tally = [], [], [], Counter()
+    for index, recording in enumerate(recordings):
+        samples, activity = recording.samples, dataset.classes[recording.activity]
+        wholes.append({"subject": subject, "activity": activity, "start": offset,
+                       "length": len(samples), "source": recording.source})
+        for kind in ("har", "align"):
+            for start, length in cut_windows(job, kind, recording, index):
+                window = samples[start:start + length]
+                where = {"subject": subject, "start": offset + start, "length": length}
+                if not np.isfinite(window).all():
+                    tally["dropped", kind] += 1
+                elif kind == "har":
+                    har.append(where | {"label": recording.activity})
+                    tally[split, activity] += 1
+                else:
+                    align += describe_channels(job, where, window)
+        offset += len(samples)
+    lines = {}
+    for name, records in (("recordings", wholes), (f"har_{split}", har), (f"align_{split}", align)):
+        lines[name] = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    samples = np.concatenate([recording.samples for recording in recordings])
+    counts = {"split": split, "recordings": len(recordings), "samples": offset,
+              "har_windows": len(har), "align_pairs": len(align)}
+    return PreparedSubject(subject, samples, lines, counts, tally)
 
 
-def prepare_part(job, part, raw_files, folder):
-    """Prepares one part of the raw files into folder, whole or not at all -> its counts."""
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    for leftover in (unfinished, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    writer, missing = PartWriter(unfinished, job), Counter()
-    recordings = READERS[job.reader].read(part, raw_files, job.dataset, job.seed, missing)
-    for subject, group in groupby(recordings, key=lambda recording: recording.subject):
-        writer.add_subject(subject, list(group))
-    for file in writer.files.values():
-        file.close()
-    balance = [[split, label, count] for (split, label), count in writer.balance.items()]
-    counts = {"raw_files": describe_files(raw_files), "subjects": writer.subjects,
-              "dropped": writer.dropped, "lost": missing, "balance": balance}
-    write_json(unfinished / "counts.json", counts)
-    os.replace(unfinished, folder)
-    return counts
+# ---- from parts to files, on several processes ----
+
+def prepare_part(job, part, raw_files):
+    """Prepares one part of the raw files -> ([PreparedSubject], Counter of lost samples)."""
+    lost = Counter()
+    recordings = READERS[job.reader].read(part, raw_files, job.dataset, job.seed, lost)
+    by_subject = groupby(recordings, key=lambda recording: recording.subject)
+    return [prepare_subject(job, subject, list(group)) for subject, group in by_subject], lost
 
 
 def begin_worker():
-    """Ctrl-C is for the parent alone, and a worker ends with its parent, however that ends."""
+    """Leaves Ctrl-C to the parent, and ends this worker when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent():
@@ -195,189 +192,146 @@ def begin_worker():
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def run_jobs(jobs, workers):
-    """prepare_part for {part: arguments}, on several processes -> (part, counts) as they end."""
-    if workers == 1:
-        for part, arguments in jobs.items():
-            yield part, prepare_part(*arguments)
+def prepare_parts(job, parts, workers):
+    """Yields the result of `prepare_part` for each part, in order. InputError if a worker dies."""
+    if min(workers, len(parts)) == 1:
+        yield from map(prepare_part, repeat(job), parts.keys(), parts.values())
         return
-    # a fork of a process that has threads may hang; Windows knows none
-    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    with ProcessPoolExecutor(workers, context, begin_worker) as pool:
-        running = {pool.submit(prepare_part, *arguments): part for part, arguments in jobs.items()}
+    context = multiprocessing.get_context("spawn")                # a fork with threads may hang
+    with ProcessPoolExecutor(min(workers, len(parts)), context, begin_worker) as pool:
         try:
-            for future in as_completed(running):
-                yield running[future], future.result()
+            yield from pool.map(prepare_part, repeat(job), parts.keys(), parts.values())
         except BrokenProcessPool:
             raise InputError("a worker was killed, perhaps for lack of memory; run the command "
-                             "again with fewer --workers: it resumes where this one stopped")
-        finally:
-            pool.shutdown(cancel_futures=True)
+                             "again with fewer --workers")
 
 
-def read_or_none(path):
-    """The object in a JSON file of an interrupted run; None where there is none to rely on."""
-    try:
-        return read_json(path)
-    except InputError:
-        return None
+def write_subject(folder, prepared):
+    """Writes the samples of a PreparedSubject, and appends its lines to the files in `folder`."""
+    np.save(folder / "samples" / f"{prepared.subject}.npy", prepared.samples)
+    for name, lines in prepared.lines.items():
+        with open(folder / f"{name}.jsonl", "a", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
 
 
-def prepare_parts(job, parts, folder, workers, say):
-    """Prepares the parts that are not prepared yet -> {part: counts}; reports after each."""
-    done, jobs = {}, {}
-    for part, raw_files in parts.items():
-        path = folder / str(part) / "counts.json"
-        counts = read_or_none(path)
-        if counts and counts.get("raw_files") == describe_files(raw_files):
-            done[part] = counts
-        else:
-            jobs[part] = job, part, raw_files, folder / str(part)
-    if done:
-        say(f"resuming an interrupted run: {len(done)} of {len(parts)} parts are done")
-    began, samples, pairs = time.monotonic(), 0, 0
-    results = run_jobs(jobs, min(workers, len(jobs) or 1))
-    for count, (part, counts) in enumerate(results, start=1):
-        done[part] = counts
-        samples += sum(subject["samples"] for subject in counts["subjects"].values())
-        pairs += sum(subject["align_pairs"] for subject in counts["subjects"].values())
+def write_dataset(job, parts, folder, workers, say):
+    """Prepares the parts and writes all files to `folder`; reports after each part -> meta."""
+    shutil.rmtree(folder / "samples", ignore_errors=True)         # left by an interrupted run
+    (folder / "samples").mkdir()
+    (folder / "recordings.jsonl").write_bytes(b"")
+    for split in job.dataset.splits:
+        (folder / f"har_{split}.jsonl").write_bytes(b"")
+        (folder / f"align_{split}.jsonl").write_bytes(b"")
+
+    subjects, tally, lost = {}, Counter(), Counter()
+    began, n_samples, n_pairs = time.monotonic(), 0, 0
+    results = zip(parts, prepare_parts(job, parts, workers))
+    for done, (part, (of_part, lost_samples)) in enumerate(results, start=1):
+        for prepared in of_part:
+            write_subject(folder, prepared)
+            subjects[str(prepared.subject)] = prepared.counts
+            tally += prepared.tally
+            n_samples += prepared.counts["samples"]
+            n_pairs += prepared.counts["align_pairs"]
+        lost += lost_samples
         seconds = max(time.monotonic() - began, 1e-9)
-        left = seconds / count * (len(jobs) - count)
-        say(f"part {part}: {len(done)}/{len(parts)} done; {samples} samples, {pairs} pairs, "
-            f"{pairs / seconds:.0f} pairs/s, {left:.0f} s left")
-    return {part: done[part] for part in parts}
-
-
-def merge_parts(job, done, folder, out):
-    """Merges the folders of the parts, in their order, into one dataset in `out` -> its meta."""
-    (out / "samples").mkdir(parents=True)
-    for file in job.files:
-        with open(out / f"{file}.jsonl", "wb") as whole:
-            for part in done:
-                with open(folder / str(part) / f"{file}.jsonl", "rb") as piece:
-                    shutil.copyfileobj(piece, whole, 1 << 20)
-    subjects, missing, dropped, balance = {}, Counter(), Counter(), Counter()
-    for part, counts in done.items():
-        for path in (folder / str(part) / "samples").iterdir():
-            try:
-                os.link(path, out / "samples" / path.name)        # so the part stays whole
-            except OSError:                                       # a file system without links
-                shutil.copyfile(path, out / "samples" / path.name)
-        subjects |= counts["subjects"]
-        missing.update(counts["lost"])
-        dropped.update(counts["dropped"])
-        for split, label, count in counts["balance"]:
-            balance[split, label] += count
-    dataset = job.dataset
-    meta = {
-        "version": VERSION, "dataset": job.name, "seed": job.seed,
-        "answer": "+".join(job.answer_kinds), "rate": dataset.rate, "align_lengths": job.lengths,
-        "channels": [channel.token for channel in dataset.channels],
-        "classes": list(dataset.classes), "source": dataset.source, "held_out": dataset.held_out,
-        "row": own_description(job.name, dataset),
-        "har_windows": dict.fromkeys(dataset.splits, 0),
-        "align_pairs": dict.fromkeys(dataset.splits, 0),
-        "dropped_windows_with_nan_or_inf": {kind: dropped[kind]
-                                            for kind in ("har_windows", "align_windows")},
-        "lost_samples": dict(sorted((+missing).items())),
-        "class_balance": {}, "subjects": subjects,
-    }
-    for counts in subjects.values():
-        for what in ("har_windows", "align_pairs"):
-            meta[what][counts["split"]] += counts[what]
-    for split in dataset.splits:
-        meta["class_balance"][split] = {name: balance[split, label]
-                                        for label, name in enumerate(dataset.classes)}
-    write_json(out / "meta.json", meta)
+        left = seconds / done * (len(parts) - done)
+        say(f"part {part}: {done}/{len(parts)} done; {n_samples} samples, {n_pairs} pairs, "
+            f"{n_pairs / seconds:.0f} pairs/s, {left:.0f} s left")
+    meta = describe(job, subjects, tally, lost)
+    write_json(folder / "meta.json", meta)
     return meta
 
 
+def describe(job, subjects, tally, lost):
+    """The content of meta.json. subjects: {name: counts}; tally: of them all; lost: samples."""
+    dataset = job.dataset
+    meta = {
+        "version": VERSION, "dataset": job.name, "seed": job.seed,
+        "answer": "+".join(dataset.answer), "rate": dataset.rate,
+        "align_lengths": dataset.align_lengths,
+        "channels": [channel.token for channel in dataset.channels],
+        "classes": dataset.classes, "source": dataset.source, "held_out": dataset.held_out,
+        "row": own_description(job.name, dataset),
+        "har_windows": dict.fromkeys(dataset.splits, 0),
+        "align_pairs": dict.fromkeys(dataset.splits, 0),
+        "dropped_windows_with_nan_or_inf": {"har_windows": tally["dropped", "har"],
+                                            "align_windows": tally["dropped", "align"]},
+        "lost_samples": dict(sorted(lost.items())), "class_balance": {}, "subjects": subjects}
+    for split in dataset.splits:
+        meta["class_balance"][split] = {activity: tally[split, activity]
+                                        for activity in dataset.classes}
+    for counts in subjects.values():
+        for what in ("har_windows", "align_pairs"):
+            meta[what][counts["split"]] += counts[what]
+    return meta
+
+
+# ---- the folder ----
+
 def check_splits(meta, raw):
-    """InputError where recordings of your own leave a split without a window or a pair."""
-    for what in ("har_windows", "align_pairs"):
-        empty = [split for split, count in meta[what].items() if not count]
-        if empty:
-            lost = ", ".join(f"{key} {count}" for key, count in meta["lost_samples"].items())
-            raise InputError(
-                f"{raw} gives no {what} for {' and '.join(empty)}; its recordings may be shorter "
-                f"than a window of dataset.json ({lost or 'nothing was lost'}), or its subjects "
-                "too few")
+    """InputError if recordings of your own leave a split without a window."""
+    empty = [split for split, count in meta["har_windows"].items() if not count]
+    if empty:
+        lost = ", ".join(f"{key} {count}" for key, count in meta["lost_samples"].items())
+        raise InputError(f"{raw} gives no har_windows for {' and '.join(empty)}; its recordings "
+                         f"may be shorter than a window ({lost or 'nothing was lost'}), or its "
+                         "subjects too few")
 
 
 OURS = re.compile(r"meta\.json|samples(/[^/]+\.npy)?|recordings\.jsonl|window_\d+\.png|"
                   r"(har|align)_(train|val|test)\.jsonl")
 
 
+def check_only_ours(folder):
+    """InputError if a folder holds anything that is not named like a file of a dataset."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not OURS.fullmatch(name):
+            raise InputError(f"{folder} holds {name}, which data_prep.py has not written and would "
+                             "remove; move it, or choose another --out")
+
+
 def check_replaceable(out, name):
-    """The meta.json of what `out` holds, or None where it is empty or missing.
+    """The meta.json in `out`; {} if it is missing or empty.
 
-    InputError unless all of it was written here, and for the same dataset: nothing else may go.
+    InputError unless `out` holds the same dataset and nothing else: it will be removed.
     """
-    if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return None
-    path, advice = out / "meta.json", "choose another --out, or remove it"
-    if not path.is_file():
-        raise InputError(f"{out} exists and is not a prepared dataset; {advice}")
-    meta = read_json(path)
+    if not out.exists() or not any(out.iterdir()):
+        return {}
+    meta = read_json(out / "meta.json") if (out / "meta.json").is_file() else {}
     if meta.get("dataset") != name or "version" not in meta:
-        raise InputError(f"{out} holds the dataset {brief(meta.get('dataset'))}, not {name}; "
-                         f"{advice}")
-    for found in sorted(out.rglob("*")):
-        if not OURS.fullmatch(found.relative_to(out).as_posix()):
-            raise InputError(f"{out} holds {found.relative_to(out)}, which data_prep.py has not "
-                             "written and would remove; move it, or choose another --out")
+        raise InputError(f"{out} is not a prepared dataset {name}; choose another --out, or remove "
+                         "it")
+    check_only_ours(out)
     return meta
-
-
-def discard(unfinished):
-    """Removes OUT.unfinished, its settings first, so that no run resumes from what is left."""
-    (unfinished / "settings.json").unlink(missing_ok=True)
-    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def prepare(name, raw, out, workers=1, say=print, **settings):
     """Prepares the raw recordings of a dataset in the directory `out` -> its meta.
 
-    settings: rate, smooth and band, as for `choose_dataset`; seed (default 0); answer_kinds, of
-    texts.ANSWER_KINDS, and longest, the samples of the longest stage-1 window (default: the
-    dataset's own). All is written to OUT.unfinished and moved when whole. InputError where raw
-    files are missing or broken, where `out` holds something else, or another run writes there.
+    settings: as for `make_job`. Everything is written to OUT.unfinished, which is renamed
+    when it is complete. InputError if raw files are missing or broken, if `out` holds anything
+    else, or if another run writes there.
     """
     out = Path(out).resolve()
-    reader = READERS[name]
-    changes = {key: settings.pop(key, None) for key in ("rate", "smooth", "band")}
-    job = make_job(*choose_dataset(name, raw, **changes), reader=name, **settings)
-    name = job.name
-    check_replaceable(out, name)
-    parts = reader.files(raw)
-    if reader is READERS["own"] and (left_out := passed_over(raw, job.dataset)):
+    job = make_job(name, raw, **settings)
+    check_replaceable(out, job.name)
+    parts = READERS[name].files(raw)
+    if name == "own" and (left_out := name_left_out(raw, parts)):
         say(left_out)
     unfinished = out.with_name(out.name + ".unfinished")
-    foreign = {path.name for path in unfinished.glob("*")} - {
-        "settings.json", "settings.json.unfinished", "parts", "whole", "old"}
-    if foreign:
-        raise InputError(f"{unfinished} holds {foreign.pop()}, which data_prep.py has not written; "
-                         "move it, or choose another --out")
-    old, whole = unfinished / "old", unfinished / "whole"
-    job_path, settings = unfinished / "settings.json", {"version": VERSION, "job": repr(job)}
+    check_only_ours(unfinished)
     with locked(unfinished):
-        if old.exists() and not out.exists():                     # killed between the two moves
-            os.replace(old, out)
-        if read_or_none(job_path) != settings:
-            discard(unfinished)
-    with locked(unfinished):
-        write_json(job_path, settings)
-        done = prepare_parts(job, parts, unfinished / "parts", workers, say)
-        shutil.rmtree(whole, ignore_errors=True)
-        meta = merge_parts(job, done, unfinished / "parts", whole)
-        if reader is READERS["own"]:
-            check_splits(meta, raw)
-        replaced = check_replaceable(out, name)
-        if replaced:
-            say(f"replacing {out}, which held {name} of seed {replaced.get('seed')}")
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)                # a run was killed after its moves
-            os.replace(out, old)
-        os.replace(whole, out)
-        discard(unfinished)
+        try:
+            meta = write_dataset(job, parts, unfinished, workers, say)
+            if name == "own":
+                check_splits(meta, raw)
+            old = check_replaceable(out, job.name)
+            if old:
+                say(f"replacing {out}, which held {job.name} of seed {old.get('seed')}")
+                shutil.rmtree(out)
+            os.replace(unfinished, out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return meta

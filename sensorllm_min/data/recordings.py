@@ -6,68 +6,54 @@ its subjects whole, so that several processes can read the parts. `read` turns o
 so that no window crosses an activity, a subject or a gap.
 """
 import re
-import warnings
 from collections import namedtuple
-from itertools import product
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, brief, understanding
-from .logs import Recording, cut_log, put_on_grid, resample
+from ..files import InputError, understanding
+from .logs import Log, Recording, cut_log, resample, steady_log
 from .own import own_files, read_own
 from .sensors import DATASETS
 from .simulate import simulate
-from .tables import broken, check_samples, check_whole, read_table
+from .tables import UNPACK_AGAIN, check_samples, read_table
 
-UNPACK_AGAIN = "; unpack the archive again"
+def find_files(dataset, ending, raw):
+    """{subject: its files} under raw, both in the order of the numbers in their paths.
 
-
-def find_files(raw, pattern, dataset):
-    """The files under raw that match pattern. InputError where there is no directory or no file."""
-    raw = Path(raw)
-    source = DATASETS[dataset].source
-    advice = f"--raw takes the unpacked {dataset} archive ({source}); --download fetches it"
-    if not raw.is_dir():
-        raise InputError(f"{raw} is not a directory; {advice}")
-    files = sorted(path for path in raw.rglob(pattern) if path.is_file())
-    if not files:
-        raise InputError(f"{raw} holds no file '{pattern}'; {advice}")
-    return files
-
-
-def files_of_subjects(raw, pattern, form, dataset, what="subject"):
-    """{subject: its files}, both in the order of the numbers in their paths.
-
-    form: how a path ends, such as "Subject<N>/a<N>t<N>.mat"; the first number is the subject's.
-    what: that of which there is one file. InputError for another path, and for a second file.
+    ending: how their paths end, a regular expression; its first group is the subject, or another
+    part of the dataset. InputError if there is none, or if there are two of the same numbers.
     """
-    ending = re.escape(form).replace("<N>", r"(\d+)")
-    found = {}                                                    # numbers -> path
-    for path in find_files(raw, pattern, dataset):
+    found, parts = {}, {}
+    for path in Path(raw).rglob("*"):
         match = re.search(rf"(?:^|/){ending}\Z", path.as_posix())
-        if not match:
-            raise InputError(f"{path}: expected {form}; remove or rename it")
-        numbers = tuple(map(int, match.groups()))
-        if numbers in found:                                      # an archive unpacked into itself
-            raise InputError(f"{found[numbers]} and {path} are of the same {what}; --raw must "
-                             "hold the archive once")
-        found[numbers] = path
-    parts = {}
-    for (subject, *_), path in sorted(found.items()):
-        parts.setdefault(subject, []).append(path)
+        if match:
+            key = tuple(int(text) if text.isdecimal() else text for text in match.groups())
+            if key in found:                                      # an archive unpacked into itself
+                raise InputError(f"{found[key]} and {path} are the same file; --raw must hold the "
+                                 "archive once")
+            found[key] = path
+    if not found:
+        problem = f"holds no file {ending}" if Path(raw).is_dir() else "is not a directory"
+        raise InputError(f"{raw} {problem}; --raw takes the unpacked {dataset} archive "
+                         f"({DATASETS[dataset].source}), --download fetches it")
+    for key, path in sorted(found.items()):
+        parts.setdefault(key[0], []).append(path)
     return parts
 
 
-def label_indices(raw_labels, ids, path, others=(0,)):
-    """Labels of a file -> indices into the classes; ids are the file's numbers, in their order.
+def label_indices(numbers, ids, path, others=(0,)):
+    """The activity numbers of a file -> indices into the classes, whose numbers are `ids`.
 
-    -1 for the other numbers: 0, which is no activity, and activities that are not classes here.
+    -1 for `others`, which are no classes here. InputError for any other number.
     """
-    labels = check_whole(raw_labels, {*ids, *others}, path, "labels")
-    table = np.full(max(*ids, *others) + 1, -1)
-    table[list(ids)] = np.arange(len(ids))
-    return table[labels]
+    index = dict.fromkeys(others, -1) | {number: i for i, number in enumerate(ids)}
+    numbers = numbers.tolist()
+    for number in set(numbers) - index.keys():
+        raise InputError(f"{path} holds the activity {number:g}, which is none of "
+                         f"{sorted(index)}{UNPACK_AGAIN}")
+    return np.array([index[number] for number in numbers], int)
 
 
 # ---- demo: ten simulated people ----
@@ -78,54 +64,31 @@ def demo_files(raw):
 
 def read_demo(subject, files, dataset, seed, counts):
     """Every activity twice, for 17 seconds each."""
-    raw_rate = dataset.raw_rate or dataset.rate
-    n_samples = round(17 * raw_rate)
+    n_samples = round(17 * dataset.file_rate)
     for activity, name in enumerate(dataset.classes):
         for trial in range(2):
             rng = np.random.default_rng([seed, subject, activity, trial])
-            samples = simulate(subject, name, n_samples, raw_rate, rng)
-            samples = resample(samples, dataset.raw_rate, dataset.rate)
+            samples = simulate(subject, name, n_samples, dataset.file_rate, rng)
+            samples = resample(samples, dataset.file_rate, dataset.rate)
             yield Recording(subject, activity, samples, f"simulated {name} {trial + 1}")
 
 
 # ---- USC-HAD: one .mat a trial ----
 
-def usc_had_files(raw):
-    """{subject: trials}, told apart by their paths: the ids inside some files are wrong."""
-    return files_of_subjects(raw, "a*t*.mat", "Subject<N>/a<N>t<N>.mat", "usc-had", "trial")
-
-
 def read_usc_had(subject, files, dataset, seed, counts):
     """Subject*/a*t*.mat, key `sensor_readings` (N, 6): acc in g, gyro in deg/s."""
     from scipy.io import loadmat
     for path in files:
-        activity = int(re.match(r"a(\d+)", path.name)[1])
-        n_classes = len(dataset.classes)
-        if not 1 <= activity <= n_classes:
-            raise InputError(f"{path}: activity {activity} is not one of 1 to {n_classes}")
         with understanding(path, "is truncated or not a USC-HAD .mat", UNPACK_AGAIN):
             samples = loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
         check_samples(samples, 6, f"{path}: sensor_readings")
-        source = f"Subject{subject}/{path.name}"
-        samples = resample(samples, dataset.raw_rate, dataset.rate)
-        yield Recording(subject, activity - 1, samples, source)
+        number = int(re.match(r"a(\d+)", path.name)[1])
+        activity = label_indices(np.array([number]), range(1, 13), path, others=())[0]
+        samples = resample(samples, dataset.file_rate, dataset.rate)
+        yield Recording(subject, int(activity), samples, f"Subject{subject}/{path.name}")
 
 
 # ---- UCI-HAR: shipped as windows of 128 that overlap by half, joined again here ----
-
-def uci_har_files(raw):
-    """{split: its files}. A file holds windows of many subjects, none of whom is in both splits."""
-    parts = {}
-    for y_path in find_files(raw, "y_*.txt", "uci-har"):
-        split, folder = y_path.stem.removeprefix("y_"), y_path.parent
-        if split in parts:
-            raise InputError(f"{parts[split][0]} and {y_path} are the same part; --raw must hold "
-                             "the archive once")
-        signals = [folder / "Inertial Signals" / f"{sensor}_{axis}_{split}.txt"
-                   for sensor, axis in product(("total_acc", "body_gyro"), "xyz")]
-        parts[split] = [y_path, folder / f"subject_{split}.txt", *signals]
-    return parts
-
 
 def join_overlapping(windows, follows):
     """Windows (W, 128, C) -> yields (index of the first window, samples (N, C)) of each recording.
@@ -142,45 +105,42 @@ def read_uci_har(split, files, dataset, seed, counts):
     """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s; y_*, subject_*.
 
     The files hold windows in the order of recording. Neighbours of one subject and activity whose
-    overlapping halves are equal are one recording; cut at 128/64, it gives the shipped windows.
+    overlapping halves are equal are one recording; cut at 128/64, it gives the shipped windows. No
+    subject is in both splits.
     """
-    activity, subject = (read_table(path, 1)[:, 0] for path in files[:2])
-    signals = [read_table(path, 128).astype(np.float32) for path in files[2:]]
-    activity = check_whole(activity, range(1, 7), f"{files[0]}:", "activities")
-    subject = check_whole(subject, range(1, 31), f"{files[1]}:", "subjects")
+    [y_path] = files
+    signals = []
+    for sensor in ("total_acc", "body_gyro"):
+        for axis in "xyz":
+            path = y_path.parent / "Inertial Signals" / f"{sensor}_{axis}_{split}.txt"
+            signals.append(read_table(path, 128).astype(np.float32))
+    subject = read_table(y_path.with_name(f"subject_{split}.txt"), 1)[:, 0].astype(int)
+    activity = label_indices(read_table(y_path, 1)[:, 0], range(1, 7), y_path, others=())
     if len({len(activity), len(subject), *map(len, signals)}) > 1:
-        raise broken(files[0].parent, "holds files that differ in their number of rows")
+        raise InputError(f"{y_path.parent} holds files that differ in their number of rows"
+                         f"{UNPACK_AGAIN}")
     windows = np.stack(signals, -1)                               # (W, 128, 6)
     follows = (subject[1:] == subject[:-1]) & (activity[1:] == activity[:-1])
     recordings = []
     for first, samples in join_overlapping(windows, follows):
-        samples = resample(samples, dataset.raw_rate, dataset.rate)
-        recordings.append(Recording(int(subject[first]), int(activity[first]) - 1, samples,
+        samples = resample(samples, dataset.file_rate, dataset.rate)
+        recordings.append(Recording(int(subject[first]), int(activity[first]), samples,
                                     f"{split} window {first + 1}"))
     yield from sorted(recordings, key=lambda recording: recording.subject)
 
 
 # ---- MHealth and PAMAP2: one log a subject ----
 
-def mhealth_files(raw):
-    return files_of_subjects(raw, "mHealth_subject*.log", "mHealth_subject<N>.log", "mhealth")
-
-
 def read_mhealth(subject, files, dataset, seed, counts):
     """24 columns: acc of the chest; acc and gyro of left ankle and right lower arm; label last."""
-    columns = [0, 1, 2, *range(5, 11), *range(14, 20), 23]
-    table = read_table(files[0], 24, columns, counts)
+    table = read_table(files[0], 24, [0, 1, 2, *range(5, 11), *range(14, 20), 23])
     labels = label_indices(table[:, -1], range(1, 13), files[0])
-    yield from cut_log(subject, table[:, :-1], labels, dataset, files[0].name, counts)
+    log = steady_log(table[:, :-1], labels, dataset.file_rate)
+    yield from cut_log(subject, log, dataset.rate, files[0].name, counts)
 
 
 PAMAP2_IDS = (1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 24)            # in the order of the classes
 PAMAP2_OTHERS = (0, 9, 10, 11, 18, 19, 20)                        # transitions; optional activities
-
-
-def pamap2_files(raw):
-    """Protocol/subject1*.dat; the optional activities lie in other folders and are not read."""
-    return files_of_subjects(raw, "Protocol/subject*.dat", "subject<N>.dat", "pamap2")
 
 
 def read_pamap2(subject, files, dataset, seed, counts):
@@ -193,21 +153,13 @@ def read_pamap2(subject, files, dataset, seed, counts):
     for first in (3, 20, 37):
         columns += range(first + 1, first + 4)
         columns += range(first + 7, first + 13)
-    table = read_table(files[0], 54, columns, counts)
+    table = read_table(files[0], 54, columns)
     labels = label_indices(table[:, 1], PAMAP2_IDS, files[0], PAMAP2_OTHERS)
-    with understanding(files[0]):
-        samples, labels = put_on_grid(table[:, 2:], labels, table[:, 0], 100, counts)
-    yield from cut_log(subject, samples, labels, dataset, files[0].name, counts)
+    log = Log(table[:, 2:], labels, table[:, 0] - table[0, 0], dataset.file_rate)
+    yield from cut_log(subject, log, dataset.rate, files[0].name, counts)
 
 
 # ---- Capture-24: one compressed CSV a participant, a day long ----
-
-def capture24_files(raw):
-    """{participant: [recording, label dictionary]}."""
-    dictionary = find_files(raw, "annotation-label-dictionary.csv", "capture24")[0]
-    parts = files_of_subjects(raw, "P*.csv.gz", "P<N>.csv.gz", "capture24")
-    return {subject: [*files, dictionary] for subject, files in parts.items()}
-
 
 def read_capture24(subject, files, dataset, seed, counts):
     """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities.
@@ -215,42 +167,42 @@ def read_capture24(subject, files, dataset, seed, counts):
     The day is read in pieces and without what has no annotation, to hold little but its numbers.
     """
     import pandas as pd
-    path, dictionary_path = files
+    [path] = files
+    dictionary_path = path.with_name("annotation-label-dictionary.csv")
     with understanding(dictionary_path, "does not hold the labels of capture24", UNPACK_AGAIN):
-        dictionary = pd.read_csv(dictionary_path).set_index("annotation")
-        label_of = {annotation: dataset.classes.index(label) for annotation, label
-                    in dictionary["label:WillettsSpecific2018"].items()}
+        dictionary = pd.read_csv(dictionary_path, index_col="annotation")
+        label_of = dictionary["label:WillettsSpecific2018"].map(dataset.classes.index)
     columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
-    pieces = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int8), np.zeros(0))]
-    with (understanding(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN),
-          warnings.catch_warnings(action="error", category=pd.errors.ParserWarning)):
-        # without index_col, a line of more fields than the header would shift them all
-        for piece in pd.read_csv(path, chunksize=100_000, index_col=False, dtype=columns):
+    samples, labels, times = [np.zeros((0, 3))], [np.zeros(0, int)], [np.zeros(0, "M8[ns]")]
+    with understanding(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN):
+        for piece in pd.read_csv(path, chunksize=100_000, dtype=columns):
             piece = piece[piece["annotation"].notna()]
-            labels = piece["annotation"].map(label_of)
-            if labels.isna().any():
-                unknown = piece["annotation"][labels.isna()].iloc[0]
-                raise InputError(f"{path}: '{brief(unknown)}' is not in {dictionary_path}")
-            times = pd.to_datetime(piece["time"], format="ISO8601").to_numpy("datetime64[ns]")
-            seconds = times.astype(np.int64) / 1e9
-            samples = piece[["x", "y", "z"]].to_numpy()
-            pieces.append((samples, labels.to_numpy(np.int8), seconds))
-        samples, labels, seconds = map(np.concatenate, zip(*pieces))
-        pieces.clear()
-        samples, labels = put_on_grid(samples, labels, seconds, 100, counts)
-    yield from cut_log(subject, samples, labels, dataset, path.name, counts)
+            samples.append(piece[["x", "y", "z"]].to_numpy())
+            labels.append(piece["annotation"].map(label_of).astype(np.int8))      # not of NaN
+            times.append(pd.to_datetime(piece["time"], format="ISO8601").to_numpy("M8[ns]"))
+    times = np.concatenate(times)
+    seconds = (times - times[:1]).astype(np.int64) / 1e9
+    log = Log(np.concatenate(samples), np.concatenate(labels), seconds, dataset.file_rate)
+    yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
 
 # files: raw -> {part: its files}; read: (part, files, dataset, seed, counts) -> Recordings
 Reader = namedtuple("Reader", "files read")
 
+MHEALTH = partial(find_files, "mhealth", r"mHealth_subject(\d+)\.log")
+PAMAP2 = partial(find_files, "pamap2", r"Protocol/subject(\d+)\.dat")   # no optional activities
+# in USC-HAD the path counts, since the ids inside some of the files are wrong
+USC_HAD = partial(find_files, "usc-had", r"Subject(\d+)/a(\d+)t(\d+)\.mat")
+UCI_HAR = partial(find_files, "uci-har", r"y_(train|test)\.txt")
+CAPTURE24 = partial(find_files, "capture24", r"P(\d+)\.csv\.gz")
+
 READERS = {
     "demo": Reader(demo_files, read_demo),
-    "usc-had": Reader(usc_had_files, read_usc_had),
-    "uci-har": Reader(uci_har_files, read_uci_har),
-    "mhealth": Reader(mhealth_files, read_mhealth),
-    "pamap2": Reader(pamap2_files, read_pamap2),
-    "pamap2-100hz": Reader(pamap2_files, read_pamap2),
-    "capture24": Reader(capture24_files, read_capture24),
+    "usc-had": Reader(USC_HAD, read_usc_had),
+    "uci-har": Reader(UCI_HAR, read_uci_har),
+    "mhealth": Reader(MHEALTH, read_mhealth),
+    "pamap2": Reader(PAMAP2, read_pamap2),
+    "pamap2-100hz": Reader(PAMAP2, read_pamap2),
+    "capture24": Reader(CAPTURE24, read_capture24),
     "own": Reader(own_files, read_own),
 }

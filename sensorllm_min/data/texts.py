@@ -2,7 +2,7 @@
 
 Stage 1 describes the trends of one channel; stage 2 adds statistics and a question to the sensors
 of a window. Every number in a text is computed from the series; only the wording is drawn, by a
-generator that the caller seeds. `claims.parse_claims` reads the numbers back.
+random generator that the caller seeds. `claims.parse_claims` reads the numbers back.
 """
 import math
 import random
@@ -21,8 +21,8 @@ from .wording import (ACTIVITY, CHANGES, COUNT_FORMATS, COVERS, DIRECTIONS, FALL
 def trend_segments(series):
     """A series (T,) -> starts (K,), ends (K,), directions (K,): runs of equal sign(x[t+1] - x[t]).
 
-    Starts and ends are sample indices; a segment ends at the sample where the next one starts. A
-    series of one sample has no segment.
+    Starts and ends are sample indices; a segment ends at the sample where the next one starts. One
+    sample makes no segment.
     """
     signs = np.sign(np.diff(series)).astype(int)                  # (T-1,)
     turns = np.flatnonzero(np.diff(signs)) + 1
@@ -32,9 +32,10 @@ def trend_segments(series):
 
 
 def moving_average(series, width):
-    """Each sample's mean over `width` samples, an odd number, around it: (T,) -> (T,) float64.
+    """The mean of the `width` samples (an odd number) around each sample: (T,) -> (T,) float64.
 
-    There are fewer at the ends. Rest stays exactly at rest: no rounding error makes it a trend.
+    Near the ends there are fewer. A constant series stays exactly constant, so that no rounding
+    error becomes a trend.
     """
     half = min(width // 2, len(series) - 1)
     window, within = np.ones(2 * half + 1), slice(half, half + len(series))
@@ -46,8 +47,8 @@ def moving_average(series, width):
 def turning_points(series, band):
     """Indices of the highs and lows between which a series moves by at least `band`, in order.
 
-    A high is the highest sample before a fall of `band`, a low the lowest before such a rise:
-    what moves less, noise on the way included, is passed over.
+    A high is the highest sample before a fall of `band`, a low the lowest before such a rise.
+    Smaller movements, noise on the way included, are ignored.
     """
     high = low = direction = 0
     points = []
@@ -67,27 +68,28 @@ def turning_points(series, band):
     return points
 
 
-PLATEAU = 0.25                          # of the band: so near to a high or low is still there
-HOLD = 0.5                              # seconds that a plateau lasts to count as steady
+PLATEAU = 0.25                          # of the band: how far a plateau may be from its high or low
+HOLD = 0.5                              # seconds: a shorter plateau does not count as steady
 
 
 def trend_line(series, dataset):
-    """The line (T,) whose rises and falls stage 1 tells; with neither smooth nor band the series.
+    """The simplified curve (T,) whose trends stage 1 describes.
 
-    The moving average over dataset.smooth seconds, taken twice, drawn with few straight strokes:
-    from high to low to high where it moves by more than dataset.band of its range, level where it
-    stays near a high or low for HOLD seconds. A person sees these trends in a plot of the window.
+    It is the moving average over dataset.smooth seconds, taken twice, redrawn with a few straight
+    strokes: from high to low to high where it moves by more than dataset.band of its range, level
+    where it stays near a high or low for HOLD seconds. These are the trends that a person sees in a
+    plot. If smooth and band are 0, it is the series itself.
     """
     if not (dataset.smooth or dataset.band):
         return series
-    width = 2 * round(dataset.smooth * dataset.rate / 2) + 1      # odd: not shifted
-    smooth = moving_average(moving_average(series, width), width)    # once lets fast rhythms pass
+    width = 2 * round(dataset.smooth * dataset.rate / 2) + 1      # odd, so that nothing shifts
+    smooth = moving_average(moving_average(series, width), width)    # once passes fast rhythms
     band = dataset.band * np.ptp(smooth)
-    if not 0 < band < np.ptp(smooth):                             # no band, or nothing beyond it
+    if not 0 < band < np.ptp(smooth):                             # no band, or a constant
         return smooth if dataset.band == 0 else np.full(len(smooth), smooth.mean())
     points = turning_points(smooth.tolist(), band)
     end = len(smooth) - 1
-    if abs(smooth[0] - smooth[points[0]]) >= band / 2:            # already under way at the start
+    if abs(smooth[0] - smooth[points[0]]) >= band / 2:            # moving at the start
         points.insert(0, 0)
     if abs(smooth[end] - smooth[points[-1]]) >= band / 2:
         points.append(end)
@@ -110,22 +112,16 @@ def number(value, decimals=2):
     return str(round(float(value), decimals) + 0.0)               # + 0.0: no "-0.0"
 
 
-@lru_cache
-def clock(rate, n_samples):
-    """The times of samples in seconds, as texts write them: with decimals that tell them apart."""
-    decimals = max(2, math.ceil(math.log10(rate)))
-    return [number(index / rate, decimals) for index in range(n_samples)]
-
-
-def times_up_to(last, rate):
-    """A clock that holds sample `last`. Its size is a power of 2, so that few are ever made."""
-    return clock(rate, max(256, 1 << int(last).bit_length()))
+@lru_cache(maxsize=None)                                          # a few thousand short strings
+def time_text(index, rate):
+    """The time of a sample in seconds, with enough decimals to distinguish neighbouring samples."""
+    return number(index / rate, max(2, math.ceil(math.log10(rate))))
 
 
 # ---- trends: the words ----
 
 class FirstWording:
-    """Replaces a random generator where no paraphrase is wanted: always the first entry."""
+    """A stand-in for a random generator that always chooses the first entry: no paraphrasing."""
     choice = staticmethod(lambda pool: pool[0])
     choices = staticmethod(lambda pool, k: [pool[0]] * k)
 
@@ -142,21 +138,20 @@ def join_list(parts):
 
 @lru_cache(maxsize=None)                                          # a few thousand short strings
 def fill_word(template, word):
-    """A template with its direction word in place, and %s where start, end or count belong."""
+    """A template with its direction word filled in, and %s for start, end or count."""
     article = "an" if word[0] in "aeiou" else "a"
     text = template.format(start="%s", end="%s", count="%s", word=word, a_word=f"{article} {word}")
     return text[:1].upper() + text[1:]
 
 
 def simple_trend(segments, words, rate, rng):
-    """One line per segment; if there are several directions, a line for each with its count."""
+    """One line per segment; with several directions, also a line for each with its count."""
     line, count_line = rng.choice(LINE_FORMATS), rng.choice(COUNT_FORMATS)
     starts, ends, directions = segments
     if not directions:
         return SINGLE
-    times = times_up_to(ends[-1], rate)
     lines = {direction: fill_word(line, word) for direction, word in words.items()}
-    text = [lines[direction] % (times[start], times[end])
+    text = [lines[direction] % (time_text(start, rate), time_text(end, rate))
             for start, end, direction in zip(*segments)]
     present = [direction for direction in DIRECTIONS if direction in directions]
     if len(present) > 1:
@@ -170,18 +165,19 @@ def detailed_trend(segments, words, rate, rng):
     starts, ends, directions = segments
     if not directions:
         return SINGLE
-    times = times_up_to(ends[-1], rate)
     sentences = rng.choices(SENTENCES, k=len(directions))
-    return " ".join([fill_word(sentence, words[direction]) % (times[start], times[end])
-                     for sentence, start, end, direction in zip(sentences, *segments)])
+    filled = []
+    for sentence, start, end, direction in zip(sentences, *segments):
+        times = time_text(start, rate), time_text(end, rate)
+        filled.append(fill_word(sentence, words[direction]) % times)
+    return " ".join(filled)
 
 
 def summary(segments, words, rate, rng, sensor, overall):
     """Sensor and time span; kinds and changes of trend; seconds of each; overall direction."""
     starts, ends, directions = segments
-    last = ends[-1] if ends else 0
-    times = times_up_to(last, rate)
-    covers = rng.choice(COVERS).format(sensor=sensor, first=times[0], last=times[last])
+    last = time_text(ends[-1] if ends else 0, rate)
+    covers = rng.choice(COVERS).format(sensor=sensor, first=time_text(0, rate), last=last)
     if not directions:
         return f"{covers} {SINGLE}"
     steps = dict.fromkeys(DIRECTIONS, 0)                          # intervals in each direction
@@ -191,7 +187,7 @@ def summary(segments, words, rate, rng, sensor, overall):
     kinds = plural(len(present), "kind", " of trend")
     turns = plural(len(directions) - 1, "change", " of direction")
     changes = rng.choice(CHANGES).format(kinds=kinds, changes=turns)
-    durations = [TOTAL.format(word=words[direction], seconds=times[steps[direction]])
+    durations = [TOTAL.format(word=words[direction], seconds=time_text(steps[direction], rate))
                  for direction in present]
     totals = rng.choice(TOTALS).format(totals=join_list(durations))
     return f"{covers} {changes} {totals} {fill_word(rng.choice(OVERALL), words[overall])}"
@@ -214,7 +210,7 @@ def align_pair(series, channel, rate, kinds, rng):
 
 
 def pair_rng(seed, dataset_name, paraphrase, *key):
-    """The generator of one pair, the same for its key (subject, start, length, channel) alone."""
+    """The random generator of one pair; its key is (subject, start, length, channel)."""
     return random.Random(f"{seed} {dataset_name} {key}") if paraphrase else FirstWording
 
 
@@ -245,7 +241,7 @@ def statistics_text(window, dataset, write=decimals):
 
 
 def window_trends_text(window, dataset):
-    """The summary of each channel, in the first wording: it is an input here, not a lesson."""
+    """The summary of each channel, in the first wording: an input here, not a lesson."""
     lines = (trend_line(series, dataset) for series in window.T)
     return "\n".join(align_pair(line, channel, dataset.rate, ("summary",), FirstWording)[1]
                      for line, channel in zip(lines, dataset.channels))
@@ -284,7 +280,7 @@ def question_text(window, dataset):
 
 HAR_TEXTS = {
     "smry": statistics_text,
-    # LLMs that read digit by digit have half as many to read
+    # half as many tokens for LLMs that read digit by digit
     "smry3": partial(statistics_text, write=three_digits),
     "trend": window_trends_text, "corr": correlations_text, "meta": meta_text, "Q": question_text}
 
@@ -304,7 +300,7 @@ def har_system_prompt(n_samples, dataset):
 
 
 def strongest_rhythm(series, rate):
-    """The frequency in Hz at which the spectrum of a series (T,) without its mean peaks."""
+    """The frequency in Hz of the highest peak in the spectrum of a series (T,)."""
     spectrum = np.abs(np.fft.rfft(series - series.mean()))
     return float(np.argmax(spectrum[1:]) + 1) * rate / len(series)
 

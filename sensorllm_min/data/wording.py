@@ -1,14 +1,14 @@
-"""The words in which texts describe trends: pools of sentences, from which one is drawn.
+"""The words that describe trends: pools of sentences from which the texts draw.
 
-`claims.py` reads them back by their numbers and direction words, so a sentence holds none but those
-of its slots. Texts without paraphrasing use the first entry of each pool.
+`claims.py` reads sentences back by their numbers and direction words, so a sentence contains only
+those of its slots. Texts without paraphrasing use the first entry of each pool.
 """
 from itertools import product
 
 FALLING, STEADY, RISING = -1, 0, 1
 DIRECTIONS = (RISING, FALLING, STEADY)                            # in the order of texts
 
-# Words for (rising, falling) and for steady: they are drawn once per window and kept throughout it.
+# Words for (rising, falling) and for steady, drawn once per window.
 WORD_PAIRS = (("rising", "falling"), ("upward", "downward"), ("ascending", "descending"),
               ("increasing", "decreasing"), ("growing", "declining"))
 STEADY_WORDS = ("steady", "constant", "stable", "consistent")
@@ -104,6 +104,6 @@ OVERALL = combine(
      "From beginning to end,"),
     ("the trend is {word}.", "the series shows {a_word} trend.", "we see {a_word} trend."),
 )
-SINGLE = "It is a single sample, which has no trend."             # all that is said of one sample
+SINGLE = "It is a single sample, which has no trend."             # the whole text about one sample
 
-ACTIVITY = "Activity: "                 # begins the line of an answer that names the class
+ACTIVITY = "Activity: "                 # begins the line that names the class

@@ -1,23 +1,16 @@
 """One window and a question, from a prepared dataset or a CSV: the answer, word by word."""
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from ..batch import IGNORED, Example, collate
 from ..data.claims import parse_activity, parse_segments
-from ..data.examples import PromptFormat, align_prompt, har_prompt
-from ..data.logs import resample
-from ..data.own import read_log
-from ..plots.figures import draw_descriptions, draw_window
-from ..data.sensors import DatasetInfo, dataset_of
-from ..data.tables import csv_header
+from ..data.sensors import DatasetInfo
 from ..data.texts import window_trends_text
-from ..files import InputError, brief
-from ..generate import stream
+from ..files import InputError
+from ..plots.figures import draw_descriptions, draw_window
+from .recording import only_channel, read_window
 
 
 @dataclass
@@ -27,7 +20,7 @@ class Window:
     dataset: DatasetInfo                # with these C channels
     name: str                           # for the picture's file
     title: str
-    truth: str | None                   # what the dataset says about it
+    truth: str | None                   # the dataset's own answer
 
 
 def one_channel(dataset, token):
@@ -53,34 +46,16 @@ def prepared_window(data, kind, split, index, token=None) -> Window:
         activity = dataset.classes[record["label"]]
         return Window(samples, dataset, name, title, f"Activity: {activity}")
     token = token or record["channel"]
-    wanted = one_channel(dataset, token)
-    column = dataset.channels.index(wanted.channels[0])
+    chosen = one_channel(dataset, token)
+    column = data.tokens.index(token)
     truth = record["answer"] if token == record["channel"] else None
-    return Window(samples[:, [column]], wanted, f"{name}_{token}", title, truth)
+    return Window(samples[:, [column]], chosen, f"{name}_{token}", title, truth)
 
 
 def csv_window(path, dataset, token=None) -> Window:
-    """One channel of a CSV, a short window without a gap, for stage 1.
-
-    InputError where a sample is missing or not finite.
-    """
-    columns = csv_header(path)
-    tokens = [channel.token for channel in dataset.channels]
-    known = [channel.token for channel in dataset.channels if channel.heading in columns]
-    if token is None and len(known) != 1:
-        raise InputError(f"{path} holds {len(known)} columns that are named as a channel is "
-                         f"({', '.join(known) or brief(', '.join(columns))}); choose one with "
-                         f"--channel, of {', '.join(tokens)}")
-    dataset = one_channel(dataset, token or known[0])
-    log = read_log(path, replace(dataset, label_column=None), Counter())
-    bad = ~np.isfinite(log.samples).all(1)
-    if bad.any():
-        raise InputError(f"{path}: sample {bad.argmax() + 1} is missing or not a finite number; "
-                         "a window to ask about needs all of its samples")
-    samples = resample(log.samples, log.rate, dataset.rate)
-    if len(samples) < 2:
-        raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")
-    return Window(samples, dataset, Path(path).stem, str(path), None)
+    """One channel of a CSV, a short window without a gap, for stage 1."""
+    dataset = one_channel(dataset, token or only_channel(path, dataset))
+    return Window(read_window(path, dataset), dataset, Path(path).stem, str(path), None)
 
 
 def draw(window, chronos, folder, say):
@@ -89,62 +64,36 @@ def draw(window, chronos, folder, say):
     texts = window_trends_text(window.samples, dataset).split("\n")
     path = folder / f"asked_{window.name}.png"
     channels = ", ".join(channel.spoken for channel in dataset.channels)
-    shown = f"{window.title}: {channels}, {len(window.samples)} samples"
-    try:
-        draw_window(path, window.samples, dataset, chronos, window.title, texts)
-        say(f"{shown}, drawn in {path}")
-    except ImportError:
-        say(f"{shown}; no picture: matplotlib is not installed")
+    draw_window(path, window.samples, dataset, chronos, window.title, texts)
+    say(f"{window.title}: {channels}, {len(window.samples)} samples, drawn in {path}")
 
 
-def batch_of(window, question, model, recipe, device):
-    """The prompt about a window as a batch of one. InputError where the LLM cannot take it."""
-    samples, dataset, prompts = window.samples, window.dataset, PromptFormat.of(model, recipe)
-    prompts.check_length(samples, window.title)
-    if recipe.stage == "align":
-        question = model.tokenizer.as_text(question)
-        prompt = align_prompt(prompts, dataset.channels[0], len(samples), dataset.rate, question)
-    else:
-        prompt = har_prompt(prompts, samples, dataset)
-    if len(prompt) >= prompts.max_positions:
-        raise InputError(f"{window.title}: a prompt of {len(prompt)} tokens, the LLM takes "
-                         f"{prompts.max_positions}")
-    tokens = [channel.token for channel in dataset_of(recipe).channels]
-    columns = tuple(tokens.index(channel.token) for channel in dataset.channels)
-    example = Example(prompt, [], list(samples.T), IGNORED, {}, 0, columns)
-    for_generation = model.head is None
-    return collate([example], model.tokenizer.pad_id, for_generation).to(device)
+def answer(model, window, question, max_new_tokens, sampling, say) -> str:
+    """An interface.Model answers about a window -> the text, which `say` gets piece by piece."""
+    classes, said = model.recipe.classes, ""
 
+    def listen(ids):
+        nonlocal said
+        text = model.model.tokenizer.decode(ids)
+        if not text.endswith("\ufffd"):                           # a character is still incomplete
+            say(text[len(said):])
+            said = text
 
-@torch.no_grad()
-def answer(model, recipe, window, question, processes, decoding, say) -> str:
-    """Answers about a window -> the whole text; `say` gets it in pieces, as it is generated."""
-    tokenizer = model.tokenizer
-    batch = batch_of(window, question, model, recipe, processes.device)
-    with processes.autocast():
-        if model.head is not None:
-            probabilities = model.class_logits(batch)[0].float().softmax(-1)
-            likely = probabilities.argsort(descending=True)[:3].tolist()
-            text = "\n".join(f"{recipe.classes[i]}: {probabilities[i]:.1%}" for i in likely)
-            say(text)
-            return text
-        ids, text = [], ""
-        room = min(decoding.max_new_tokens, recipe.llm_config.max_positions - batch.ids.shape[1])
-        x = model.embed(batch)
-        tokens = stream(model.llm, x, batch.mask, tokenizer.stop_ids, room, decoding.sampling)
-        for _, token in tokens:
-            ids.append(token)
-            longer = tokenizer.decode(ids)
-            if not longer.endswith("\ufffd"):                     # a character still incomplete
-                say(longer[len(text):])
-                text = longer
-    if recipe.stage == "har" and parse_activity(text, recipe.classes) is None:
+    example = model.example(window.samples, window.dataset, window.title, question)
+    record = model.answer(example, max_new_tokens, sampling, listen)
+    if "probabilities" in record:
+        chances = sorted(zip(record["probabilities"], classes), reverse=True)
+        text = "\n".join(f"{name}: {probability:.1%}" for probability, name in chances[:3])
+        say(text)
+        return text
+    text = record["generated"]
+    if classes and parse_activity(text, classes) is None:
         say("\n(this names no class)")
     return text
 
 
 def typed_questions():
-    """What a person types, until an empty line or the end of the input."""
+    """Yields what a person types, until an empty line or the end of the input."""
     try:
         while (question := input("\n> ")).strip():
             yield question
@@ -152,32 +101,22 @@ def typed_questions():
         return
 
 
-def draw_claim(window, text, folder, say):
-    """Draws the trends that an answer of stage 1 claims, if it does, below the true ones."""
-    claimed = parse_segments(text)
-    if not claimed:
-        return
-    path = folder / f"answered_{window.name}.png"
-    title = f"{window.title}: {window.dataset.channels[0].spoken}"
-    try:
-        draw_descriptions(path, [(title, window.samples[:, 0], claimed)], window.dataset)
-    except ImportError:
-        return                                                    # `draw` has said so
-    say(f"(drawn with the true trends in {path})")
-
-
-def converse(model, recipe, window, question, processes, decoding, folder):
+def converse(model, window, question, max_new_tokens, sampling, folder):
     """Prints the answer to a question about a window, or to each that a person types.
 
-    What an answer claims is drawn into the folder.
+    The trends that an answer of stage 1 claims are drawn into the folder, below the true ones.
     """
     say = partial(print, end="", flush=True)
+    path = folder / f"answered_{window.name}.png"
+    title = f"{window.title}: {window.dataset.channels[0].spoken}"
     if question is None:
         print("ask about it; an empty line ends", flush=True)
     for asked in [question] if question else typed_questions():
-        text = answer(model, recipe, window, asked, processes, decoding, say)
+        text = answer(model, window, asked, max_new_tokens, sampling, say)
         print()
-        if recipe.stage == "align":
-            draw_claim(window, text, folder, print)
+        claimed = parse_segments(text) if model.stage == "align" else []
+        if claimed:
+            draw_descriptions(path, [(title, window.samples[:, 0], claimed)], window.dataset)
+            print(f"(drawn with the true trends in {path})")
     if question and window.truth:
         print(f"\n(the dataset says:\n{window.truth})", flush=True)

@@ -1,26 +1,39 @@
 """Scores of a classifier from its confusion matrix, as scikit-learn computes them."""
 import numpy as np
 
+MEANING = {
+    "accuracy": "fraction of windows that are right",
+    "balanced_accuracy": "recall, averaged over the classes that occur",
+    "macro_f1": "F1, averaged over all classes: a rare one counts as much as a common one",
+    "micro_f1": "F1 of all windows together",
+    "macro_precision": "precision, averaged over all classes",
+    "macro_recall": "recall, averaged over all classes",
+    "kappa": "Cohen's: agreement beyond that of independent draws",
+    "chance": "accuracy of always naming the class that most of these windows have",
+}
+
 
 def class_scores(confusion):
     """Confusion matrix (n, n), rows true, columns predicted -> {score: value}, with "per_class".
 
-    A further column, (n, n + 1), counts windows that got no class: answers in words that name none.
-    They are wrong. A class that is neither true nor predicted anywhere scores 0, as in scikit-learn
-    with zero_division=0 and all labels named; as there, the balanced accuracy leaves out classes
-    that are never true.
+    A further column, (n, n + 1), counts answers in words that name no class; they are wrong. A
+    class that is neither true nor predicted anywhere scores 0, as in scikit-learn with
+    zero_division=0 and all labels named; as there, the balanced accuracy leaves out classes that
+    are never true.
     """
     confusion = np.asarray(confusion, dtype=float)
-    n, total = len(confusion), max(confusion.sum(), 1)
-    right = np.diag(confusion)
+    n = len(confusion)
+    total = max(confusion.sum(), 1)
+    right = np.diag(confusion)                                    # (n,)
     true = confusion.sum(1)
     predicted = confusion.sum(0)[:n]
 
-    def share(part, whole):
+    def fraction(part, whole):
         return np.divide(part, whole, out=np.zeros(n), where=whole > 0)
 
-    precision, recall = share(right, predicted), share(right, true)
-    f1 = share(2 * right, true + predicted)
+    precision = fraction(right, predicted)
+    recall = fraction(right, true)
+    f1 = fraction(2 * right, true + predicted)
     accuracy = right.sum() / total
     by_chance = true @ predicted / total**2                       # agreement of independent draws
     scores = {
@@ -58,27 +71,52 @@ def bootstrap_intervals(confusions, n_draws=2000, seed=0):
     n_subjects = len(confusions)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), n_draws)
-    # Few subjects make few different draws: two make three. Each is scored once.
-    weights, times = np.unique(drawn, axis=0, return_counts=True)    # (different, subjects)
-    scores = [class_scores(np.tensordot(row, confusions, 1)) for row in weights]
-    values = {name: np.repeat([score[name] for score in scores], times)
-              for name in scores[0] if name not in ("per_class", "chance")}
-    return {name: np.quantile(value, (0.025, 0.975)).tolist() for name, value in values.items()}
+    scores = [class_scores(np.tensordot(times, confusions, 1)) for times in drawn]
+    intervals = {}
+    for name in scores[0].keys() - {"per_class", "chance"}:
+        values = [draw[name] for draw in scores]
+        intervals[name] = np.quantile(values, (0.025, 0.975)).tolist()
+    return intervals
+
+
+def score_people(records, classes):
+    """Records of stage 2 -> all that evaluation_SPLIT.json says about them."""
+    by_subject = {}
+    for record in records:
+        by_subject.setdefault(str(record["subject"]), []).append(record)
+    confusions = [confusion_of(by_subject[name], len(classes)) for name in sorted(by_subject)]
+    confusion = sum(confusions)
+    unparsable = int(confusion[:, -1].sum())
+    if "probabilities" in records[0]:
+        confusion = confusion[:, :-1]                             # a class head names a class
+    return {"windows": len(records), **class_scores(confusion), "unparsable": unparsable,
+            "intervals": bootstrap_intervals(confusions), "classes": classes,
+            "confusion": confusion.tolist()}
 
 
 def class_report(confusion, classes):
     """The scores, a line for each class, and the confusion matrix, as text."""
+    import pandas as pd                                           # takes a second to import
     scores = class_scores(confusion)
-    per_class = scores.pop("per_class")
+    names = [f"{name}  {i}" for i, name in enumerate(classes)]
+    per_class = pd.DataFrame(scores.pop("per_class"), index=names)
+    columns = [*range(len(classes)), "none"][:np.shape(confusion)[1]]     # none: names no class
+    counts = pd.DataFrame(confusion, index=names, columns=columns)
     lines = [f"{name.replace('_', ' '):18} {score:.4f}" for name, score in scores.items()]
-    width = max(map(len, classes))
-    names = [f"{i:2}  {name:{width}}" for i, name in enumerate(classes)]
-    lines += ["", f"{'':{width + 4}}  precision  recall      f1  windows"]
-    for name, *values in zip(names, *per_class.values()):
-        lines.append("{}  {:9.4f} {:7.4f} {:7.4f} {:8}".format(name, *values))
-    columns = [f"{i:6}" for i in range(len(classes))] + ["  none"]    # the answer names no class
-    n_columns = np.shape(confusion)[1]
-    lines += ["", f"{'true, as predicted:':{width + 4}}" + "".join(columns[:n_columns])]
-    for name, counts in zip(names, np.asarray(confusion)):
-        lines.append(name + "".join(f"{count:6}" for count in counts))
+    lines += ["", per_class.to_string(float_format="{:.4f}".format)]
+    lines += ["", "true, and as predicted:", counts.to_string()]
     return "\n".join(lines)
+
+
+def most_wrong(records, n=6):
+    """At most n windows, no two with the same mistake; with probabilities the worst one of each.
+
+    The worst is the one whose true class got the lowest probability.
+    """
+    wrong = [record for record in records if record["predicted"] != record["label"]]
+    if wrong and "probabilities" in wrong[0]:
+        wrong.sort(key=lambda record: record["probabilities"][record["label"]])
+    found = {}
+    for record in wrong:
+        found.setdefault((record["label"], record["predicted"]), record)
+    return list(found.values())[:n]

@@ -5,36 +5,39 @@ import numpy as np
 import torch
 
 from ..batch import IGNORED, Example, collate
-from ..data.own import Log
+from ..data.examples import PromptFormat, align_prompt, har_prompt
+from ..data.logs import put_on_grid, steady_log
+from ..data.sensors import dataset_of
 from ..data.wording import QUESTIONS
 from ..files import InputError
 from ..generate import GREEDY
 from ..layers import use_backend
-from ..data.examples import PromptFormat
-from ..data.sensors import dataset_of
 from ..training.checkpoint import load_checkpoint
 from ..recipe import DTYPES
 from ..training.processes import Processes, choose_device
-from .ask import Window, answer, one_channel
-from .predict import Decoding
+from .ask import one_channel
+from .predict import answer_batches
 from .recording import Prediction, classify_recording
 
 
 class Model:
     """A trained model with its tokenizers and the description of its data.
 
-    stage    "align" (stage 1: `describe`, `ask`) or "har" (stage 2: `classify`)
-    dataset  the DatasetInfo of its training data: rate (Hz), channels, classes, window (samples)
-    model    the network itself (sensorllm.SensorLLM); recipe  what it is made of (recipe.Recipe)
+    stage      "align" (stage 1: `describe`, `ask`) or "har" (stage 2: `classify`)
+    dataset    the DatasetInfo of its training data: rate (Hz), channels, classes, window (samples)
+    model      the network itself (sensorllm.SensorLLM)
+    recipe     what it is made of (recipe.Recipe); progress: of its training, a dict
 
     Samples are arrays (T, C) of real numbers: T samples at `dataset.rate`, a column for each of
     `dataset.channels`, in their order and units. Every method raises an InputError, in one line,
-    for samples of another shape, what does not fit this stage, and what is too long.
+    for samples of another shape, for what does not fit this stage, and for what is too long.
     """
 
-    def __init__(self, model, recipe, processes):
-        self.model, self.recipe, self.processes = model, recipe, processes
+    def __init__(self, model, recipe, progress, processes):
+        self.model, self.recipe = model, recipe
+        self.progress, self.processes = progress, processes
         self.stage, self.dataset = recipe.stage, dataset_of(recipe)
+        self.prompts = PromptFormat.of(model, recipe)
 
     def __repr__(self):
         channels = ", ".join(channel.token for channel in self.dataset.channels)
@@ -51,9 +54,9 @@ class Model:
         """
         self.require("har", "classify")
         samples = self.checked(samples, may_miss=True)
-        n, rate = len(samples), self.dataset.rate
-        log = Log(samples, np.full(n, -1), np.arange(n) / rate, rate)
-        return list(classify_recording(self.model, self.recipe, log, Counter(), self.processes, batch_size))
+        counts = Counter()
+        log = steady_log(samples, np.full(len(samples), -1), self.dataset.rate)
+        return classify_recording(self, put_on_grid(log, counts), counts, batch_size)
 
     def describe(self, samples, channel, max_new_tokens=400) -> str:
         """The trends of one channel of a window (T, C), in words. channel: its token, "x_acc"."""
@@ -68,41 +71,63 @@ class Model:
         """
         self.require("align", "describe and ask")
         dataset = one_channel(self.dataset, channel)
-        series = self.checked(samples)[:, [self.dataset.channels.index(dataset.channels[0])]]
-        window = Window(series, dataset, "samples", "samples", None)
-        decoding = Decoding(1, max_new_tokens, sampling)
-        return answer(self.model, self.recipe, window, question, self.processes, decoding, lambda piece: None)
+        column = self.dataset.channels.index(dataset.channels[0])
+        series = self.checked(samples)[:, [column]]
+        example = self.example(series, dataset, "samples", question)
+        return self.answer(example, max_new_tokens, sampling)["generated"]
 
     @torch.no_grad()
     def features(self, samples, after="encoder"):
-        """What the model makes of a window (T, C), for a network of your own -> float32 array.
+        """The features of a window (T, C), for a network of your own -> float32 array.
 
-        after="encoder": the encoder's features (C, T+1, D_enc), with the levels, where the model
+        after="encoder": the encoder's features (C, T+1, D_enc), with the levels, if the model
         has them; "projector": the sensor embeddings (C, T+1, D). The last step ends the series.
         """
         if after not in ("encoder", "projector"):
             raise InputError(f"after={after!r}: give encoder or projector")
-        model, samples = self.model, self.checked(samples)
-        PromptFormat.of(model, self.recipe).check_length(samples, "samples")
+        samples = self.checked(samples)
+        self.prompts.check_length(samples, "samples")
         example = Example([0], [], list(samples.T), IGNORED, {})
-        batch = collate([example], model.tokenizer.pad_id).to(self.processes.device)
+        batch = collate([example], self.model.tokenizer.pad_id).to(self.processes.device)
         with self.processes.autocast():
-            vectors = model.encode(batch)                         # (C * (T+1), D_enc)
+            vectors = self.model.encode(batch)                    # (C * (T+1), D_enc)
             if after == "projector":
-                vectors = model.projector(vectors)
+                vectors = self.model.projector(vectors)
         return vectors.float().cpu().unflatten(0, (samples.shape[1], -1)).numpy()
+
+    def example(self, samples, dataset, title, question=None, index=0):
+        """A window as an Example: samples (S, C) of the dataset's C channels.
+
+        question: of stage 1. index: seeds sampling. InputError, with the title, if it is too long.
+        """
+        self.prompts.check_length(samples, title)
+        if self.stage == "align":
+            question = self.model.tokenizer.as_text(question)
+            channel, = dataset.channels
+            prompt = align_prompt(self.prompts, channel, len(samples), dataset.rate, question)
+        else:
+            prompt = har_prompt(self.prompts, samples, dataset)
+        if len(prompt) >= self.prompts.max_positions:
+            raise InputError(f"{title}: a prompt of {len(prompt)} tokens, the LLM takes "
+                             f"{self.prompts.max_positions}")
+        columns = tuple(map(self.dataset.channels.index, dataset.channels))
+        return Example(prompt, [], list(samples.T), IGNORED, {}, index, columns)
+
+    def answer(self, example, max_new_tokens=400, sampling=GREEDY, listen=None):
+        """The record of the answer to one Example (see predict.answer_batches)."""
+        record, = answer_batches(
+            self.model, [[example]], self.processes, max_new_tokens, sampling, listen)
+        return record
 
     def require(self, stage, what):
         if self.stage != stage:
-            script = {"align": "train_align.py", "har": "train_har.py"}[stage]
             raise InputError(f"{what}: this checkpoint is of stage {self.stage}; load one of "
-                             f"{script}")
+                             f"train_{stage}.py")
 
     def checked(self, samples, may_miss=False):
-        """Samples as an array (T, C). InputError for what is none.
+        """Samples as an array (T, C): float32, as prepared windows, or float64 until gaps are filled.
 
-        float32, as prepared windows are; where samples may be missing, float64 until gaps are
-        filled.
+        Raises an InputError for anything else.
         """
         samples = np.asarray(samples)
         n_channels = len(self.dataset.channels)
@@ -115,12 +140,12 @@ class Model:
         return samples.astype(np.float64 if may_miss else np.float32)
 
 
-def load_model(source, llm, encoder, device, dtype) -> Model:
-    """See `sensorllm_min.load`."""
+def load_model(source, llm, encoder, device, dtype, attention=None) -> Model:
+    """See `sensorllm_min.load`. attention: "torch", "triton", or None to choose automatically."""
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: give {', '.join(DTYPES)}")
-    device = choose_device(device)
-    model, recipe, _ = load_checkpoint(source, llm, encoder, dtype)
-    model.to(device).requires_grad_(False)
-    use_backend(model, None)
-    return Model(model, recipe, Processes(0, 1, device, bf16=dtype != "float32"))
+    processes = Processes(0, 1, choose_device(device), bf16=dtype != "float32")
+    model, recipe, progress = load_checkpoint(source, llm, encoder, dtype)
+    model.to(processes.device).requires_grad_(False)
+    use_backend(model, attention)
+    return Model(model, recipe, progress, processes)

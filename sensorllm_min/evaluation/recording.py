@@ -1,27 +1,20 @@
-"""A recording of any length: windows slide over it, and each gets its activity."""
-import csv
-import io
+"""Samples of a person's own files: recordings of any length, whose windows each get an activity."""
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from ..batch import IGNORED, Example, collate
-from ..data.claims import parse_activity
-from ..data.examples import PromptFormat, har_prompt
-from ..data.logs import resample, runs, split_at_gaps
-from ..data.own import Log, read_log
-from ..plots.figures import draw_recording
+from ..data.logs import Log, put_on_grid, resample, runs, stretches
+from ..data.own import read_log
 from ..data.prepare import strided_windows
-from ..data.sensors import dataset_of
 from ..data.tables import csv_header
-from ..files import InputError, write_text
-from ..generate import generate
+from ..files import InputError, brief, write_text
+from ..plots.figures import draw_recording
+from .predict import answer_batches, read_activities
 
-NO_CLASS = "no class"                   # an answer in words that names none, in tables and pictures
+NO_CLASS = "no class"                   # shown for an answer in words that names none
 
 
 class Prediction(NamedTuple):
@@ -32,120 +25,126 @@ class Prediction(NamedTuple):
     probabilities: dict | None          # {activity: probability}; None: answered in words
 
 
-def slide_windows(log, dataset, counts):
-    """Yields (start in seconds, samples (S, C) float32) of each window of a Log.
+def only_channel(path, dataset):
+    """The token of the one channel that a CSV has a column for; InputError if there are others."""
+    columns = csv_header(path)
+    tokens = [channel.token for channel in dataset.channels]
+    known = [channel.token for channel in dataset.channels if channel.heading in columns]
+    if len(known) != 1:
+        found = ", ".join(known or columns)
+        raise InputError(f"{path} has columns for {len(known)} channels ({brief(found)}); choose "
+                         f"one with --channel, of {', '.join(tokens)}")
+    return known[0]
 
-    As in preparation: short gaps are interpolated, no window lies across a longer one, the last one
-    of a stretch is flush with its end. counts: a Counter for what was interpolated and lost.
+
+def read_window(path, dataset):
+    """A CSV as one window without a gap -> samples (S, C) of the dataset's channels.
+
+    InputError if a sample is missing or not finite, or if there are fewer than two.
+    """
+    log = read_log(path, replace(dataset, label_column=None), Counter())
+    bad = ~np.isfinite(log.samples).all(1)
+    if bad.any():
+        raise InputError(f"{path}: sample {bad.argmax() + 1} is missing or not a finite number; "
+                         "a window to ask about needs all of its samples")
+    log = put_on_grid(log, Counter())
+    if not np.isfinite(log.samples).all():
+        raise InputError(f"{path}: its clock has a gap; a window to ask about has none")
+    samples = resample(log.samples, log.rate, dataset.rate)
+    if len(samples) < 2:
+        raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")
+    return samples
+
+
+def read_recording(path, dataset, counts) -> Log:
+    """A CSV as preparation reads it, with the labels of its label column if it has one."""
+    column = dataset.label_column or "label"
+    values = dataset.label_values or {name: name for name in dataset.classes}
+    present = column in csv_header(path)
+    labelled = replace(dataset, label_column=column if present else None, label_values=values)
+    return put_on_grid(read_log(path, labelled, counts), counts)
+
+
+def slide_windows(log, dataset, counts):
+    """Yields (start in seconds, samples (S, C) float32) of each window of a Log on its grid.
+
+    As in preparation, no window lies across a gap, and the last window of a stretch ends where the
+    stretch ends. counts: a Counter of lost samples.
     """
     timed = np.isfinite(log.seconds)                              # not at a long gap of the clock
     for first, last in runs(timed):
         if not timed[first]:
             continue
-        for begin, stretch in split_at_gaps(log.samples[first:last], log.rate, counts):
-            samples = resample(stretch, log.rate, dataset.rate)
+        for begin, end in stretches(log.samples[first:last], counts):
+            samples = resample(log.samples[first + begin:first + end], log.rate, dataset.rate)
             for start in strided_windows(len(samples), dataset.window, dataset.stride):
                 seconds = float(log.seconds[first + begin]) + start / dataset.rate
                 yield seconds, samples[start:start + dataset.n_window]
 
 
-@torch.no_grad()
-def classify_recording(model, recipe, log, counts, processes, batch_size=16):
-    """A Log -> yields a Prediction for each window, in order.
+def classify_recording(model, log, counts, batch_size=16) -> list[Prediction]:
+    """A Log -> a Prediction for each window, in order. model: an interface.Model.
 
-    InputError where not one whole window is without a gap.
+    Raises an InputError unless there is a whole window without a gap.
     """
-    dataset, prompts = dataset_of(recipe), PromptFormat.of(model, recipe)
+    dataset, classes = model.dataset, model.recipe.classes
+    seconds = dataset.n_window / dataset.rate
     windows = list(slide_windows(log, dataset, counts))
     if not windows:
         raise InputError(f"{len(log.samples)} samples hold no window: {dataset.n_window} samples "
-                         f"without a gap, {dataset.n_window / dataset.rate:g} s at "
-                         f"{dataset.rate:g} Hz")
-    for first in range(0, len(windows), batch_size):
-        some = windows[first:first + batch_size]
-        examples = [Example(har_prompt(prompts, window, dataset), [], list(window.T), IGNORED, {},
-                            first + i) for i, (_, window) in enumerate(some)]
-        longest = max(len(example.prompt) for example in examples)
-        if longest >= prompts.max_positions:
-            raise InputError(f"a window makes a prompt of {longest} tokens, the LLM takes "
-                             f"{prompts.max_positions}")
-        found = name_activities(model, recipe, examples, processes)
-        for (start, window), (activity, probabilities) in zip(some, found):
-            yield Prediction(start, start + len(window) / dataset.rate, activity, probabilities)
+                         f"without a gap, {seconds:g} s at {dataset.rate:g} Hz")
+    examples = [model.example(samples, dataset, "a window", index=i)
+                for i, (_, samples) in enumerate(windows)]
+    batches = [examples[i:i + batch_size] for i in range(0, len(examples), batch_size)]
+    records = answer_batches(model.model, batches, model.processes)
+    predictions = []
+    for (start, _), record in zip(windows, read_activities(records, classes)):
+        label, probabilities = record["predicted"], record.get("probabilities")
+        activity = None if label is None else classes[label]
+        if probabilities:
+            probabilities = dict(zip(classes, probabilities))
+        predictions.append(Prediction(start, start + seconds, activity, probabilities))
+    return predictions
 
 
-def name_activities(model, recipe, examples, processes):
-    """Examples of one batch -> [(activity, {activity: probability})], one for each."""
-    tokenizer, classes = model.tokenizer, recipe.classes
-    in_words = model.head is None
-    batch = collate(examples, tokenizer.pad_id, for_generation=in_words).to(processes.device)
-    with processes.autocast():
-        if not in_words:
-            chances = model.class_logits(batch).float().softmax(-1)               # (B, n_classes)
-            return [(classes[int(np.argmax(row))], dict(zip(classes, row)))
-                    for row in chances.tolist()]
-        room = min(400, recipe.llm_config.max_positions - batch.ids.shape[1])
-        answers = generate(model.llm, model.embed(batch), batch.mask, tokenizer.stop_ids, room)
-    labels = [parse_activity(tokenizer.decode(answer), classes) for answer in answers]
-    return [(None if label is None else classes[label], None) for label in labels]
+def activities_at(seconds, predictions):
+    """The activity of the nearest window at each time (N,); None where no window is."""
+    starts, ends = np.array([(one.start, one.end) for one in predictions]).T
+    middles = (starts + ends) / 2
+    borders = (middles[1:] + middles[:-1]) / 2
+    nearest = np.searchsorted(borders, seconds, side="right")     # (N,)
+    inside = (seconds > starts[nearest] - 1e-6) & (seconds < ends[nearest] - 1e-6)
+    names = np.array([one.activity or NO_CLASS for one in predictions], object)
+    return np.where(inside, names[nearest], None)
 
 
-def activity_bar(predictions):
-    """Predictions in order -> [(start, end, activity)]: at each time that of the nearest window."""
-    bar, middle = [], None
-    for start, end, activity, _ in predictions:
-        before, middle = middle, (start + end) / 2
-        activity = activity or NO_CLASS
-        if bar and start < bar[-1][1]:                            # windows overlap
-            start = bar[-1][1] = (before + middle) / 2
-        if bar and bar[-1][2] == activity and start - bar[-1][1] < 1e-6:
-            start, _, _ = bar.pop()                               # they touch and are alike
-        bar.append([start, end, activity])
-    return list(map(tuple, bar))
-
-
-def true_bar(log, classes):
-    """[(start, end, activity)] of the labelled stretches of a Log."""
+def bar_of(activities, log):
+    """The activity or None at each sample of a Log -> [(start, end, activity)], in seconds."""
     return [(float(log.seconds[start]), float(log.seconds[end - 1]) + 1 / log.rate,
-             classes[log.labels[start]])
-            for start, end in runs(log.labels) if log.labels[start] >= 0]
+             activities[start])
+            for start, end in runs(activities) if activities[start]]
 
 
-def seconds_in_common(one, other):
-    """How long two bars, [(start, end, activity)], have the same activity, and both have one."""
-    same = both = 0.0
-    for start, end, activity in one:
-        for first, last, named in other:
-            overlap = max(0.0, min(end, last) - max(start, first))
-            both += overlap
-            same += overlap * (activity == named)
-    return same, both
-
-
-def read_recording(path, dataset, counts) -> Log:
-    """A CSV as preparation reads one, with the labels of its label column where it has one."""
-    column = dataset.label_column or "label"
-    values = dataset.label_values or {name: name for name in dataset.classes}
-    present = column in csv_header(path)
-    labelled = replace(dataset, label_column=column if present else None, label_values=values)
-    return read_log(path, labelled, counts)
-
-
-def predict_csv(path, model, recipe, processes, batch_size, say):
-    """Writes PATH.predictions.csv, a line for each window, and draws PATH.predictions.png."""
-    dataset, counts = dataset_of(recipe), Counter()
-    log = read_recording(path, dataset, counts)
-    predictions = list(classify_recording(model, recipe, log, counts, processes, batch_size))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("start", "end", "activity", "probability"))
+def predictions_table(predictions) -> str:
+    """Predictions as CSV."""
+    import pandas as pd                                           # takes a second to import
+    rows = []
     for start, end, activity, probabilities in predictions:
         probability = f"{probabilities[activity]:.4f}" if probabilities else ""
-        writer.writerow((f"{start:.3f}", f"{end:.3f}", activity or NO_CLASS, probability))
-    write_text(Path(f"{path}.predictions.csv"), table.getvalue())
+        rows.append((f"{start:.3f}", f"{end:.3f}", activity or NO_CLASS, probability))
+    table = pd.DataFrame(rows, columns=("start", "end", "activity", "probability"))
+    return table.to_csv(index=False, lineterminator="\n")
 
-    bars = {"predicted": activity_bar(predictions)}
-    truth = true_bar(log, dataset.classes)
+
+def predict_csv(path, model, batch_size, say):
+    """Writes PATH.predictions.csv, a line for each window, and draws PATH.predictions.png."""
+    dataset, counts = model.dataset, Counter()
+    log = read_recording(path, dataset, counts)
+    predictions = classify_recording(model, log, counts, batch_size)
+    write_text(Path(f"{path}.predictions.csv"), predictions_table(predictions))
+
+    predicted = activities_at(log.seconds, predictions)
+    bars = {"predicted": bar_of(predicted, log)}
     found = "".join(f"; {what} {count}" for what, count in sorted(counts.items()) if count)
     say(f"{path}: {len(log.samples)} samples at {log.rate:g} Hz, {len(predictions)} windows of "
         f"{dataset.n_window / dataset.rate:g} s{found}")
@@ -153,13 +152,11 @@ def predict_csv(path, model, recipe, processes, batch_size, say):
         say(f"{start:9.1f} to {end:9.1f} s  {activity}")
     if len(bars["predicted"]) > 40:
         say(f"... and {len(bars['predicted']) - 40} more stretches")
-    if truth:
-        bars["true"] = truth
-        same, both = seconds_in_common(bars["predicted"], truth)
-        say(f"as labelled for {same / max(both, 1e-9):.1%} of the {both:.1f} labelled seconds")
-    picture = f"{path}.predictions.png"
-    try:
-        draw_recording(picture, log, dataset, bars)
-        say(f"wrote {path}.predictions.csv, and drew {picture}")
-    except ImportError:
-        say(f"wrote {path}.predictions.csv; no picture: matplotlib is not installed")
+    true = np.array([*dataset.classes, None])[log.labels]         # label -1: None
+    both = predicted.astype(bool) & true.astype(bool)
+    if both.any():
+        bars["true"] = bar_of(true, log)
+        agreement = (predicted == true)[both].mean()
+        say(f"as labelled for {agreement:.1%} of the {both.sum() / log.rate:.1f} labelled seconds")
+    draw_recording(f"{path}.predictions.png", log, dataset, bars)
+    say(f"wrote {path}.predictions.csv, and drew {path}.predictions.png")

@@ -311,5 +311,6 @@ def test_an_ablation_is_evaluated_like_any_model(folder, compared):
     run("evaluate.py", "--checkpoint", "out/comparison/encoder-mlp-0", "--limit", 12, cwd=folder)
     out = folder / "out/comparison/encoder-mlp-0"
     scores = json.loads((out / "evaluation_test.json").read_text())
-    assert len(json_lines(out / "predictions_test.jsonl")) == 12
+    assert len(json_lines(out / "predictions_test.jsonl")[1:]) == 12     # after the settings
     assert scores["macro_f1"] == pytest.approx(results(out)["macro_f1"])      # sums of other batches: the last digits
+    assert "encoder-mlp" in (out / "report_test.html").read_text()

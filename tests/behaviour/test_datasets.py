@@ -8,6 +8,7 @@ import gzip
 import json
 import shutil
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from raw_files import (ANNOTATIONS, OWN, PEOPLE, STEP, UCI_SIGNALS, labels_of, u
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.prepare import prepare, strided_windows
-from sensorllm_min.data.logs import put_on_grid, resample, runs, split_at_gaps
+from sensorllm_min.data.logs import Log, cut_log, put_on_grid, resample, runs, steady_log, stretches
+from sensorllm_min.data.own import own_dataset
 from sensorllm_min.data.recordings import join_overlapping
-from sensorllm_min.data.sensors import DATASETS, own_dataset
+from sensorllm_min.data.sensors import DATASETS
 
 # ---- windows against the raw truth ----
 
@@ -137,15 +139,14 @@ def test_raw_files_that_usc_had_does_not_have_are_refused(tmp_path):
             prepare("usc-had", raw, tmp_path / "out", say=quiet)
 
     shutil.copytree(raw / "Subject1", raw / "USC-HAD" / "Subject1")
-    refused("the same trial")
+    refused("are the same file; --raw must hold the archive once")
     shutil.rmtree(raw / "USC-HAD")
-    shutil.copyfile(path, raw / "Subject1" / "a1t1b.mat")
-    refused("a1t1b.mat: expected Subject<N>")
-    (raw / "Subject1" / "a1t1b.mat").rename(raw / "Subject1" / "a13t1.mat")
-    refused("a13t1.mat: activity 13 is not one of 1 to 12")
+    shutil.copyfile(path, raw / "Subject1" / "a13t1.mat")
+    refused("a13t1.mat holds the activity 13, which is none of")
     (raw / "Subject1" / "a13t1.mat").unlink()
-    scipy.io.savemat(path, {"sensor_readings": np.zeros((300, 9))})
-    refused(r"a1t1.mat: sensor_readings has shape \(300, 9\)")
+    for content in (np.zeros((300, 9)), np.zeros((300, 6, 1)), np.ones((300, 6), complex), np.array([[7]], object), "text"):
+        scipy.io.savemat(path, {"sensor_readings": content})
+        refused(r"a1t1.mat: sensor_readings holds .* expected real numbers of shape \(samples, 6\)")
     scipy.io.savemat(path, {"readings": np.zeros((300, 6))})
     refused("a1t1.mat is truncated or not a USC-HAD .mat")
 
@@ -200,10 +201,11 @@ def test_broken_uci_har_files_are_refused_by_name(tmp_path):
     write_uci_har(raw, "train", [(1, 1, 256)])
     folder = raw / "UCI HAR Dataset" / "train"
     for name, content, words in (
-            ("y_train.txt", "1\n7\n1\n", "y_train.txt: holds activities other than 1 to 6"),
+            ("y_train.txt", "1\n7\n1\n", "y_train.txt holds the activity 7, which is none of"),
             ("y_train.txt", "1\n1\n", "differ in their number of rows"),
-            ("subject_train.txt", "", "subject_train.txt is truncated or not a table"),
-            ("Inertial Signals/body_gyro_z_train.txt", None, "body_gyro_z_train.txt not found")):
+            ("y_train.txt", "1\n1 1\n1\n", "y_train.txt has 2 columns in line 2, expected 1"),
+            ("subject_train.txt", "", "subject_train.txt is missing, truncated or not a table"),
+            ("Inertial Signals/body_gyro_z_train.txt", None, "body_gyro_z_train.txt is missing")):
         path = folder / name
         good = path.read_text()
         path.unlink()
@@ -213,7 +215,7 @@ def test_broken_uci_har_files_are_refused_by_name(tmp_path):
             prepare("uci-har", raw, tmp_path / "out", say=quiet)
         path.write_text(good)
     shutil.copytree(folder, raw / "again")
-    with pytest.raises(InputError, match="the same part"):
+    with pytest.raises(InputError, match="are the same file"):
         prepare("uci-har", raw, tmp_path / "out", say=quiet)
 
 
@@ -240,14 +242,14 @@ BLOCKS = [(0, 70), (1, 330), (2, 220), (0, 5), (2, 150), (3, 100), (4, 99), (12,
 
 
 def test_mhealth_lines_keep_channel_and_activity(tmp_path):
-    subjects = {1: dict(), 2: dict(), 4: dict(separator=" "), 6: dict(cut=True)}
+    subjects = {1: dict(), 2: dict(), 4: dict(separator=" "), 6: dict()}
     labels = {subject: write_mhealth(tmp_path / "raw", subject, BLOCKS, **options) for subject, options in subjects.items()}
     meta = prepare("mhealth", tmp_path / "raw", tmp_path / "out", say=quiet)
     dataset = DATASETS["mhealth"]
     data = check_windows(tmp_path / "out", labels, {0: None} | {i + 1: name for i, name in enumerate(dataset.classes)})
     assert len(dataset.channels) == 15 and [c.token for c in dataset.channels[:4]] == ["chest_x_acc", "chest_y_acc", "chest_z_acc", "la_x_acc"]
     per_subject = sum(expected_windows(n, dataset) for label, n in BLOCKS if label)
-    assert {s["har_windows"] for s in meta["subjects"].values()} == {per_subject} and meta["lost_samples"] == {"cut last lines": 1}
+    assert {s["har_windows"] for s in meta["subjects"].values()} == {per_subject} and meta["lost_samples"] == {}
     raw = np.loadtxt(tmp_path / "raw" / "mHealth_subject2.log")
     columns = [0, 1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 19]
     np.testing.assert_array_equal(data.window(data.records("har", "val")[0]), raw[70:170, columns].astype(np.float32))
@@ -286,7 +288,7 @@ def test_pamap2_gaps_are_filled_or_end_a_recording(tmp_path):
     jumps = [(700, 0.02), (3200, 3.0)]
     labels, dataset = {}, DATASETS["pamap2"]
     for subject in (101, 105, 108):
-        raw = write_pamap2(tmp_path / "raw", subject, PAMAP2_BLOCKS, lost, jumps, cut=subject == 105)
+        raw = write_pamap2(tmp_path / "raw", subject, PAMAP2_BLOCKS, lost, jumps)
         on_clock = np.concatenate([raw[:700], [1, 1], raw[700:3200], np.zeros(300, int), raw[3200:]])
         labels[subject] = on_clock
     (tmp_path / "raw/PAMAP2_Dataset/Optional").mkdir()
@@ -294,8 +296,8 @@ def test_pamap2_gaps_are_filled_or_end_a_recording(tmp_path):
     meta = prepare("pamap2", tmp_path / "raw", tmp_path / "out", say=quiet)
     data = check_windows(tmp_path / "out", labels, PAMAP2_CLASSES, ratio=2)
     assert meta["lost_samples"] == {
-        "cut last lines": 1, "recordings split at a gap": 6, "samples interpolated": 3 * (3 + 10 + 2),
-        "samples lost at ends and in long gaps": 3 * (11 + 12 + 2)}
+        "recordings split at a gap": 6, "samples interpolated": 3 * (3 + 10 + 2 + 2),
+        "samples lost at ends and in long gaps": 3 * (11 + 12)}
     lengths = sorted(json.loads(line)["length"] for line in open(tmp_path / "out/recordings.jsonl") if '"subject": 101' in line)
     truth = sorted(-(-n // 2) for n in pamap2_stretches(lost, jumps))
     assert lengths == truth
@@ -305,29 +307,17 @@ def test_pamap2_gaps_are_filled_or_end_a_recording(tmp_path):
 
 def pamap2_stretches(lost, jumps):
     """Raw samples of each stretch that the rule leaves, worked out sample by sample."""
-    gone = np.zeros(4000, int)
-    labels = labels_of(PAMAP2_BLOCKS)
-    for start, end in lost:
-        gone[start:end] = 1
-    extra = {row: round(seconds * 100) for row, seconds in jumps}
-    stretches, length, hole = [], 0, 0
-    for row, label in enumerate(labels):
-        new = row == 0 or label != labels[row - 1] or extra.get(row, 0) > 10
-        if new:
-            stretches.append(length)
-            length = hole = 0
-        if PAMAP2_CLASSES[label] is None:
-            continue
-        if gone[row]:
-            hole += 1
-            continue
-        hole += 0 if new else extra.get(row, 0)
-        if hole and length and hole > 10:
-            stretches.append(length)
-            length = 0
-        length += 1 + (hole if length else 0)
-        hole = 0
-    return [n for n in [*stretches, length] if n]
+    skips, rows, piece = {row: round(seconds * 100) for row, seconds in jumps}, [], 0
+    for row, label in enumerate(labels_of(PAMAP2_BLOCKS)):
+        skip = skips.get(row, 0)
+        piece += skip > 10
+        rows += [(label, piece, False)] * (skip if skip <= 10 else 0)
+        rows.append((label, piece, not any(start <= row < end for start, end in lost)))
+    filled = []
+    for (_, there), run in groupby(rows, key=lambda row: row[1:]):
+        run = list(run)
+        filled += [(label, piece, there or len(run) <= 10) for label, piece, there in run]
+    return [len(list(run)) for (label, _, there), run in groupby(filled) if there and PAMAP2_CLASSES[label]]
 
 
 def test_pamap2_at_100_hz_holds_the_raw_columns(tmp_path):
@@ -382,22 +372,34 @@ def test_resampling_filters_what_the_lower_rate_cannot_hold():
         assert resample(np.ones((n, 3)), 100, 50).shape == (-(-n // 2), 3)
 
 
+def continuous(samples, rate, counts):
+    """[(start, samples)] of the stretches of a log of one activity."""
+    log = put_on_grid(steady_log(samples, np.zeros(len(samples), int), rate), counts)
+    return [(start, log.samples[start:end]) for start, end in stretches(log.samples, counts)]
+
+
 def test_short_gaps_are_interpolated_and_long_ones_end_a_recording():
     counts = Counter()
     samples = np.stack([np.arange(100.0), np.arange(100.0) * 2], 1)
     broken = samples.copy()
     broken[:3] = broken[10:20] = broken[40:51] = np.nan
     broken[70, 1] = np.inf                                                    # one channel alone
-    (at, first), (then, second) = split_at_gaps(broken, 100, counts)
+    (at, first), (then, second) = continuous(broken, 100, counts)
     assert (at, then) == (3, 51)
     np.testing.assert_allclose(first, samples[3:40])
     np.testing.assert_allclose(second, samples[51:])
     assert counts == {"samples interpolated": 11, "samples lost at ends and in long gaps": 14, "recordings split at a gap": 1}
-    assert list(split_at_gaps(np.full((5, 2), np.nan), 100, counts)) == []
-    seconds = np.array([0, 0.01, 0.02, 0.05, 0.06, 5.0, 5.01, 1.0, 1.011, 1.019, 1.0201])
-    grid, labels = put_on_grid(np.arange(11.0)[:, None], np.zeros(11, int), seconds, 100, counts)
-    assert [labels[start:end].tolist() for start, end in runs(labels)] == [[0] * 7, [-1], [0] * 2, [-1], [0] * 4]
-    np.testing.assert_array_equal(grid[:7, 0], [0, 1, 2, np.nan, np.nan, 3, 4])
+    assert continuous(np.full((5, 2), np.nan), 100, counts) == []
+
+
+def test_a_clock_that_jumps_ends_a_recording_and_small_skips_are_interpolated():
+    seconds = np.array([0, 0.01, 0.02, 0.05, 0.06, 5.0, 5.01, 1.0, 1.01, 1.02, 1.03])
+    log, counts = Log(np.arange(11.0)[:, None], np.zeros(11, int), seconds, 100), Counter()
+    on_grid = put_on_grid(log, counts)
+    assert [on_grid.labels[start:end].tolist() for start, end in runs(on_grid.labels)] == [[0] * 7, [-1], [0] * 2, [-1], [0] * 4]
+    np.testing.assert_allclose(on_grid.samples[:7, 0], [0, 1, 2, 2 + 1 / 3, 2 + 2 / 3, 3, 4], atol=1e-9)
+    assert counts == {"samples interpolated": 2, "recordings split at a gap": 2}
+    assert [len(recording.samples) for recording in cut_log(1, log, 100, "x", Counter())] == [7, 2, 4]
 
 
 def test_what_is_interpolated_is_the_lost_value_alone():
@@ -406,7 +408,7 @@ def test_what_is_interpolated_is_the_lost_value_alone():
     broken = samples.copy()
     broken[20:24, 1] = np.nan
     broken[40, 2] = -np.inf
-    ((_, filled),) = split_at_gaps(broken, 100, Counter())
+    ((_, filled),) = continuous(broken, 100, Counter())
     expected = samples.copy()
     expected[20:24, 1] = samples[19, 1] + (samples[24, 1] - samples[19, 1]) * np.arange(1, 5) / 5
     expected[40, 2] = (samples[39, 2] + samples[41, 2]) / 2
@@ -450,14 +452,14 @@ def test_window_stride_and_lengths_of_dataset_json_are_used(tmp_path):
 
 
 @pytest.mark.parametrize("changes,words", [
-    (dict(name="usc-had"), "none of demo"), (dict(rate=0), "above 0"), (dict(rate="fast"), "does not hold"), (dict(windw=5), "unknown keys windw"),
-    (dict(channels=None), "'channels' is missing"), (dict(channels=[]), "channel tokens"),
-    (dict(channels=[{"token": "a b", "spoken": "x", "unit": "g"}]), "token 'a b'"),
-    (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "trend word"),
-    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test and val subjects"), (dict(window=1), "window 1"), (dict(share=0), "share"),
-    (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(align_lengths=[9, 3]), "align_lengths"),
-    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]), "channels ramp, who, bend, extra|it needs ramp, who, bend, extra"),
-], ids=str)
+    (dict(name="usc-had"), "none of demo"), (dict(rate="fast"), "does not hold"),
+    (dict(windw=5), "unexpected keyword argument 'windw'"), (dict(channels=None), "'channels' is missing"),
+    (dict(channels=[{"token": "a", "spoken": "rising edge", "unit": "g"}]), "steady.*would be read as claims"),
+    (dict(val_subjects=[]), "at least one each"), (dict(test_subjects=["anna", "ben"]), "test_subjects and val_subjects must not repeat"),
+    (dict(share=0), "gives no har_windows"),
+    (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(classes="waving"), "is none of the classes"),
+    (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra", "unit": "g"}]),
+     "first.csv has no column extra; it needs ramp, who, bend, extra")], ids=str)
 def test_a_wrong_key_of_dataset_json_is_named(tmp_path, changes, words):
     write_own(tmp_path / "raw", **changes)
     with pytest.raises(InputError, match=words):
@@ -488,7 +490,7 @@ def test_broken_logs_are_refused_by_name(tmp_path):
             prepare("mhealth", raw, tmp_path / "out", say=quiet)
     path.write_text(good)
     shutil.copytree(raw, raw / "again")
-    with pytest.raises(InputError, match="the same subject"):
+    with pytest.raises(InputError, match="are the same file"):
         prepare("mhealth", raw, tmp_path / "out", say=quiet)
 
 
@@ -502,5 +504,5 @@ def test_broken_capture24_files_are_refused_by_name(tmp_path):
         with pytest.raises(InputError, match="P001.csv.gz is truncated or not"):
             prepare("capture24", raw, tmp_path / "out", say=quiet)
     write_capture24(raw, 1, [("moon walk", 500)])
-    with pytest.raises(InputError, match="'moon walk' is not in"):
+    with pytest.raises(InputError, match="P001.csv.gz is truncated or not a Capture-24 recording"):
         prepare("capture24", raw, tmp_path / "out", say=quiet)

@@ -15,7 +15,6 @@ from test_one_line import zipped
 from tokenizers import Tokenizer
 from untrained import save_untrained, small_dataset
 
-from sensorllm_min.evaluation.predict import json_line
 from sensorllm_min.text_tokenizer import train_backend
 
 CASES = 500
@@ -42,13 +41,6 @@ def make_own(folder):
         path.unlink()
 
 
-def make_partial(folder):
-    lines = [{"window": i, "subject": 1 + i % 2, "label": i % 3, "predicted": i % 3, "probabilities": [0.2, 0.3, 0.5], "loss": 0.5}
-             for i in range(9)]
-    folder.mkdir()
-    (folder / "x.jsonl.partial").write_text("".join(map(json_line, [{"seed": 0}, *lines])))
-
-
 def make_archive(folder):
     folder.mkdir()
     noise = np.random.default_rng(0).integers(65, 80, 3000).astype(np.uint8).tobytes()
@@ -72,7 +64,6 @@ def goods(demo, tmp_path_factory):
     (root / "checkpoint" / "tokenizer.json").unlink()
     make_model(root / "model")
     make_own(root / "own")
-    make_partial(root / "partial")
     make_archive(root / "archive")
     make_question(root / "question")
     write_mhealth(root / "mhealth", 1, [(1, 150), (2, 120)])

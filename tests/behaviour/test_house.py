@@ -1,15 +1,74 @@
-"""What keeps the house in order: who imports whom, how long lines are, and that the READMEs tell the truth."""
+"""What keeps the house in order: its budget, who imports whom, and that the READMEs are true."""
 import ast
+import io
 import re
+import tokenize
 
 import pytest
-from helpers import ROOT, launch
+from helpers import ROOT
 
 PACKAGE = ROOT / "sensorllm_min"
-WINGS = ("data", "training", "evaluation")
-SOURCES = [*ROOT.glob("*.py"), *PACKAGE.rglob("*.py")]
-HEAVY = ("pandas", "scipy", "matplotlib")
+WINGS = ("data", "plots", "training", "evaluation")
+SOURCES = sorted([*ROOT.glob("*.py"), *PACKAGE.rglob("*.py")])
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+READMES = [ROOT / "README.md", ROOT / "tests/README.md", *PACKAGE.rglob("README.md")]
 
+
+# ---- the budget ----
+
+MOST = {"lines": 8000, "nodes": 45000, "nodes a code line": 7.2, "options": 55, "columns": 100,
+        "lines of tests": 9500, "words in READMEs": 7000}
+
+
+def count_nodes(text):
+    """Nodes of Python's syntax tree, without Load and Store."""
+    return sum(not isinstance(node, (ast.Load, ast.Store)) for node in ast.walk(ast.parse(text)))
+
+
+def count_code_lines(text):
+    """Lines that hold more than white space, a comment or a docstring."""
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in silent:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
+
+
+def count_options(text):
+    """Command-line options: calls of cli.option, and of argparse but for the one in cli.py."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    names = [getattr(call.func, "id", getattr(call.func, "attr", "")) for call in calls]
+    return names.count("option") + names.count("add_argument")
+
+
+def test_the_project_stays_inside_its_budget():
+    sources = [path.read_text(encoding="utf-8") for path in SOURCES]
+    nodes = sum(map(count_nodes, sources))
+    found = {
+        "lines": sum(text.count("\n") for text in sources),
+        "nodes": nodes,
+        "nodes a code line": round(nodes / sum(map(count_code_lines, sources)), 2),
+        "options": sum(map(count_options, sources)) - 1,
+        "columns": max(len(line) for text in sources for line in text.splitlines()),
+        "lines of tests": sum(path.read_text(encoding="utf-8").count("\n") for path in TESTS),
+        "words in READMEs": sum(len(path.read_text(encoding="utf-8").split()) for path in READMES)}
+    print(found)
+    assert found["lines"] > 5000 and found["options"] > 20        # they were counted
+    assert {name: value for name, value in found.items() if value > MOST[name]} == {}
+
+
+def test_what_counts_is_what_is_code():
+    text = '"""A docstring."""\n# a comment\n\nx = f(1,\n      2)\ntext = """one\ntwo"""\n'
+    assert count_code_lines(text) == 4
+    assert count_nodes("x = 1") == 4                              # Module, Assign, Name, Constant
+    assert count_options("a = option(1, 'x')\nparser.add_argument('--y')\n") == 2
+
+
+# ---- who imports whom ----
 
 def name_of(path):
     """A module's name below the package: "llama", "data.texts"; a script's: "train_align"."""
@@ -47,8 +106,8 @@ def test_the_root_of_the_package_imports_from_no_wing():
     assert at_once and not any(module.split(".")[0] in WINGS for module in at_once)
 
 
-def test_wings_import_from_earlier_wings_alone():
-    """data, then training, then evaluation: a reader of one needs none that comes later."""
+def test_wings_import_from_earlier_wings_only():
+    """data, then plots, training, evaluation: a reader of one needs none that comes later."""
     for name, imported in GRAPH.items():
         wing = name.split(".")[0]
         if wing in WINGS:
@@ -79,58 +138,37 @@ def test_nothing_imports_a_script():
         assert not re.search(rf"^\s*(from|import) ({'|'.join(scripts)})\b", path.read_text(), re.MULTILINE), path
 
 
-def test_the_runtime_imports_no_reference_package():
-    forbidden = r"^\s*(from|import) (transformers|chronos|sklearn|sacrebleu|rouge_score|pickle)\b"
+def test_the_runtime_imports_what_requirements_name_and_no_reference_package():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    runtime = re.findall(r"^([\w-]+)", text.split("# to test")[0], re.MULTILINE)
+    allowed = {name.replace("-", "_") for name in runtime} | {"sensorllm_min"}
     for path in SOURCES:
-        assert not re.search(forbidden, path.read_text(), re.MULTILINE), path
+        found = re.findall(r"^\s*(?:from|import) ([a-z_0-9]\w*)", path.read_text(), re.MULTILINE)
+        outside = {name for name in found if not is_standard(name)} - allowed
+        assert not outside, f"{path}: {outside}"
+        assert "pickle" not in found, path
 
 
-def test_importing_loads_no_heavy_package():
-    """pandas, scipy and matplotlib take a second each; they are imported where they are used."""
-    code = f"import train_align, train_har, evaluate, data_prep, sys; print([name for name in {HEAVY} if name in sys.modules])"
-    assert launch("-c", code, cwd=ROOT).strip() == "[]"
+def is_standard(name):
+    import sys
+    return name in sys.stdlib_module_names
 
 
-def functions():
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef):
-                yield path, node
-
+# ---- how functions look ----
 
 def test_no_function_takes_more_than_six_parameters():
     """What travels together is a dataclass. Triton's kernels are left out: they take bare arrays."""
-    for path, node in functions():
-        names = [arg.arg for arg in node.args.posonlyargs + node.args.args + node.args.kwonlyargs]
-        names = [name for name in names if name not in ("self", "cls")]
-        if path.name != "triton_attention.py":
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef) or path.name == "triton_attention.py":
+                continue
+            names = [arg.arg for arg in node.args.posonlyargs + node.args.args + node.args.kwonlyargs]
+            names = [name for name in names if name not in ("self", "cls")]
             allowed = 8 if node.name in ("attend", "reference_attention") else 6      # attention's own terms
             assert len(names) <= allowed, f"{path.name}:{node.lineno} {node.name}: {names}"
 
 
-def test_no_module_of_the_package_reads_an_argparse_namespace():
-    """`args` ends in the script; the package takes settings."""
-    for path in PACKAGE.rglob("*.py"):
-        assert not re.search(r"\bargs\.[a-z]", path.read_text(encoding="utf-8")), path
-
-
-def test_no_line_is_longer_than_100_columns():
-    long = [f"{path.relative_to(ROOT)}:{number}" for path in SOURCES
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1) if len(line) > 100]
-    assert long == []
-
-
-@pytest.mark.parametrize("readme", ["README.md", "sensorllm_min/README.md"])
-def test_the_sizes_in_the_readmes_are_true_within_a_tenth(readme):
-    folder = (ROOT / readme).parent
-    rows = re.findall(r"^\| .*?(\[.*\)) \| ([\d, ]+) \|", (ROOT / readme).read_text(), re.MULTILINE)
-    assert len(rows) >= 8
-    for links, sizes in rows:
-        files = re.findall(r"\((\S+\.py)\)", links)
-        for file, size in zip(files, sizes.split(", "), strict=True):
-            lines = len((folder / file).read_text(encoding="utf-8").splitlines())
-            assert abs(int(size) - lines) <= lines / 10, f"{file}: {lines} lines, {readme} says {size}"
-
+# ---- the READMEs ----
 
 @pytest.mark.parametrize("folder", ["", *WINGS])
 def test_every_file_is_in_the_readme_of_its_folder(folder):
@@ -140,7 +178,7 @@ def test_every_file_is_in_the_readme_of_its_folder(folder):
 
 
 def test_every_link_in_a_readme_leads_somewhere():
-    for readme in [*ROOT.glob("*.md"), *PACKAGE.rglob("*.md"), *(ROOT / "tests").rglob("*.md")]:
+    for readme in READMES:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
             assert "://" in target or (readme.parent / target).exists(), f"{readme}: {target}"
 
@@ -148,7 +186,7 @@ def test_every_link_in_a_readme_leads_somewhere():
 def test_the_table_of_claims_names_tests_that_exist():
     tests = ROOT / "tests"
     claims = re.findall(r"([\w/]+\.py)::(\w+)", (tests / "README.md").read_text(encoding="utf-8"))
-    assert len(claims) > 60
+    assert len(claims) >= 45
     missing = [(path, name) for path, name in claims
                if f"def {name}(" not in (tests / path).read_text(encoding="utf-8")]
     assert missing == []

@@ -110,7 +110,7 @@ def test_evaluating_the_checkpoints_gives_the_scores_of_training(folder, align, 
     run("evaluate.py", "--checkpoint", "align", "--data", "data", "--limit", "all", "--batch-size", 32, cwd=folder)
     run("evaluate.py", "--checkpoint", "har", "--data", "data", "--limit", "all", "--batch-size", 8, cwd=folder)
     trained, again = results(align), json.loads((align / "evaluation_test.json").read_text())
-    assert again["windows"] == len(json_lines(align / "descriptions_test.jsonl")) > 60
+    assert again["windows"] == len(json_lines(align / "descriptions_test.jsonl")[1:]) > 60
     for name, score in trained["scores"].items():                             # a score of what nobody asked for is None
         expected = score if score is None else pytest.approx(score, rel=1e-12)    # sums over windows, in another order
         assert again[name] == expected, name

@@ -1,5 +1,4 @@
 """Levels: mean and scale of a series, which standardising takes away, as numbers for the model."""
-import json
 import math
 from dataclasses import fields, replace
 
@@ -8,19 +7,18 @@ import pytest
 import torch
 from helpers import quiet
 from raw_files import write_small_own
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from untrained import save_untrained, small_dataset
 
 from sensorllm_min.ablations import EncoderMLP
 from sensorllm_min.batch import collate
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import ChronosConfig
-from sensorllm_min.data.examples import AlignExamples, HarExamples
+from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation.ask import batch_of, prepared_window
-from sensorllm_min.training.checkpoint import KEY, load_checkpoint
+from sensorllm_min.evaluation.ask import prepared_window
+from sensorllm_min.evaluation.interface import load_model
+from sensorllm_min.training.checkpoint import load_checkpoint
 from sensorllm_min.training.options import RunSettings
 
 # The usual mean and standard deviation of three channels.
@@ -155,27 +153,24 @@ def stage_2(demo, tmp_path_factory):
     return folder, data, loaded
 
 
-def encoded(loaded, *windows):
+def encoded(loaded, data, *windows):
     """Windows (S, C) -> the features that the projector gets, (windows, C, S+1, width)."""
-    examples = [replace(like(loaded), series=list(window.T)) for window in windows]
-    batch = collate(examples, loaded.tokenizer.pad_id)
+    model, recipe, _ = loaded
+    like = HarExamples(data, "train", PromptFormat.of(model, recipe))[0]
+    examples = [replace(like, series=list(window.T)) for window in windows]
+    batch = collate(examples, model.tokenizer.pad_id)
     with torch.no_grad():
-        return loaded.model.encode(batch).unflatten(0, (len(windows), windows[0].shape[1], -1))
-
-
-def like(loaded):
-    data = PreparedData(loaded.progress["settings"]["data"])
-    return HarExamples(data, "train", loaded.prompts)[0]
+        return model.encode(batch).unflatten(0, (len(windows), windows[0].shape[1], -1))
 
 
 def test_windows_that_differ_by_offset_or_scale_alone_are_told_apart(stage_2):
     """The demo's Sitting and Lying do; without levels their features are the same, bit for bit."""
-    _, _, loaded = stage_2
+    _, data, loaded = stage_2
     window = np.resize([0.5, -0.25, 1.0, 0.75, -1.0, 0.0, 0.125], (24, 6))
     others = window + 2.0, window * 4.0
-    without = encoded(loaded["without"], window, *others)
+    without = encoded(loaded["without"], data, window, *others)
     assert torch.equal(without[0], without[1]) and torch.equal(without[0], without[2])
-    with_levels = encoded(loaded["with"], window, *others)
+    with_levels = encoded(loaded["with"], data, window, *others)
     assert with_levels.shape[-1] == without.shape[-1] + N_LEVELS
     for other in with_levels[1:]:
         assert torch.equal(other[..., :-N_LEVELS], with_levels[0][..., :-N_LEVELS])
@@ -184,9 +179,9 @@ def test_windows_that_differ_by_offset_or_scale_alone_are_told_apart(stage_2):
 
 def test_each_step_of_a_series_carries_the_levels_of_its_channel(stage_2):
     _, data, loaded = stage_2
-    model = loaded["with"].model
+    model, _, _ = loaded["with"]
     window = np.random.default_rng(0).normal(size=(24, 6)) * 3 + np.arange(6)
-    found = encoded(loaded["with"], window)[0, :, :, -N_LEVELS:]              # (C, S+1, 20)
+    found = encoded(loaded["with"], data, window)[0, :, :, -N_LEVELS:]              # (C, S+1, 20)
     mean, scale = torch.tensor(window.mean(0)), torch.tensor(np.sqrt(window.var(0) + 1e-8))
     expected = model.chronos.level_features(mean, scale, torch.arange(6))
     np.testing.assert_allclose(found, expected[:, None].expand_as(found), atol=1e-6)  # float32
@@ -195,9 +190,10 @@ def test_each_step_of_a_series_carries_the_levels_of_its_channel(stage_2):
 
 def test_a_question_about_one_channel_carries_the_number_of_that_channel(stage_2):
     """In training, in evaluation and when it is asked: what is usual differs between channels."""
-    _, data, loaded = stage_2
-    align = loaded["align"]
-    examples = AlignExamples(data, "test", align.prompts)
+    folder, data, loaded = stage_2
+    align, recipe, _ = loaded["align"]
+    asked = {name: load_model(folder / name, None, None, "cpu", "float32") for name in ("align", "with")}
+    examples = AlignExamples(data, "test", PromptFormat.of(align, recipe))
     tokens = [channel.token for channel in data.dataset.channels]
     drawn = [examples[i] for i in range(40)]
     chosen = {example.record["channel"]: example for example in drawn}
@@ -206,17 +202,18 @@ def test_a_question_about_one_channel_carries_the_number_of_that_channel(stage_2
     assert len(chosen) > 3
     for column, token in enumerate(tokens):
         window = prepared_window(data, "align", "test", 5, token)
-        assert batch_of(window, "Why?", align, torch.device("cpu")).channels.tolist() == [column]
+        example = asked["align"].example(window.samples, window.dataset, window.title, "Why?")
+        assert collate([example], 0).channels.tolist() == [column]
     whole = prepared_window(data, "har", "test", 5)
-    asked = batch_of(whole, None, loaded["with"], torch.device("cpu"))
-    assert asked.channels.tolist() == list(range(6))
+    example = asked["with"].example(whole.samples, whole.dataset, whole.title)
+    assert collate([example], 0).channels.tolist() == list(range(6))
 
 
 def test_encoder_and_mlp_get_the_levels_as_well(stage_2):
     """The ablation's input is as wide as the full model's: the comparison stays honest."""
-    folder, data, loaded = stage_2
+    folder, _, _ = stage_2
     save_untrained(folder / "mlp", folder / "data", "har", text=(), ablation="encoder-mlp")
-    model = load_checkpoint(folder / "mlp/best.safetensors").model
+    model = load_checkpoint(folder / "mlp/best.safetensors")[0]
     assert isinstance(model, EncoderMLP)
     assert model.head[0].in_features == 6 * (model.encoder.config.d_model + N_LEVELS)
 
@@ -226,23 +223,9 @@ def test_encoder_and_mlp_get_the_levels_as_well(stage_2):
 def test_the_checkpoint_keeps_them(stage_2):
     """Bit for bit, whatever the dataset holds by then."""
     _, data, loaded = stage_2
-    assert loaded["with"].recipe.levels == data.levels()
-    assert loaded["without"].recipe.levels is None
-    assert loaded["without"].model.chronos.n_levels == 0
-
-
-def test_a_checkpoint_from_before_them_loads_and_gets_none(stage_2, tmp_path):
-    folder, _, loaded = stage_2
-    old = folder / "without/best.safetensors"
-    with safe_open(old, "pt") as file:
-        metadata = json.loads(file.metadata()[KEY])
-    assert metadata["recipe"].pop("levels", "missing") is None
-    path = tmp_path / "best.safetensors"
-    save_file(load_file(old), path, metadata={KEY: json.dumps(metadata)})
-    again = load_checkpoint(path)
-    assert again.recipe == loaded["without"].recipe
-    window = np.random.default_rng(0).normal(size=(24, 6))
-    assert torch.equal(encoded(again, window), encoded(loaded["without"], window))
+    (_, with_levels, _), (model, without, _) = loaded["with"], loaded["without"]
+    assert with_levels.levels == data.levels() and without.levels is None
+    assert model.chronos.n_levels == 0
 
 
 def test_levels_are_on_by_default_with_the_built_in_encoder_alone():

@@ -5,14 +5,15 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import json_lines, quiet
 from raw_files import OWN, STEP, write_small_own
 
-from sensorllm_min.data.own import read_clock, read_log
+from sensorllm_min.data.logs import put_on_grid
+from sensorllm_min.data.own import own_dataset, read_clock, read_log
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.data.sensors import own_dataset
 from sensorllm_min.evaluation.compare import plan_runs
 from sensorllm_min.files import InputError
 
@@ -38,6 +39,11 @@ def describe(raw, **changes):
     return own_dataset(raw)[1]
 
 
+def read(path, dataset):
+    """The log of a file, on its grid."""
+    return put_on_grid(read_log(path, dataset, Counter()), Counter())
+
+
 @pytest.fixture
 def dataset(tmp_path):
     return describe(tmp_path / "raw")
@@ -54,7 +60,7 @@ JITTER = np.sort(STEADY + np.random.default_rng(0).uniform(-0.015, 0.015, 100))
 def test_samples_stand_where_the_time_column_says(tmp_path, dataset, seconds):
     """The ramp is the time itself: on the grid it rises by the same step from sample to sample. Six decimals."""
     write_log(tmp_path / "a.csv", seconds)
-    log = read_log(tmp_path / "a.csv", dataset, Counter())
+    log = read(tmp_path / "a.csv", dataset)
     n = int((seconds[-1] - seconds[0]) * 25 + 1e-6) + 1
     assert len(log.samples) == n and log.rate == 25
     np.testing.assert_allclose(log.samples[:, 0] - log.samples[0, 0], np.arange(n), atol=2e-5)
@@ -103,46 +109,48 @@ def as_date(second):
     ids=["ms", "us since 1970", "ns", "ISO 8601", "with a zone", "with a space", "of day"])
 def test_times_are_read_in_their_unit(tmp_path, dataset, form):
     write_log(tmp_path / "a.csv", STEADY, form=form)
-    log = read_log(tmp_path / "a.csv", dataset, Counter())
+    log = read(tmp_path / "a.csv", dataset)
     np.testing.assert_allclose(log.seconds, STEADY, atol=1e-6)
     np.testing.assert_allclose(log.samples[:, 0], np.arange(100), atol=2e-5)
 
 
 def test_the_unit_of_dataset_json_comes_first(tmp_path):
     dataset = describe(tmp_path / "raw", time={"column": "at", "unit": "s"})
-    assert read_clock(["0", "40", "80"], [2, 3, 4], dataset, "a.csv").tolist() == [0, 40, 80]
+    assert read_clock(pd.Series([0, 40, 80]), dataset, "a.csv").tolist() == [0, 40, 80]
     write_log(tmp_path / "a.csv", STEADY, time="at")
-    assert len(read_log(tmp_path / "a.csv", dataset, Counter()).samples) == 100
+    assert len(read(tmp_path / "a.csv", dataset).samples) == 100
     write_log(tmp_path / "a.csv", STEADY, time="when")
     with pytest.raises(InputError, match="no column at; it needs ramp, wave, at, its columns are when, ramp, wave"):
-        read_log(tmp_path / "a.csv", dataset, Counter())
+        read(tmp_path / "a.csv", dataset)
 
 
 @pytest.mark.parametrize("times,words", [
-    (["0"] * 5, "stands still"), (["0", "0.04", "", "0.12", "0.16"], "line 4: the time is missing"),
+    (["0"] * 5, "stands still"), (["0", "0.04", "", "0.12", "0.16"], "row 3: the time is missing"),
     (["7", "8", "9", "10", "11"], "by its time column the samples come at 1 Hz"),
     (["0", "x", "y", "z", "1"], "neither numbers nor dates"), (["0", "200", "400", "600", "800"], "0.005 Hz")], ids=str)
 def test_a_time_column_that_makes_no_sense_is_refused(tmp_path, dataset, times, words):
     (tmp_path / "a.csv").write_text("time,ramp,wave\n" + "".join(f"{time},1,2\n" for time in times))
     with pytest.raises(InputError, match=words):
-        read_log(tmp_path / "a.csv", dataset, Counter())
+        read(tmp_path / "a.csv", dataset)
 
 
 def test_a_file_whose_samples_are_all_missing_is_no_mistake(tmp_path, dataset):
+    (tmp_path / "a.csv").write_text("time,ramp,wave\n")
+    assert len(read(tmp_path / "a.csv", dataset).samples) == 0
     (tmp_path / "a.csv").write_text("time,ramp,wave\n0,,\n0.04,,\n0.08,,\n")
-    assert np.isnan(read_log(tmp_path / "a.csv", dataset, Counter()).samples).all()
+    assert np.isnan(read(tmp_path / "a.csv", dataset).samples).all()
 
 
 def test_of_lines_with_the_same_time_the_first_counts(tmp_path, dataset):
     (tmp_path / "a.csv").write_text("time,ramp,wave\n0,0,1\n0.04,1,1\n0.04,9,1\n0.08,2,1\n0.12,3,1\n")
-    np.testing.assert_allclose(read_log(tmp_path / "a.csv", dataset, Counter()).samples[:, 0], [0, 1, 2, 3], atol=1e-9)
+    np.testing.assert_allclose(read(tmp_path / "a.csv", dataset).samples[:, 0], [0, 1, 2, 3], atol=1e-9)
 
 
 def test_numbers_of_lines_are_no_times(tmp_path):
     """At 100 Hz they would pass for milliseconds of a file at 1,000 Hz."""
     dataset = describe(tmp_path / "raw", rate=100)
-    with pytest.raises(InputError, match="only counts the lines"):
-        read_clock(list(map(str, range(50))), range(50), dataset, "a.csv")
+    with pytest.raises(InputError, match="only counts the rows"):
+        read_clock(pd.Series(range(50)), dataset, "a.csv")
 
 
 def test_a_channel_that_comes_less_often_is_interpolated_and_missing_in_its_long_gaps(tmp_path, dataset):
@@ -154,7 +162,7 @@ def test_a_channel_that_comes_less_often_is_interpolated_and_missing_in_its_long
         elif not 60 < i < 100:
             lines.append(f"{i / 50:.3f},,{i / 2}")
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
-    log = read_log(tmp_path / "a.csv", dataset, Counter())
+    log = read(tmp_path / "a.csv", dataset)
     np.testing.assert_allclose(log.samples[:, 0], np.arange(100), atol=1e-9)
     there = np.isfinite(log.samples[:, 1])
     np.testing.assert_allclose(log.samples[there, 1], np.arange(100)[there], atol=1e-9)
@@ -183,10 +191,10 @@ def test_one_file_with_many_activities_and_columns_of_other_names(tmp_path):
 def test_a_label_without_values_names_a_class_or_is_empty(tmp_path):
     dataset = describe(tmp_path / "raw", label={"column": "what"})
     write_log(tmp_path / "a.csv", STEADY, ["typing"] * 60 + [""] * 10 + ["waving"] * 30)
-    assert read_log(tmp_path / "a.csv", dataset, Counter()).labels.tolist() == [1] * 60 + [-1] * 10 + [0] * 30
+    assert read(tmp_path / "a.csv", dataset).labels.tolist() == [1] * 60 + [-1] * 10 + [0] * 30
     write_log(tmp_path / "a.csv", STEADY, ["typing"] * 60 + ["tping"] * 40)
-    with pytest.raises(InputError, match="line 62: 'tping' is none of the classes waving, typing"):
-        read_log(tmp_path / "a.csv", dataset, Counter())
+    with pytest.raises(InputError, match="the label 'tping' is none of the classes waving, typing"):
+        read(tmp_path / "a.csv", dataset)
 
 
 # ---- one person, and subjects ----
@@ -232,21 +240,15 @@ def test_subjects_are_compared_normalised_and_must_name_a_folder(tmp_path):
     (tmp_path / "raw/anna").rename(tmp_path / "raw" / unicodedata.normalize("NFD", composed))     # as on a Mac
     meta = prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
     assert meta["subjects"][composed]["split"] == "test"
-    (tmp_path / "raw/carl").rename(tmp_path / "raw" / composed)
-    with pytest.raises(InputError, match="two Unicode forms"):
-        prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
 
 
 @pytest.mark.parametrize("changes,words", [
     (dict(test_subjects=["1"]), "the subject 1 names no folder with recordings; the folders are anna, ben"),
-    (dict(val_subjects=["bnn"]), "the subject bnn names no folder"),
-    (dict(test_subjects=["anna", "carl"], val_subjects=["ben", "dora"]), "leave at least one for training"),
-    (dict(split="time"), "either split, or test_subjects"), (dict(split="days", test_subjects=None, val_subjects=None), "recordings or time"),
-    (dict(test_subjects=None, val_subjects=None), "for a single person"),
+    (dict(test_subjects=["anna", "carl"], val_subjects=["ben", "dora"]), "no har_windows for train.* or its subjects too few"),
+    (dict(split="time"), "give either"), (dict(split="days", test_subjects=None, val_subjects=None), "recordings.* or .*time"),
     (dict(window=300), "no har_windows for train and val and test"), (dict(share=1e-9), "no har_windows"),
-    (dict(time="at"), "time must be an object"), (dict(time={"column": "at", "unit": "min"}), "s, ms, us, ns"),
-    (dict(label={"values": {}}), "label must be an object"), (dict(label={"column": "x", "values": {"1": "waving"}}), "name each of the classes"),
-    (dict(channels=[OWN["channels"][0] | {"spoken": " "}, *OWN["channels"][1:]]), "spoken name of ramp is empty"),
+    (dict(time={"colum": "at"}), "time_colum"), (dict(time={"column": "at", "unit": "min"}), "s, ms, us, ns"),
+    (dict(label={"column": "x", "values": {"1": "waving"}}), "name each of the classes"),
     (dict(channels=[channel | {"column": "a"} for channel in OWN["channels"]]), "columns")], ids=str)
 def test_what_dataset_json_cannot_mean_is_refused_at_preparation(tmp_path, changes, words):
     write_small_own(tmp_path / "raw", n_recordings=1, **changes)

@@ -2,7 +2,6 @@
 import inspect
 import re
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,15 +12,15 @@ from untrained import ALONE, save_untrained, small_dataset
 import sensorllm_min
 from sensorllm_min.batch import collate
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
-from sensorllm_min.data.examples import HarExamples, sample_texts
-from sensorllm_min.data.own import Log
+from sensorllm_min.data.examples import AlignExamples, HarExamples, sample_texts
+from sensorllm_min.data.logs import put_on_grid, steady_log
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation import ask, predict, recording
+from sensorllm_min.evaluation import predict
 from sensorllm_min.evaluation.recording import slide_windows
 from sensorllm_min.files import InputError
 from sensorllm_min.generate import stream
 from sensorllm_min.text_tokenizer import train_backend
-from sensorllm_min.training.checkpoint import fill_model, read_checkpoint, save_checkpoint
+from sensorllm_min.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def stage_2(folder):
 @pytest.mark.parametrize("readme", ["README.md", "sensorllm_min/README.md"])
 def test_the_python_in_the_readmes_runs_as_it_stands(folder, demo, monkeypatch, capsys, readme):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(ask, "stream", lambda *args: stream(*args[:4], 5, args[5]))             # an untrained model rambles
+    monkeypatch.setattr(predict, "stream", lambda *args: stream(*args[:4], 5, args[5]))         # an untrained model rambles
     make_llama("weights/llama", train_backend(sample_texts(PreparedData(demo)), 300))
     make_chronos("weights/chronos")
     examples = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
@@ -94,23 +93,23 @@ def recording_of(folder, index):
 def test_a_recording_is_classified_as_its_prepared_windows_are(demo, stage_2):
     """The same windows, and probabilities to 1e-6: other batches add in another order."""
     line, samples = recording_of(demo, 3)
-    data, loaded = PreparedData(demo), stage_2.loaded
-    records = json_lines(demo / "har_test.jsonl")
     end = line["start"] + line["length"]
+    records = json_lines(demo / "har_test.jsonl")
     wanted = [i for i, record in enumerate(records) if record["subject"] == 9 and line["start"] <= record["start"] < end]
-    examples = HarExamples(data, "test", loaded.prompts)
-    expected = {found["window"]: found["probabilities"] for found in
-                predict.classify(loaded, examples, ALONE, positions=np.array(wanted))}
-    for i in wanted[:3]:
-        prompt = collate([examples[i]], loaded.tokenizer.pad_id)
+    examples = HarExamples(PreparedData(demo), "test", stage_2.prompts)
+    expected = {}
+    for i in wanted:                                              # from the prepared line, by the model alone
+        batch = collate([examples[i]], stage_2.model.tokenizer.pad_id)
         with torch.no_grad():
-            logits = loaded.model.class_logits(prompt)[0]
-        assert expected[i] == pytest.approx(logits.softmax(-1).tolist(), abs=1e-6)
+            expected[i] = stage_2.model.class_logits(batch)[0].softmax(-1).tolist()
+    evaluated = predict.answer_batches(stage_2.model, [[examples[i] for i in wanted]], ALONE)
+    for record in evaluated:
+        assert record["probabilities"] == pytest.approx(expected[record["window"]], abs=1e-6)
     found = stage_2.classify(samples, batch_size=5)
     assert [prediction.start for prediction in found] == [(records[i]["start"] - line["start"]) / 20 for i in wanted]
     assert {round(prediction.end - prediction.start, 9) for prediction in found} == {1.2}
     for i, prediction in zip(wanted, found, strict=True):
-        assert list(prediction.probabilities) == list(data.dataset.classes)
+        assert list(prediction.probabilities) == list(stage_2.dataset.classes)
         assert list(prediction.probabilities.values()) == pytest.approx(expected[i], abs=1e-6)
         assert prediction.activity == max(prediction.probabilities, key=prediction.probabilities.get)
 
@@ -120,7 +119,7 @@ def test_windows_lie_between_long_gaps_and_over_short_ones(demo, stage_2):
     broken = samples.astype(float)
     broken[10] = broken[100:110] = np.nan                         # 0.05 s, and half a second
     counts = Counter()
-    log = Log(broken, None, np.arange(340) / 20, 20)
+    log = put_on_grid(steady_log(broken, np.full(340, -1), 20), counts)
     windows = {round(20 * seconds): window for seconds, window in slide_windows(log, stage_2.dataset, counts)}
     assert list(windows) == [*range(0, 73, 12), 76, *range(110, 315, 12), 316]
     np.testing.assert_allclose(windows[0][10], (samples[9] + samples[11]) / 2, rtol=1e-6)
@@ -133,50 +132,33 @@ def test_a_model_that_answers_in_words_names_a_class_or_none(demo, folder):
     assert [(one.start, one.activity, one.probabilities) for one in found] == [(0.0, None, None), (0.3, None, None)]
 
 
-def test_an_answer_in_words_is_no_longer_than_the_llm_takes(demo, folder, monkeypatch):
-    model, rooms = sensorllm_min.load(folder / "out/words"), []
+def test_the_loss_is_weighted_as_in_training(demo, folder, tmp_path):
+    """The class weights are kept with the checkpoint."""
+    model = sensorllm_min.load(folder / "out/har")
+    examples = HarExamples(PreparedData(folder / "data/demo"), "val", model.prompts, 6)
 
-    def generated(llm, x, mask, stop_ids, room):
-        rooms.append((x.shape[1], room))
-        return [[]] * len(x)
+    def losses(network):
+        batches = predict.batches_of(examples, ALONE, 4)
+        return [(record["label"], record["loss"]) for record in predict.answer_batches(network, batches, ALONE)]
 
-    monkeypatch.setattr(recording, "generate", generated)
-    samples = recording_of(demo, 0)[1][:25]
-    model.classify(samples)
-    config = replace(model.loaded.recipe.llm_config, max_positions=rooms[0][0] + 30)
-    model.loaded = model.loaded._replace(recipe=replace(model.loaded.recipe, llm_config=config))
-    model.classify(samples)
-    assert [room for _, room in rooms] == [400, 30]
-
-
-def test_the_loss_is_weighted_as_in_training_and_an_earlier_checkpoint_loads(demo, folder, tmp_path):
-    """The class weights are kept with the checkpoint; one from before has none: the model keeps those that it has."""
-    loaded = sensorllm_min.load(folder / "out/har").loaded
-    examples = HarExamples(PreparedData(folder / "data/demo"), "val", loaded.prompts, 6)
-    loaded.model.class_weights = torch.ones(5)
-    one_each = [record["loss"] for record in predict.classify(loaded, examples, ALONE)]
-    loaded.model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
-    path = tmp_path / "best.safetensors"
-    save_checkpoint(path, loaded.model, loaded.recipe, loaded.progress)
-    again = sensorllm_min.load(path).loaded
-    for record, unweighted in zip(predict.classify(again, examples, ALONE), one_each):
-        assert record["loss"] == pytest.approx(unweighted * again.model.class_weights[record["label"]].item(), rel=1e-5)
-    recipe, _, tensors = read_checkpoint(path)
-    del tensors["class_weights"]
-    fill_model(again.model, recipe, tensors, path)
-    assert torch.equal(again.model.class_weights, loaded.model.class_weights)
+    model.model.class_weights = torch.ones(5)
+    unweighted = losses(model.model)
+    model.model.class_weights = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
+    save_checkpoint(tmp_path / "best.safetensors", model.model, model.recipe, model.progress)
+    again = sensorllm_min.load(tmp_path / "best.safetensors").model
+    for (label, loss), (_, plain) in zip(losses(again), unweighted, strict=True):
+        assert loss == pytest.approx(plain * again.class_weights[label].item(), rel=1e-5)
 
 
 # ---- describe, ask, features ----
 
 def test_a_description_is_what_evaluating_generates(demo, stage_1):
-    """For a window of the dataset, asked what it was asked there. Half a character at the end is left out."""
-    from sensorllm_min.data.examples import AlignExamples
-    data, loaded = PreparedData(demo), stage_1.loaded
-    examples, answers = AlignExamples(data, "test", loaded.prompts), {}
-    for position, text, _ in predict.describe(loaded, examples, ALONE, predict.Decoding(1, 12), np.array([3, 40, 77])):
-        record = examples[position].record
-        samples, text = data.window(record), text.rstrip("\ufffd")
+    """For a window of the dataset, asked what it was asked there."""
+    data = PreparedData(demo)
+    examples, answers = AlignExamples(data, "test", stage_1.prompts), {}
+    batches = [[examples[i]] for i in (3, 40, 77)]
+    for record in predict.answer_batches(stage_1.model, batches, ALONE, 12):
+        samples, text = data.window(record), record["generated"]
         assert stage_1.describe(samples, record["channel"], max_new_tokens=12) == text
         assert stage_1.ask(samples, record["channel"], record["question"], 12) == text
         answers[text] = stage_1.ask(samples, record["channel"], "Why?", 12)
@@ -186,7 +168,7 @@ def test_a_description_is_what_evaluating_generates(demo, stage_1):
 def test_features_are_those_of_encoder_and_projector(demo, stage_1):
     """Channel by channel, with the levels of this model, through the parts themselves."""
     samples = recording_of(demo, 2)[1][:37]
-    model = stage_1.loaded.model
+    model = stage_1.model
     series = torch.tensor(samples.T.copy(), dtype=torch.float64)
     ids, observed, mean, scale = model.chronos.encode(series)
     levels = model.chronos.level_features(mean, scale, torch.arange(6))

@@ -10,13 +10,14 @@ from untrained import small_dataset
 
 import train_align
 from sensorllm_min.data.examples import (
-    AlignExamples, HarExamples, PromptFormat, sample_texts, turned)
+    AlignExamples, HarExamples, PromptFormat, sample_texts, rotate_sensors)
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.data.sensors import DATASETS, Channel, own_dataset, rotations
+from sensorllm_min.data.own import own_dataset
+from sensorllm_min.data.sensors import DATASETS, Channel, rotations
 from sensorllm_min.data.texts import har_text
 from sensorllm_min.files import InputError
-from sensorllm_min.text_tokenizer import built_tokenizer, train_backend
+from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
 
 # ---- which channels turn together ----
 
@@ -34,7 +35,7 @@ def test_sensors_of_one_place_turn_together(name):
 
 def of_tokens(*tokens, places=None):
     channels = tuple(Channel(token, f"sensor {index}", "1") for index, token in enumerate(tokens))
-    return rotations(replace(DATASETS["demo"], channels=channels, places=places))
+    return rotations(replace(DATASETS["demo"], channels=channels, rotation_groups=places))
 
 
 def test_channels_whose_tokens_differ_by_x_y_and_z_alone_are_one_sensor():
@@ -80,7 +81,7 @@ def windows():
     """A window of ten channels, and 400 of what turning it by up to 20 degrees makes of it."""
     window = np.random.default_rng(0).normal(size=(40, 10)).astype(np.float32)
     before = window.copy()
-    made = [turned(window, PLACES, 20.0, np.random.default_rng(i)) for i in range(400)]
+    made = [rotate_sensors(window, PLACES, 20.0, np.random.default_rng(i)) for i in range(400)]
     np.testing.assert_array_equal(window, before)                 # what was passed in stays
     return window, made
 
@@ -128,7 +129,7 @@ def test_angles_are_uniform_up_to_the_given_one_and_axes_point_everywhere(window
     axes = np.array([axis_of(matrix) for matrix in matrices])
     assert abs(axes.mean(0)).max() < 4 / np.sqrt(3 * 400)
     np.testing.assert_allclose((axes ** 2).mean(0), 1 / 3, atol=0.06)
-    full_turn = turned(window, PLACES, 180.0, np.random.default_rng(3))
+    full_turn = rotate_sensors(window, PLACES, 180.0, np.random.default_rng(3))
     assert degrees_of(rotation_of(window, full_turn, [0, 1, 2])) > 20
 
 
@@ -141,7 +142,7 @@ def data(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompts(data):
-    tokenizer = built_tokenizer(train_backend(sample_texts(data), 600), data.dataset.channels, 600)
+    tokenizer = built_tokenizer(train_backend(sample_texts(data), 600), new_tokens(data.dataset.channels), 600)
     return PromptFormat(tokenizer, 512, 4096, text=("smry", "trend"))
 
 
@@ -203,7 +204,7 @@ def test_own_recordings_without_a_triaxial_sensor_are_trained_on_as_they_are(tmp
     write_small_own(tmp_path / "raw", n_recordings=1)
     prepare("own", tmp_path / "raw", tmp_path / "out", say=lambda line: None)
     own = PreparedData(tmp_path / "out")
-    tokenizer = built_tokenizer(train_backend(sample_texts(own), 400), own.dataset.channels, 400)
+    tokenizer = built_tokenizer(train_backend(sample_texts(own), 400), new_tokens(own.dataset.channels), 400)
     examples = HarExamples(own, "train", PromptFormat(tokenizer, 512, 4096, text=()))
     examples.degrees = 20.0
     np.testing.assert_array_equal(window_of(examples, 0), own.window(examples[0].record))

@@ -201,23 +201,23 @@ def test_the_test_scores_come_from_the_checkpoint_that_validated_best(demo, tmp_
     import train_har
     monkeypatch.chdir(tmp_path)
     module, tested, validations = {"align": train_align, "har": train_har}[stage], [], iter(range(3))
-    real_describe = train_align.describe
+    real_answers = train_align.answer_batches
 
     def told_loss(model, *args):
         return [0.5, 0.9, 0.7][next(validations)]
 
     def told_classes(model, examples, *args):
-        if "test" in examples.records.path.name:
+        if "test" in examples.records.paths[0].name:
             tested.append(model.projector[0].weight.detach().clone())
             return CONFUSIONS[1], 1.0
         return CONFUSIONS[next(validations)], 1.0
 
-    def noted_describe(model, *args, **settings):
+    def noted_answers(model, *args, **settings):
         tested.append(model.projector[0].weight.detach().clone())
-        return real_describe(model, *args, **settings)
+        return real_answers(model, *args, **settings)
     if stage == "align":
         monkeypatch.setattr(train_align, "mean_loss", told_loss)
-        monkeypatch.setattr(train_align, "describe", noted_describe)
+        monkeypatch.setattr(train_align, "answer_batches", noted_answers)
     else:
         monkeypatch.setattr(train_har, "score_classes", told_classes)
     options = ["--data", demo, *SMALL, "--train-limit", 12, "--batch-size", 4, "--epochs", 1, "--eval-every", 1, "--out", "out"]
@@ -242,7 +242,7 @@ def test_dtype_reaches_the_steps_of_training(demo, tmp_path, monkeypatch, stage)
     import train_align
     import train_har
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train_align, "describe", lambda *args: [])            # before training
+    monkeypatch.setattr(train_align, "answer_batches", lambda *args, **settings: [])       # before training
     module, seen = {"align": train_align, "har": train_har}[stage], []
 
     def noted_step(model, optimizer, batches, lr, processes):

@@ -1,10 +1,8 @@
 """A small part of the demo dataset, and checkpoints of untrained models, for tests of evaluate.py.
 
-Most of what evaluate.py does is independent of what the model learned. So its checkpoints are made
-in a second, with random weights of a large standard deviation, and most tests call its `main`
-within their own process.
+Most of what evaluate.py does is independent of what the model learned. So its checkpoints are made in a second, with
+random weights of a large standard deviation, and most tests call its `main` within their own process.
 """
-
 import json
 import sys
 from argparse import Namespace
@@ -22,16 +20,11 @@ from sensorllm_min.training.options import new_recipe
 from sensorllm_min.training.processes import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-LINES = {
-    "align_train": 120, "align_val": 24, "align_test": 300, "har_train": 40, "har_val": 24,
-    "har_test": 40,
-}
+LINES = {"align_train": 120, "align_val": 24, "align_test": 300, "har_train": 40, "har_val": 24, "har_test": 40}
 
 
 def small_dataset(demo, folder):
-    """A seeded sample of the demo's lines, in their order, in a prepared dataset of its own -> its
-    folder.
-    """
+    """A seeded sample of the demo's lines, in their order, in a prepared dataset of its own -> its folder."""
     folder.mkdir(parents=True)
     (folder / "samples").symlink_to(demo / "samples")
     meta = json.loads((demo / "meta.json").read_text())
@@ -50,41 +43,30 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     """Writes out/best.safetensors, a checkpoint of a random model. changes: of its recipe."""
     data = PreparedData(data_folder)
     settings = Namespace(
-        llm=None,
-        encoder=None,
-        projector=(32,),
-        scaling="StanNormalizeUniformBins",
-        levels=True,
-        train=("projector", "tokens", "llm", "encoder"),
-    )
+        llm=None, encoder=None, projector=(32,), scaling="StanNormalizeUniformBins",
+        levels=True, train=("projector", "tokens", "llm", "encoder"))
     recipe = new_recipe(settings, data)
     if stage == "har":
         recipe = replace(recipe, classes=data.dataset.classes, text=("smry", "Q"))
     recipe = replace(recipe, **changes)
     torch.manual_seed(seed)
-    model = build_model(recipe)
-    spread(model, std=0.1)
-    with torch.no_grad():  # so that some answers end by themselves
+    model = spread(build_model(recipe), std=0.1)
+    with torch.no_grad():                                         # so that some answers end by themselves
         for index in model.tokenizer.stop_ids:
             model.llm.embed_tokens.weight[index] *= 2
-    if model.head is not None:  # weights of losses, never of probabilities
+    if model.head is not None:                                    # weights of losses, never of probabilities
         model.class_weights = torch.linspace(0.05, 0.35, len(recipe.classes))
+    stage_1 = {"checkpoint": "out/align/best.safetensors", "scores": {"val_loss": 0.25}}
     progress = {
-        "step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0,
-        "settings": {"data": str(data_folder), "seed": seed},
-        "provenance": {
-            "command": "torchrun train_har.py --epochs 3", "commit": "c0ffee", "trained": ["head"],
-            "stage_1": {"checkpoint": "out/align/best.safetensors", "scores": {"val_loss": 0.25}},
-        },
-    }
+        "step": 3, "best": 0.5, "best_step": 2, "seconds": 1.0, "settings": {"data": str(data_folder), "seed": seed},
+        "provenance": {"command": "torchrun train_har.py --epochs 3", "commit": "c0ffee", "trained": ["head"],
+                       "stage_1": stage_1}}
     out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out / "best.safetensors", model, recipe, progress)
 
 
 def evaluate_here(monkeypatch, capsys, folder, *options):
-    """Runs evaluate.py in a folder, within this process -> what it printed. A mistake of the user
-    raises.
-    """
+    """Runs evaluate.py in a folder, within this process -> what it printed. A mistake of the user raises."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
     capsys.readouterr()

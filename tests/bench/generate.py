@@ -3,9 +3,9 @@
     python tests/bench/generate.py [--repeats 5] [--new-tokens 200] [--sizes small medium]
 
 Prompts have about 200 tokens, of unequal length, padded on the left. There is no stop token, so all
-rows make the same number of new ones. "No cache" is transformers with use_cache=False: each token
-runs the whole prompt again, as in the original. The ways take turns, times are medians, and the
-tokens of both are compared.
+rows get the same number of new ones. "No cache" is transformers with use_cache=False: each token
+runs the whole prompt again, as in the original. Both take turns, times are medians, and the tokens
+of both are compared.
 """
 import argparse
 import statistics
@@ -73,19 +73,18 @@ def bench(size, batch, n_new, repeats):
             min_new_tokens=n_new, max_new_tokens=n_new)
         return tokens[:, LONGEST:].tolist()
 
-    our_times, their_times = [], []
-    for _ in range(repeats + 1):
-        our_seconds, our_tokens = measure(run_ours)
-        their_seconds, their_tokens = measure(run_theirs)
-        our_times.append(our_seconds)
-        their_times.append(their_seconds)
-    ours_s = statistics.median(our_times[1:])                     # the first call warms up
-    theirs_s = statistics.median(their_times[1:])
+    times = {run_ours: [], run_theirs: []}
+    tokens = {}
+    for _ in range(repeats + 1):                                  # the first call warms up
+        for run in times:
+            seconds, tokens[run] = measure(run)
+            times[run].append(seconds)
+    ours_s, theirs_s = (statistics.median(times[run][1:]) for run in times)
     no_cache = ""
     if (size, batch) not in SLOW:
         seconds, _ = measure(lambda: run_theirs(use_cache=False))         # once: it is far slower
         no_cache = f"{seconds / ours_s:.1f}"
-    same = (torch.tensor(our_tokens) == torch.tensor(their_tokens)).float().mean()
+    same = (torch.tensor(tokens[run_ours]) == torch.tensor(tokens[run_theirs])).float().mean()
     print(f"| {size} | {batch} | {batch * n_new / ours_s:.0f} | {theirs_s / ours_s:.2f} | "
           f"{no_cache} | {same:.1%} |", flush=True)
 

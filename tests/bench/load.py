@@ -3,10 +3,9 @@
     python tests/bench/load.py [--gigabytes 2] [--repeats 5]
 
 The model is a LLaMA of random bf16 weights in a temporary folder; each loader runs in a process of
-its own. Memory is the peak of what the process holds for itself (RssAnon), and of that with the
-pages of the mapped files (RssAnon + RssFile). The second grows to the size of the files with any
-loader that maps them, and is shared by the processes of one machine. "first use" adds reading every
-weight once, since a mapped file is not read before that.
+its own. Memory is the growth of the peak resident size. It includes the pages of mapped files, so
+that it reaches the size of the files with any loader that maps them; the processes of one machine
+share these pages. "first use" adds reading every weight once: a mapped file is not read before.
 """
 import argparse
 import json
@@ -14,16 +13,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-SHARD = 500e6                                                     # bytes
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def make(folder, gigabytes):
@@ -38,32 +33,23 @@ def make(folder, gigabytes):
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
-    model.save_pretrained(folder, max_shard_size=int(SHARD))
+    model.save_pretrained(folder, max_shard_size="500MB")
 
 
-def memory():
-    """[RssAnon, RssFile] of this process, in bytes."""
+def resident(field):
+    """VmRSS (now) or VmHWM (the peak) of this process, in bytes."""
     with open("/proc/self/status") as file:
         fields = dict(line.split(":", 1) for line in file)
-    return [int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")]
+    return int(fields[field].split()[0]) * 1024
 
 
 def load(way, folder):
-    """In a process of its own: imports first, then the clock; prints seconds and memory as JSON."""
+    """In a process of its own: imports first, then the clock; prints seconds and bytes as JSON."""
     from transformers import LlamaForCausalLM
 
     from sensorllm_min.weights import load_llama
-    before, done = memory(), threading.Event()
-    peak = {"own": 0, "all": 0}
-
-    def watch():
-        while not done.is_set():
-            own, mapped = (now - then for now, then in zip(memory(), before))
-            peak["own"], peak["all"] = max(peak["own"], own), max(peak["all"], own + mapped)
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    Path("/proc/self/clear_refs").write_text("5")                 # the peak starts from here
+    before = resident("VmRSS")
     start = time.perf_counter()
     if way == "ours":
         model = load_llama(folder)
@@ -73,9 +59,8 @@ def load(way, folder):
     with torch.no_grad():
         check = sum(parameter.view(torch.int16).max().long() for parameter in model.parameters())
     used = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    print(json.dumps({"loaded": loaded, "used": used, "check": int(check), **peak}))
+    peak = resident("VmHWM") - before
+    print(json.dumps({"loaded": loaded, "used": used, "check": int(check), "all": peak}))
 
 
 def main():
@@ -89,26 +74,20 @@ def main():
         return load(*args.load)
     runs = {"ours": [], "transformers": []}
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), args.gigabytes)
-        shards = [path.stat().st_size for path in Path(folder).glob("*.safetensors")]
-        size = sum(shards)
-        print(f"{size / 1e9:.2f} GB in {len(shards)} shards, page cache warm")
+        make(folder, args.gigabytes)
+        size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+        print(f"{size / 1e9:.2f} GB, page cache warm")
         for _ in range(args.repeats):                             # in turns: the noise is the same
             for way in runs:
                 command = [sys.executable, __file__, "--load", way, folder]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 runs[way].append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {}
     for way, rows in runs.items():
         row = {key: statistics.median(run[key] for run in rows) for key in rows[0]}
-        print(f"{way:13} loaded {row['loaded']:6.2f} s, with first use {row['used']:6.2f} s; peak "
-              f"of its own {row['own'] / size:5.2f} x the files, with mapped pages "
-              f"{row['all'] / size:5.2f} x")
-        medians[way] = row
-    ours, theirs = medians["ours"], medians["transformers"]
-    assert ours["check"] == theirs["check"], "the loaders disagree"
-    print(f"transformers / ours: loading {theirs['loaded'] / ours['loaded']:.1f}, with first use "
-          f"{theirs['used'] / ours['used']:.2f}, memory {theirs['all'] / ours['all']:.2f}")
+        print(f"{way:13} loaded {row['loaded']:6.2f} s, with first use {row['used']:6.2f} s; "
+              f"memory {row['all'] / size:5.2f} x the files")
+    checks = {run["check"] for run in runs["ours"] + runs["transformers"]}
+    assert len(checks) == 1, "the loaders disagree"
 
 
 if __name__ == "__main__":

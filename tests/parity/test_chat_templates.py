@@ -9,13 +9,13 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
-from test_text_tokenizer import CHANNELS, Kind, kinds  # noqa: F401
+from test_text_tokenizer import ADDED, Kind, kinds  # noqa: F401
 
 from sensorllm_min.config import LlamaConfig
 from sensorllm_min.data.examples import PromptFormat, har_prompt
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.files import InputError
-from sensorllm_min.text_tokenizer import load_text_tokenizer
+from sensorllm_min.text_tokenizer import load_text_tokenizer, new_tokens
 
 SYSTEM, USER, ANSWER = "Be true. 3.5 Hz", "What rises?\nAnd when?", "0.0s to 0.4s: rising\n\nIt rises."
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end_of_turn|>", "<|start_of_role|>",
@@ -110,7 +110,7 @@ def with_markers(kinds, tmp_path_factory):                                    # 
 def test_ids_equal_apply_chat_template(with_markers, name, kind):
     """The prompt; the answer up to the token that ends it, which is added where the template has none."""
     kind, (template, end) = with_markers[kind], TEMPLATES[name]
-    ours, theirs = load_text_tokenizer(kind.folder, kind.config(), CHANNELS, template=template), kind.theirs()
+    ours, theirs = load_text_tokenizer(kind.folder, kind.config(), ADDED, template=template), kind.theirs()
 
     def ids(*answer, **options):
         messages = [{"role": role, "content": text} for role, text in
@@ -134,8 +134,8 @@ def test_a_prompt_that_opens_a_thought_keeps_it_and_the_answer_follows(with_mark
     kind = with_markers["llama3"]
     template = by_role("{{ m.content }}", "<｜User｜>{{ m.content }}", "<｜Assistant｜>{{ m.content }}<｜end▁of▁sentence｜>",
                        "<｜Assistant｜><think>\n", BOS)
-    ours = load_text_tokenizer(kind.folder, kind.config(), CHANNELS, template=template)
-    assert ours.backend.decode(ours.chat(SYSTEM, USER), skip_special_tokens=False).endswith("<｜Assistant｜><think>\n")
+    ours = load_text_tokenizer(kind.folder, kind.config(), ADDED, template=template)
+    assert ours.backend.decode(ours.chat(SYSTEM, USER), with_special=True).endswith("<｜Assistant｜><think>\n")
     assert ours.answer(ANSWER) == ours.encode(ANSWER + "<｜end▁of▁sentence｜>")
 
 
@@ -143,7 +143,7 @@ def test_a_prompt_that_opens_a_thought_keeps_it_and_the_answer_follows(with_mark
 def test_without_a_system_role_its_text_comes_before_the_question(with_markers, system):
     kind = with_markers["llama3"]
     template = by_role(system, "<|user|>{{ m.content }}", "<|assistant|>{{ m.content }}{{ eos_token }}", "<|assistant|>", BOS)
-    ours = load_text_tokenizer(kind.folder, kind.config(), CHANNELS, template=template)
+    ours = load_text_tokenizer(kind.folder, kind.config(), ADDED, template=template)
     assert ours.decode(ours.chat(SYSTEM, USER)) == f"{SYSTEM}\n\n{USER}"
     assert ours.chat(SYSTEM, USER) == kind.theirs().apply_chat_template(
         [{"role": "user", "content": f"{SYSTEM}\n\n{USER}"}], chat_template=template, add_generation_prompt=True, return_dict=False)
@@ -154,20 +154,18 @@ def test_without_a_system_role_its_text_comes_before_the_question(with_markers, 
     "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ messages.clear() }}"])
 def test_templates_that_cannot_be_run_are_one_line(with_markers, template):
     kind = with_markers["llama3"]
-    with pytest.raises(InputError, match="chat template.*--chat-format") as error:
-        load_text_tokenizer(kind.folder, kind.config(), CHANNELS, template=template)
+    with pytest.raises(InputError, match="chat template.*chat_template.jinja") as error:
+        load_text_tokenizer(kind.folder, kind.config(), ADDED, template=template)
     assert str(kind.folder) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name,begins", [("chatml", False), ("chatml with bos", True), ("vicuna", True)])
 def test_a_class_prompt_begins_with_bos_where_the_dialogue_does(with_markers, demo, name, begins):
-    """In older checkpoints it always does."""
     kind, data = with_markers["smollm"], PreparedData(demo)
-    ours = load_text_tokenizer(kind.folder, kind.config(), data.dataset.channels, template=TEMPLATES[name][0])
+    ours = load_text_tokenizer(kind.folder, kind.config(), new_tokens(data.dataset.channels), TEMPLATES[name][0])
     window = data.window(data.records("har", "test")[0])
-    for old in (False, True):
-        ids = har_prompt(PromptFormat(ours, 512, 4096, class_bos=old), window, data.dataset)
-        assert (ids[0] == kind.bos) == (begins or old) and ids.count(kind.bos) == (begins or old)
+    ids = har_prompt(PromptFormat(ours, 512, 4096), window, data.dataset)
+    assert (ids[0] == kind.bos) == begins and ids.count(kind.bos) == begins
 
 
 # ---- a sentencepiece model with added tokens beside it ----
@@ -178,7 +176,7 @@ def test_added_tokens_beside_a_sentencepiece_model_are_read(kinds, tmp_path):   
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_end|>": 600, "<|im_start|>": 601, "<s>": 1}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "<|im_end|>"}))
     config = LlamaConfig(602, 8, 8, 1, 1, 1, 8, bos_id=1, eos_ids=(2,))
-    ours = load_text_tokenizer(tmp_path, config, CHANNELS, template=CHATML)
+    ours = load_text_tokenizer(tmp_path, config, ADDED, template=CHATML)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     prompt = ours.chat("Be true.", "What rises?")
     assert prompt == [601, *reference.encode("system\nBe true."), 600, *reference.encode("\n"), 601,
@@ -186,12 +184,11 @@ def test_added_tokens_beside_a_sentencepiece_model_are_read(kinds, tmp_path):   
     assert ours.answer("It rises.")[-1] == 600 == ours.end_of_turn and ours.stop_ids == {600, 2}
     assert ours.decode(ours.answer("It rises.")) == "It rises."
     assert ours.visible(prompt).startswith("<|im_start|>system") and ours.eos == "<|im_end|>"
-    assert load_text_tokenizer(tmp_path, config, CHANNELS, "chatml").chat("Be true.", "What rises?") == prompt
     with pytest.raises(InputError, match="beyond the 600 embedding rows"):
-        load_text_tokenizer(tmp_path, LlamaConfig(600, 8, 8, 1, 1, 1, 8), CHANNELS, "plain")
+        load_text_tokenizer(tmp_path, LlamaConfig(600, 8, 8, 1, 1, 1, 8), ADDED)
     (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": "600"}')
     with pytest.raises(InputError, match="added_tokens.json"):
-        load_text_tokenizer(tmp_path, config, CHANNELS, "plain")
+        load_text_tokenizer(tmp_path, config, ADDED)
 
 
 @pytest.mark.shared("cases/chat-format-detection")
@@ -201,6 +198,6 @@ def test_the_shared_templates_give_the_expected_prompts(shared, with_markers):
     kind = with_markers["llama3"]
     for folder in folders:
         template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
-        ours = load_text_tokenizer(kind.folder, kind.config(), CHANNELS, template=template)
+        ours = load_text_tokenizer(kind.folder, kind.config(), ADDED, template=template)
         expected = (folder / "expected.txt").read_text().replace("{bos}", ours.bos)
         assert ours.template.prompt("SYSTEM TEXT.", "USER TEXT?") == expected

@@ -4,31 +4,23 @@ transformers, samples as defined.
 import json
 from dataclasses import replace
 from importlib import import_module
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import make_chronos, make_llama
 
-from sensorllm_min import efficient
-from sensorllm_min.evaluation import ask
-from sensorllm_min.evaluation import predict as evaluation
-from sensorllm_min.evaluation.predict import Decoding
-from sensorllm_min.data.sensors import DATASETS
+from sensorllm_min.evaluation.predict import answer_batches
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.config import LlamaConfig, read_llama_config
 from sensorllm_min.batch import collate
-from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, align_prompt
+from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.generate import Sampling, generate, next_tokens, stream, token_probabilities
-from sensorllm_min.efficient import FEW_ROWS, linear
 from sensorllm_min.llama import KVCache, Llama
 from sensorllm_min.data.examples import sample_texts
 from sensorllm_min.sensorllm import SensorLLM
-from sensorllm_min.text_tokenizer import TextTokenizer, load_text_tokenizer, train_backend
+from sensorllm_min.text_tokenizer import load_text_tokenizer, new_tokens, train_backend
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
@@ -45,7 +37,7 @@ def model(demo, tmp_path_factory):
     make_chronos(folder / "encoder")
     torch.manual_seed(0)
     llm, (encoder, chronos) = load_llama(folder / "llm"), load_t5_encoder(folder / "encoder")
-    tokenizer = load_text_tokenizer(folder / "llm", llm.config, data.dataset.channels)
+    tokenizer = load_text_tokenizer(folder / "llm", llm.config, new_tokens(data.dataset.channels))
     ours = SensorLLM(encoder, ChronosTokenizer(chronos), llm, tokenizer, (40,)).requires_grad_(False)
     return ours, theirs, tokenizer, data
 
@@ -61,37 +53,12 @@ def several_ends(model, tmp_path):
         theirs.config.save_pretrained(tmp_path)
         path = tmp_path / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ids}))
-        tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+        tokenizer.backend.backend.save(str(tmp_path / "tokenizer.json"))
         (tmp_path / "tokenizer_config.json").write_text(
             json.dumps({"bos_token": tokenizer.bos, "eos_token": tokenizer.eos})
         )
-        return load_text_tokenizer(tmp_path, read_llama_config(tmp_path), data.dataset.channels)
+        return load_text_tokenizer(tmp_path, read_llama_config(tmp_path), new_tokens(data.dataset.channels))
     return load
-
-
-class WithRoom:
-    """Examples of which the true answer does not count: only the prompt has to fit."""
-
-    def __init__(self, examples, max_positions):
-        self.examples, self.sizes = examples, examples.sizes
-        self.prompts = replace(examples.prompts, max_positions=max_positions)
-
-    def __getitem__(self, i):
-        return self.examples[i]
-
-
-class Short(NamedTuple):
-    """A model as it is loaded, whose LLM takes this many tokens."""
-    model: SensorLLM
-    tokenizer: TextTokenizer
-    prompts: PromptFormat
-    recipe: SimpleNamespace = SimpleNamespace(stage="align", sensors=DATASETS["demo"])
-
-
-def asked(loaded, window, question, max_new_tokens):
-    """What `evaluate.py --ask` says about a window, in float32 on a CPU."""
-    decoding = Decoding(1, max_new_tokens)
-    return ask.answer(loaded, window, question, ONE_PROCESS, decoding, say=lambda piece: None)
 
 
 def prompts(model, kind, indices):
@@ -108,15 +75,15 @@ def test_a_batch_says_what_each_prompt_says_alone(model, kind, indices, sampling
     ours, _, tokenizer, _ = model
     batch = prompts(model, kind, indices)
     assert kind == "har" or len({int(n) for n in batch.series_lengths}) > 1 and not batch.mask.all()
-    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 40, replace(sampling, places=tuple(batch.examples)))
+    free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 40, replace(sampling, row_seeds=tuple(batch.examples)))
     stops = {free[0][5], free[-1][20], free[1][30]}                           # several, met at different steps
-    together = generate(ours.llm, ours.embed(batch), batch.mask, stops, 40, replace(sampling, places=tuple(batch.examples)))
+    together = generate(ours.llm, ours.embed(batch), batch.mask, stops, 40, replace(sampling, row_seeds=tuple(batch.examples)))
     assert together == [row[:next((i for i, token in enumerate(row) if token in stops), 40)] for row in free]
     assert len({len(answer) for answer in together}) > 1
     for i, index in enumerate(indices):
         alone = prompts(model, kind, (index,))
         assert alone.mask.all()
-        assert generate(ours.llm, ours.embed(alone), alone.mask, stops, 40, replace(sampling, places=tuple(alone.examples))) == [together[i]]
+        assert generate(ours.llm, ours.embed(alone), alone.mask, stops, 40, replace(sampling, row_seeds=tuple(alone.examples))) == [together[i]]
 
 
 def test_greedy_with_sensors_equals_transformers(model):
@@ -132,7 +99,7 @@ def test_greedy_with_sensors_equals_transformers(model):
         assert tokens == (expected[:-1] if expected[-1] in (5, 9, 2) else expected)
 
 
-def test_every_end_token_of_the_config_ends_an_answer(model, several_ends):
+def test_every_end_token_of_the_config_ends_an_answer(model, several_ends, monkeypatch):
     """Wherever answers are made: as Llama 3 does, whose config.json lists three."""
     ours, _, tokenizer, data = model
     batch = prompts(model, "align", (0, 100, 333))
@@ -141,17 +108,13 @@ def test_every_end_token_of_the_config_ends_an_answer(model, several_ends):
     further = free[0][7]
     ending = several_ends([2, 4, further])
     assert ending.stop_ids == {2, 4, further, tokenizer.end_of_turn}
-    loaded = Short(ours, ending, PromptFormat(ending, 512, 4096))
-    examples = AlignExamples(data, "test", loaded.prompts)
-    described = {i: (text, ended) for i, text, ended in evaluation.describe(
-        loaded, examples, ONE_PROCESS, Decoding(3, 30), positions=[0, 100, 333])}
-    for i, tokens in zip((0, 100, 333), free, strict=True):
+    examples = AlignExamples(data, "test", PromptFormat(ending, 512, 4096))
+    monkeypatch.setattr(ours, "tokenizer", ending)
+    records = list(answer_batches(ours, [[examples[i] for i in (0, 100, 333)]], ONE_PROCESS, 30))
+    for record, tokens in zip(records, free, strict=True):
         until = next((n for n, token in enumerate(tokens) if token in ending.stop_ids), 30)
-        assert described[i] == (ending.decode(tokens[:until]), until < 30)
-    assert described[0][1]
-
-    window = ask.prepared_window(data, "align", "test", 0)
-    assert asked(loaded, window, examples[0].record["question"], 30) == described[0][0]
+        assert (record["generated"], record["ended"]) == (ending.decode(tokens[:until]), until < 30)
+    assert records[0]["ended"]
 
 
 @pytest.mark.parametrize("room", [1, 4])
@@ -166,24 +129,14 @@ def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch, room):
     reached = []
     real = KVCache.extend
 
-    def extend(self, layer, k, v):
+    def extend(self, k, v):
         reached.append(self.length + k.shape[2])
-        return real(self, layer, k, v)
+        return real(self, k, v)
     monkeypatch.setattr(KVCache, "extend", extend)
-    answers = {i: ended for i, _, ended in evaluation.describe(
-        Short(ours, tokenizer, examples.prompts), WithRoom(examples, max_positions), ONE_PROCESS,
-        Decoding(2, 50), positions=[0, 100])}
+    monkeypatch.setattr(ours.llm, "config", replace(ours.llm.config, max_positions=max_positions))
+    records = list(answer_batches(ours, [[examples[i] for i in (0, 100)]], ONE_PROCESS, 50))
     # the last token is not fed
-    assert max(reached) == max_positions - 1 and answers == {0: False, 100: False}
-
-    window = ask.prepared_window(data, "align", "test", 0)
-    question = examples.records[0]["question"]
-    prompt = align_prompt(
-        examples.prompts, window.dataset.channels[0], len(window.samples), data.dataset.rate, question
-    )
-    reached.clear()
-    asked(Short(ours, tokenizer, PromptFormat(tokenizer, 512, len(prompt) + room)), window, question, 50)
-    assert max(reached) == len(prompt) + room - 1
+    assert max(reached) == max_positions - 1 and [record["ended"] for record in records] == [False, False]
 
 
 @pytest.mark.parametrize("ids,patience,loop", [
@@ -231,34 +184,28 @@ def test_with_a_cache_as_without(model):
 
 
 def test_the_cache_is_allocated_once(model, monkeypatch):
-    """One KVCache, as long as prompt and answer; its storage stays where it is while rows end."""
+    """One KVCache a layer, as long as prompt and answer; its storage stays where it is while rows end."""
     ours, _, _, _ = model
     made = []
     real = module.KVCache
     monkeypatch.setattr(module, "KVCache", lambda *shape: made.append(real(*shape)) or made[-1])
     batch = prompts(model, "align", (0, 100, 333, 7))
     free = generate(ours.llm, ours.embed(batch), batch.mask, set(), 20)
-    where, shapes = [(c.keys.data_ptr(), c.values.data_ptr()) for c in made], [c.keys.shape for c in made]
     generate(ours.llm, ours.embed(batch), batch.mask, {free[2][3]}, 20)
-    assert len(made) == 2 and shapes[0] == (2, 4, 2, batch.ids.shape[1] + 20, 12)
-    assert where == [(c.keys.data_ptr(), c.values.data_ptr()) for c in made][:1]
+    assert len(made) == 4 and made[2].keys.shape == (4, 2, batch.ids.shape[1] + 20, 12) and made[2].length == made[0].length
 
 
 def test_rows_that_stay_move_to_the_front(model):
-    """Every choice of rows out of five: each kept one's keys and values lie where the new order says."""
+    """Every choice of rows out of five keeps its keys and values, in order."""
     config = model[0].llm.config
     for choice in range(1, 32):
         rows = [row for row in range(5) if choice >> row & 1]
         cache = KVCache(config, 5, 3, torch.float32, "cpu")
-        for layer in range(config.n_layers):
-            marked = torch.arange(5.0)[:, None, None, None].expand(5, config.n_kv_heads, 3, config.head_dim) + 10 * layer
-            cache.extend(layer, marked, -marked)
-        cache.length = 3
-        order = cache.keep(rows)
-        assert sorted(order) == rows
-        for layer in range(config.n_layers):
-            assert cache.keys[layer, :len(rows), 0, 2, 0].tolist() == [row + 10 * layer for row in order]
-            assert cache.values[layer, :len(rows), 1, 0, 3].tolist() == [-row - 10 * layer for row in order]
+        marked = torch.arange(5.0)[:, None, None, None].expand(5, config.n_kv_heads, 3, config.head_dim)
+        cache.extend(marked, -marked)
+        cache.keep(rows)
+        assert cache.keys[:len(rows), 0, 2, 0].tolist() == rows
+        assert cache.values[:len(rows), 1, 0, 3].tolist() == [-row for row in rows]
 
 
 def test_tokens_stream_as_they_are_made(model):
@@ -350,36 +297,14 @@ def test_a_seed_fixes_what_is_said(model):
     ours, _, _, _ = model
     batch = prompts(model, "align", (0, 100))
     def said(**settings):
-        return generate(ours.llm, ours.embed(batch), batch.mask, set(), 20, Sampling(temperature=1.5, places=(4, 5), **settings))
+        return generate(ours.llm, ours.embed(batch), batch.mask, set(), 20, Sampling(temperature=1.5, row_seeds=(4, 5), **settings))
     assert said(seed=1) == said(seed=1) != said(seed=2)
     rows = said(seed=1)
     # what is drawn goes with the number of the example, not with its row in the batch
     swapped = prompts(model, "align", (100, 0))
     settings = Sampling(temperature=1.5, seed=1)
     x = ours.embed(swapped)
-    assert generate(ours.llm, x, swapped.mask, set(), 20, replace(settings, places=(5, 4))) == rows[::-1]
+    assert generate(ours.llm, x, swapped.mask, set(), 20, replace(settings, row_seeds=(5, 4))) == rows[::-1]
     same = prompts(model, "align", (0, 0))                                    # one prompt twice draws apart
-    first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5, places=(4, 5)))
+    first, second = generate(ours.llm, ours.embed(same), same.mask, set(), 20, Sampling(temperature=1.5, row_seeds=(4, 5)))
     assert first != second
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, FEW_ROWS, FEW_ROWS + 1])
-@pytest.mark.parametrize("d_out,d_in", [(4096, 64), (4095, 64), (64, 4096)])
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_matrix_product_of_decoding_equals_pytorch(n, d_out, d_in, fast, monkeypatch):
-    """Either way of decoding gives what PyTorch's linear gives, dense in memory."""
-    monkeypatch.setattr(efficient, "halves_pay", lambda *shape: fast)
-    x, weight = torch.randn(n, 1, d_in), torch.randn(d_out, d_in)
-    with torch.no_grad():
-        ours = linear(x, weight)
-    # sums of d_in products of size 1, reordered
-    torch.testing.assert_close(ours, F.linear(x, weight), rtol=0, atol=1e-4 * (d_in / 64) ** 0.5)
-    assert ours.is_contiguous()
-
-
-@pytest.mark.parametrize("seconds,taken", [(0.5, True), (0.9, False), (2.0, False)])
-def test_decoding_takes_the_way_that_is_clearly_faster(seconds, taken, monkeypatch):
-    monkeypatch.setattr(efficient, "in_halves", lambda x, weight: seconds)
-    monkeypatch.setattr(efficient.F, "linear", lambda x, weight: 1.0)
-    monkeypatch.setattr(efficient, "repeat", lambda run, number, repeat: [run(), 3.0])
-    assert efficient.halves_pay.__wrapped__(3, 8, 8, 1) is taken

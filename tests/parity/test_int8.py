@@ -6,7 +6,7 @@ import torch
 from helpers import make_chronos, make_llama, run
 
 from sensorllm_min.config import LlamaConfig
-from sensorllm_min.efficient import Int8Linear, quantize
+from sensorllm_min.int8 import Int8Linear, quantize
 from sensorllm_min.llama import Llama
 from sensorllm_min.text_tokenizer import load_text_tokenizer, train_backend
 from sensorllm_min.weights import load_llama
@@ -126,7 +126,7 @@ def test_a_public_trained_llama_loses_little(shared):
     from sensorllm_min.generate import generate
     folder = shared / "weights/stories260K"
     exact = load_llama(folder, torch.float32)
-    tokenizer = load_text_tokenizer(folder, exact.config, ())
+    tokenizer = load_text_tokenizer(folder, exact.config)
     start = torch.tensor([[tokenizer.bos_id] + tokenizer.encode("Once upon a time")])
     (story,) = generate(
         exact, exact.embed_tokens(start), torch.ones_like(start, dtype=torch.bool), [], 200

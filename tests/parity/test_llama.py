@@ -6,7 +6,6 @@ from helpers import make_llama
 from sensorllm_min.config import LlamaConfig, read_llama_config
 from sensorllm_min.generate import generate
 from sensorllm_min.layers import RMSNorm
-from sensorllm_min.efficient import Packing, GatedSilu
 from sensorllm_min.llama import KVCache, Llama, rotary_frequencies
 from sensorllm_min.weights import load_llama
 
@@ -86,12 +85,12 @@ def test_a_cache_changes_no_hidden_state(pair, padded):
     mask[1, :7] = not padded
     x = ours.embed_tokens(ids)
     expected = ours(x, mask)
-    cache = KVCache(ours.config, 2, 30, x.dtype, x.device)
+    caches = [KVCache(ours.config, 2, 30, x.dtype, x.device) for _ in ours.layers]
     ends = [9, 20, *range(21, 31)]
-    parts = [ours(x[:, start:end], mask[:, :end] if padded else None, cache)
+    parts = [ours(x[:, start:end], mask[:, :end] if padded else None, caches)
              for start, end in zip([0, *ends[:-1]], ends)]
     close(torch.cat(parts, 1)[mask], expected[mask])
-    assert cache.length == 30
+    assert {cache.length for cache in caches} == {30}
 
 
 @torch.no_grad()
@@ -111,7 +110,7 @@ def test_greedy_generation_equals_transformers(pair):
 
 
 def test_recomputation_sees_the_mask(tmp_path):
-    """Padded on the left, as no packing can do: the gradient of the input is the same with and
+    """Padded on the left: the gradient of the input is the same with and
     without.
     """
     make_llama(tmp_path)
@@ -149,8 +148,8 @@ def test_weights_from_scratch_keep_the_size_of_what_flows_through():
         assert parameter.std().item() == pytest.approx(expected, rel=0.02), name
 
 
-def training_pass(llm, x, real, wanted):
-    """Packed rows forward and backward -> (output, gradients of the input and of two weights),
+def training_pass(llm, x, wanted):
+    """Forward and backward as in training -> (output, gradients of the input and of two weights),
     bytes that were kept.
     """
     kept = []
@@ -158,7 +157,7 @@ def training_pass(llm, x, real, wanted):
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.nbytes) or t, lambda t: t
     ):
-        out = llm(x, packing=Packing(real, wanted))
+        out = llm(x, wanted=wanted)
     weights = llm.layers[0].attn.k_proj.weight, llm.layers[-1].mlp.up_proj.weight
     return (out, *torch.autograd.grad(out.square().mean(), (x, *weights))), sum(kept)
 
@@ -169,10 +168,8 @@ def test_gradient_checkpointing_computes_each_block_twice_and_changes_nothing(tm
     """
     make_llama(tmp_path, num_hidden_layers=3)
     x = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
-    real = torch.ones(2, 20, dtype=torch.bool)
-    real[1, 13:] = False
-    wanted = real.clone()
-    wanted[:, :5] = False
+    wanted = torch.ones(2, 20, dtype=torch.bool)
+    wanted[:, :5], wanted[1, 13:] = False, False
     found, kept, calls = {}, {}, {}
     for recompute in (False, True):
         llm = load_llama(tmp_path)
@@ -180,7 +177,7 @@ def test_gradient_checkpointing_computes_each_block_twice_and_changes_nothing(tm
         counted = []
         for layer in llm.layers:
             layer.attn.q_proj.register_forward_hook(lambda *_: counted.append(1))
-        found[recompute], kept[recompute] = training_pass(llm, x, real, wanted)
+        found[recompute], kept[recompute] = training_pass(llm, x, wanted)
         calls[recompute] = len(counted)
     assert calls == {False: 3, True: 6}
     assert kept[True] < kept[False] / 4  # a block keeps 15 tensors of its input's size
@@ -188,50 +185,27 @@ def test_gradient_checkpointing_computes_each_block_twice_and_changes_nothing(tm
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_packed_rows_compute_wanted_tokens_alone_and_give_them_the_same(tmp_path):
-    """Packed rows give the wanted tokens what padded rows give them, gradients included, from
-    fewer rows.
-    """
+def test_the_last_block_computes_wanted_tokens_only_and_gives_them_the_same(tmp_path):
+    """The hidden states and gradients of all tokens, picked afterwards, from fewer products."""
     make_llama(tmp_path, num_hidden_layers=2)
     llm = load_llama(tmp_path)
     x = torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0))
-    real = torch.ones(3, 20, dtype=torch.bool)
-    real[0, 11:], real[2, 17:] = False, False
     wanted = torch.zeros(3, 20, dtype=torch.bool)
     wanted[0, 3:6], wanted[1, 19], wanted[2, ::4] = True, True, True
-    wanted &= real
     seen = []
-    hooks = [
-        layer.mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-        for layer in llm.layers
-    ]
-    found, _ = training_pass(llm, x, real, wanted)
+    hooks = [layer.mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][..., 0].numel()))
+             for layer in llm.layers]
+    found, _ = training_pass(llm, x, wanted)
     for hook in hooks:
         hook.remove()
-    assert seen == [real.sum(), wanted.sum()]
+    assert seen == [60, wanted.sum()]
 
     x = x.requires_grad_()
-    expected = llm(x, real)[wanted]
+    expected = llm(x)[wanted]
     weights = llm.layers[0].attn.k_proj.weight, llm.layers[-1].mlp.up_proj.weight
     gradients = torch.autograd.grad(expected.square().mean(), (x, *weights))
     for ours, theirs in zip(found, (expected, *gradients), strict=True):
         close(ours, theirs)
-    assert (found[1][~real] == 0).all()
-
-
-def test_unpacked_rows_stand_where_they_were_and_padding_is_zero():
-    """Not left as memory was: a NaN there would spread, since attention weighs it by 0."""
-    real = torch.tensor([[True, True, False], [True, False, False]])
-    x = torch.randn(2, 3, 4)
-    packing = Packing(real, real)
-    assert torch.equal(packing.pack(x), x[real])
-    assert torch.equal(packing.unpack(packing.pack(x)), x * real[..., None])
-
-
-def test_gated_silu_and_its_gradient_are_those_of_the_formula():
-    gate, up = (torch.randn(4, 9, dtype=torch.float64, requires_grad=True) * 3 for _ in range(2))
-    assert torch.autograd.gradcheck(GatedSilu.apply, (gate, up))  # against differences, in float64
-    torch.testing.assert_close(GatedSilu.apply(gate, up), gate / (1 + (-gate).exp()) * up)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -306,7 +280,7 @@ def test_stories260k_tells_a_story(shared):
     from sensorllm_min.text_tokenizer import load_text_tokenizer
     folder = shared / "weights" / "stories260K"
     ours = load_llama(folder)
-    tokenizer = load_text_tokenizer(folder, ours.config, ())
+    tokenizer = load_text_tokenizer(folder, ours.config)
     prompt = [tokenizer.bos_id] + tokenizer.encode("Once upon a time")
     ids = torch.tensor([prompt])
     (text,) = generate(ours, ours.embed_tokens(ids), torch.ones_like(ids, dtype=torch.bool), tokenizer.stop_ids, 150)

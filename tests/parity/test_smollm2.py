@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import ROOT
 
 from sensorllm_min.config import read_llama_config
-from sensorllm_min.efficient import quantize
+from sensorllm_min.int8 import quantize
 from sensorllm_min.generate import generate
 from sensorllm_min.text_tokenizer import load_text_tokenizer, read_chat_template
 from sensorllm_min.weights import load_llama
@@ -44,7 +44,7 @@ def real_text():
 @pytest.fixture(scope="module")
 def tokenizer():
     config = read_llama_config(FOLDER)
-    return load_text_tokenizer(FOLDER, config, (), template=read_chat_template(FOLDER))
+    return load_text_tokenizer(FOLDER, config, template=read_chat_template(FOLDER))
 
 
 @pytest.fixture(scope="module")

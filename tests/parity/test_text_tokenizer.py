@@ -21,9 +21,10 @@ from sensorllm_min.data.examples import AlignExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.text_tokenizer import (
-    SENSOR, built_tokenizer, load_text_tokenizer, read_chat_template, train_backend)
+    SENSOR, built_tokenizer, load_text_tokenizer, new_tokens, read_chat_template, train_backend)
 
 CHANNELS = DATASETS["usc-had"].channels
+ADDED = new_tokens(CHANNELS)
 TEXTS = ["Once upon a time", "0.0s to 0.06s: rising\n0.06s to 1.2s: steady\n\nOverall, it rises.", " leading space",
          "x-axis accelerometer: Mean=-0.01234567, StdDev=1.5\n", "naïve café, 東京, emoji 🙂 and\ttabs  two spaces", ""]
 
@@ -48,8 +49,8 @@ class Kind(NamedTuple):
             return transformers.LlamaTokenizer.from_pretrained(self.folder)
         return transformers.PreTrainedTokenizerFast.from_pretrained(self.folder)
 
-    def ours(self, chat_format=None):
-        return load_text_tokenizer(self.folder, self.config(), CHANNELS, chat_format)
+    def ours(self, template=None):
+        return load_text_tokenizer(self.folder, self.config(), ADDED, template)
 
 
 def corpus():
@@ -142,7 +143,7 @@ def check_ids(kind):
 def check_new_tokens(kind):
     """An embedding matrix may have rows that pad it: new tokens come after those, too."""
     V = kind.vocab_size + 7
-    ours = load_text_tokenizer(kind.folder, kind.config(vocab_size=V), CHANNELS)
+    ours = load_text_tokenizer(kind.folder, kind.config(vocab_size=V), ADDED)
     text = CHANNELS[0].start + SENSOR * 3 + CHANNELS[0].end + "What is it?"
     ids = ours.encode(text)
     assert ids[:5] == [V + 2, V + 1, V + 1, V + 1, V + 3] and max(ids[5:]) < kind.vocab_size
@@ -168,7 +169,7 @@ def test_padding_and_truncation_of_a_tokenizer_json_are_not_applied(kinds, tmp_p
     backend.enable_padding(length=64)
     backend.save(str(tmp_path / "tokenizer.json"))
     config = kinds["smollm"].config()
-    assert load_text_tokenizer(tmp_path, config, CHANNELS).encode(TEXTS[1]) == kinds["smollm"].ours().encode(TEXTS[1])
+    assert load_text_tokenizer(tmp_path, config, ADDED).encode(TEXTS[1]) == kinds["smollm"].ours().encode(TEXTS[1])
 
 
 @each_kind
@@ -181,23 +182,23 @@ def test_every_end_of_text_of_config_json_stops_an_answer(kind, tmp_path):
     llama.save_pretrained(tmp_path)
     config = read_llama_config(tmp_path)
     assert config.eos_ids == further
-    ours = load_text_tokenizer(kind.folder, config, CHANNELS)
+    ours = load_text_tokenizer(kind.folder, config, ADDED)
     assert ours.stop_ids == {*further, ours.end_of_turn}
     assert ours.eos == kind.theirs().eos_token                                # what ends a turn is still the first
 
 
 def test_a_sentencepiece_model_knows_its_own_begin_and_end(kinds):
     config = kinds["llama2"].config(bos_id=None, eos_ids=())
-    ours = load_text_tokenizer(kinds["llama2"].folder, config, CHANNELS)
+    ours = load_text_tokenizer(kinds["llama2"].folder, config, ADDED)
     assert (ours.bos_id, ours.bos, ours.eos, ours.stop_ids) == (1, "<s>", "</s>", {2})
 
 
 def test_ids_of_config_json_serve_where_the_tokenizer_declares_none(kinds, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((kinds["llama3"].folder / "tokenizer.json").read_bytes())
-    ours = load_text_tokenizer(tmp_path, kinds["llama3"].config(), CHANNELS, "plain")
+    ours = load_text_tokenizer(tmp_path, kinds["llama3"].config(), ADDED)
     assert (ours.bos, ours.eos) == ("<|begin_of_text|>", "<|end_of_text|>")
     with pytest.raises(InputError, match="the tokenizer has no bos_token"):
-        load_text_tokenizer(tmp_path, kinds["llama3"].config(bos_id=None), CHANNELS)
+        load_text_tokenizer(tmp_path, kinds["llama3"].config(bos_id=None), ADDED)
 
 
 # ---- chat formats ----
@@ -232,10 +233,7 @@ def check_chat_format(kind, name, spelling, folder):
     theirs.save_pretrained(folder, save_jinja_files=spelling == "in chat_template.jinja")
     assert (folder / "chat_template.jinja").exists() == (spelling == "in chat_template.jinja")
     assert read_chat_template(folder) == TEMPLATES[name]
-    ours = load_text_tokenizer(folder, kind.config(), CHANNELS, template=TEMPLATES[name])
-    of_table = load_text_tokenizer(folder, kind.config(), CHANNELS, name)     # as older checkpoints have it
-    assert (of_table.chat(SYSTEM, USER), of_table.stop_ids) == (ours.chat(SYSTEM, USER), ours.stop_ids)
-    assert of_table.answer(ANSWER) == ours.answer(ANSWER)
+    ours = load_text_tokenizer(folder, kind.config(), ADDED, TEMPLATES[name])
     turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     prompt = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     turns.append({"role": "assistant", "content": ANSWER})
@@ -263,13 +261,12 @@ def test_llama3_headers_are_used_where_the_tokenizer_knows_them(kinds):
     text = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe true.<|eot_id|>"
             "<|start_header_id|>user<|end_header_id|>\n\nWhat rises?<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\nIt rises.<|eot_id|>")
-    assert ours.chat_format == "llama3"
     assert ours.chat("Be true.", "What rises?") + ours.answer("It rises.") == theirs.encode(text, add_special_tokens=False)
 
 
 def test_a_sentencepiece_model_without_tokenizer_json_gives_the_dialogue_of_llama2(kinds):
     """As Llama 2 was trained: begin-of-text, the sentencepiece ids of the whole dialogue, end of text after a space."""
-    ours = kinds["llama2"].ours("llama2")
+    ours = kinds["llama2"].ours(TEMPLATES["llama2"])
     reference = sentencepiece.SentencePieceProcessor(model_file=str(kinds["llama2"].folder / "tokenizer.model"))
     prompt = f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{USER} [/INST]"
     assert ours.chat(SYSTEM, USER) == [1] + reference.encode(prompt)
@@ -279,7 +276,7 @@ def test_a_sentencepiece_model_without_tokenizer_json_gives_the_dialogue_of_llam
 def test_the_plain_format_begins_and_ends_a_text(kinds):
     ours = kinds["llama2"].ours()
     ids = ours.chat("Be true.", "What rises?")
-    assert ours.chat_format == "plain" and ids[0] == 1 and ids.count(1) == 1
+    assert ids[0] == 1 and ids.count(1) == 1
     assert ours.decode(ids[1:]) == "Be true.\n\nResearcher: What rises?\n\nAssistant: "
     assert ours.answer("Yes.")[-1] == 2 and ours.decode(ours.answer("Yes.")) == "Yes."
 
@@ -288,22 +285,17 @@ def test_the_plain_format_begins_and_ends_a_text(kinds):
 def test_the_answer_and_its_end_alone_are_supervised(kinds, demo, name):
     """A whole training example of each format, sensors included."""
     data, kind = PreparedData(demo), kinds[KIND_OF.get(name, "llama2")]
-    ours = load_text_tokenizer(kind.folder, kind.config(), data.dataset.channels, name)
+    ours = load_text_tokenizer(kind.folder, kind.config(), new_tokens(data.dataset.channels), TEMPLATES.get(name))
     examples = AlignExamples(data, "test", PromptFormat(ours, 512, 4096), limit=60)
     chosen = [examples[0], examples[50]]
     batch = collate(chosen, ours.pad_id)
     for targets, ids, example in zip(batch.targets, batch.ids, chosen):
         supervised = targets[targets != IGNORED].tolist()
-        assert supervised[-1] == ours.end_of_turn == ours.piece_id(ENDS[name])
+        assert supervised[-1] == ours.end_of_turn == ours.backend.piece_id(ENDS[name])
         assert ours.decode(supervised[:-1]).strip() == example.record["answer"]
         assert ids.tolist().count(ours.sensor_id) == example.record["length"] + 1
         before = ours.decode(ids[:len(example.prompt)].tolist())
         assert example.record["question"] in before and example.record["answer"] not in before
-
-
-def test_a_chat_format_whose_end_is_no_token_is_refused(kinds):
-    with pytest.raises(InputError, match=re.escape("<|im_end|>") + ".*no token.*--chat-format"):
-        kinds["llama3"].ours("chatml")
 
 
 def test_the_default_of_several_templates_is_read(tmp_path):
@@ -318,7 +310,7 @@ def test_a_tokenizer_trained_from_texts_is_the_same_each_time():
     texts = ["0.0s to 0.35s: rising\n0.35s to 0.5s: steady"] * 20
     first, second = (train_backend(texts, 400) for _ in range(2))
     assert first.to_str() == second.to_str()
-    tokenizer = built_tokenizer(first, CHANNELS, 400)
+    tokenizer = built_tokenizer(first, ADDED, 400)
     for text in TEXTS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("0.35s to 0.5s: steady")) == 5                # a time is one token
@@ -332,24 +324,23 @@ def test_a_tokenizer_without_begin_or_end_of_text_is_refused(tmp_path, declared,
     train_backend(["a b c"], 300).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
     with pytest.raises(InputError) as error:
-        load_text_tokenizer(tmp_path, LlamaConfig(300, 8, 8, 1, 1, 1, 8, eos_ids=eos), CHANNELS)
+        load_text_tokenizer(tmp_path, LlamaConfig(300, 8, 8, 1, 1, 1, 8, eos_ids=eos), ADDED)
     assert all(word in str(error.value) for word in words)
 
 
 def test_directories_without_a_readable_tokenizer_are_refused(tmp_path):
     config = LlamaConfig(300, 8, 8, 1, 1, 1, 8, bos_id=1, eos_ids=(2,))
     with pytest.raises(InputError, match="neither tokenizer.json nor tokenizer.model"):
-        load_text_tokenizer(tmp_path, config, CHANNELS)
+        load_text_tokenizer(tmp_path, config, ADDED)
     for name in ("tokenizer.model", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
         with pytest.raises(InputError, match=name):
-            load_text_tokenizer(tmp_path, config, CHANNELS)
+            load_text_tokenizer(tmp_path, config, ADDED)
 
 
 def test_a_tokenizer_larger_than_the_llm_is_refused(tmp_path):
-    tokenizer = built_tokenizer(train_backend(["rising and falling " * 9], 300), CHANNELS, 262)
     with pytest.raises(InputError, match="262 embedding rows"):
-        tokenizer.encode("rising and falling")
+        built_tokenizer(train_backend(["rising and falling " * 9], 300), ADDED, 262).encode("rising and falling")
 
 
 @each_kind
@@ -364,7 +355,7 @@ def check_visible(kind):
     text = ours.visible(prompt + ours.answer("0.0s to 0.1s: rising\nAll."))
     assert "<x_acc_start><ts>*12<x_acc_end>" in text and "Be brief." in text
     assert "0.0s to 0.1s: rising\nAll." in text
-    assert text.startswith(ours.bos) == ours.format.bos and ours.eos
+    assert text.startswith(ours.bos) == ours.starts_with_bos and ours.eos
     assert text.endswith(ours.visible([ours.end_of_turn]))
     plain = ours.decode(prompt)
     assert [word for word in plain.split() if word in text] and len(text) > len(plain) - 11 * len(SENSOR)
