@@ -10,21 +10,21 @@ from .sensors import known_dataset
 from .tables import check_samples
 
 VERSION = 2                             # of the layout that `prepare` writes; others are refused
+AGAIN = "; prepare the dataset again with data_prep.py"
 
 
 class Records:
-    """The records of JSON-lines files, one after another; each is parsed when asked for.
+    """The records of JSON-lines files, one after another; each is parsed when it is indexed.
 
-    sizes: bytes of each. subjects: names, as texts; records of others are left out. None: all.
+    subjects: names, as texts, whose records are kept; None: all. sizes: bytes of each record.
     """
 
     def __init__(self, paths, subjects=None):
-        self.paths, self.n_lines, kept = paths, 0, []
+        self.paths, self.n_lines = paths, 0
+        kept = []
         for i, path in enumerate(paths):
-            if not path.exists():
-                raise InputError(f"{path} not found; prepare the dataset again with data_prep.py")
             start = 0
-            with open(path, "rb") as file:
+            with understanding(path, "cannot be read", AGAIN), open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     if subjects is None or str(json.loads(line)["subject"]) in subjects:
                         kept.append((i, number, start, len(line)))
@@ -53,7 +53,6 @@ class PreparedData:
     fold (k, K): part k of a cross-validation. It validates on every K-th subject that is not for
     the test, starting at the k-th, and trains on the rest.
     """
-
     fold = None
 
     def __init__(self, directory):
@@ -67,8 +66,7 @@ class PreparedData:
         self.meta = read_json(path)
         version = self.meta.get("version")
         if version != VERSION:
-            raise InputError(f"{path}: version {version}, this code reads version {VERSION}; "
-                             "prepare the dataset again with data_prep.py")
+            raise InputError(f"{path}: version {version}, this code reads {VERSION}{AGAIN}")
         self.name = self.meta["dataset"]
         self.dataset = known_dataset(self.name, self.meta["row"], path)
         self.longest = {"har": self.dataset.n_window,             # samples of a window
@@ -83,7 +81,9 @@ class PreparedData:
             k, n_folds = self.fold
             not_test = [subject for subject in split_of if split_of[subject] != "test"]
             validated = not_test[k::n_folds]
-            return [subject for subject in not_test if (subject in validated) == (split == "val")]
+            if split == "val":
+                return validated
+            return [subject for subject in not_test if subject not in validated]
         return [subject for subject in split_of if split_of[subject] == split]
 
     def records(self, kind, split) -> Records:
@@ -96,7 +96,7 @@ class PreparedData:
         expected = sum(counts[one] for one in splits)
         if records.n_lines != expected:
             raise InputError(f"{records.paths[0]} holds {records.n_lines} lines, meta.json says "
-                             f"{expected}; prepare the dataset again")
+                             f"{expected}{AGAIN}")
         return records
 
     def levels(self):
@@ -113,7 +113,7 @@ class PreparedData:
         """A subject's samples (N, C), memory-mapped. InputError if they cannot be read."""
         if subject not in self.samples:
             path = self.directory / "samples" / f"{subject}.npy"
-            with understanding(path, "is missing or truncated", "; prepare the dataset again"):
+            with understanding(path, "is missing or truncated", AGAIN):
                 samples = np.load(path, mmap_mode="r", allow_pickle=False)
             self.samples[subject] = check_samples(samples, len(self.tokens), path)
         return self.samples[subject]
@@ -124,6 +124,5 @@ class PreparedData:
         window = self.samples_of(subject)[start:start + length]
         if len(window) != length or not np.isfinite(window).all():
             raise InputError(f"{self.directory}/samples/{subject}.npy: samples {start} to "
-                             f"{start + length} are missing or not finite; prepare the dataset "
-                             "again")
+                             f"{start + length} are missing or not finite{AGAIN}")
         return window

@@ -2,8 +2,8 @@
 
 A reader is two functions. `files` says what lies in the raw directory, part by part; a part holds
 its subjects whole, so that several processes can read the parts. `read` turns one part into
-`Recording`s, all of one subject before the next. `prepare.py` cuts windows from recordings alone,
-so that no window crosses an activity, a subject or a gap.
+`Recording`s, all of one subject before the next. `prepare.py` cuts windows within recordings, so
+no window crosses an activity, a subject or a gap.
 """
 import re
 from collections import namedtuple
@@ -19,23 +19,27 @@ from .sensors import DATASETS
 from .simulate import simulate
 from .tables import UNPACK_AGAIN, check_samples, read_table
 
+
 def find_files(dataset, ending, raw):
     """{subject: its files} under raw, both in the order of the numbers in their paths.
 
-    ending: how their paths end, a regular expression; its first group is the subject, or another
-    part of the dataset. InputError if there is none, or if there are two of the same numbers.
+    ending: a regular expression whose first group is the subject, or another part of the dataset.
+    InputError if there is no file, or if there are two of the same numbers.
     """
     found, parts = {}, {}
     for path in Path(raw).rglob("*"):
         match = re.search(rf"(?:^|/){ending}\Z", path.as_posix())
-        if match:
-            key = tuple(int(text) if text.isdecimal() else text for text in match.groups())
-            if key in found:                                      # an archive unpacked into itself
-                raise InputError(f"{found[key]} and {path} are the same file; --raw must hold the "
-                                 "archive once")
-            found[key] = path
+        if not match:
+            continue
+        key = tuple(int(text) if text.isdecimal() else text for text in match.groups())
+        if key in found:                                          # an archive unpacked into itself
+            raise InputError(f"{found[key]} and {path} are the same file; --raw must hold the "
+                             "archive once")
+        found[key] = path
     if not found:
-        problem = f"holds no file {ending}" if Path(raw).is_dir() else "is not a directory"
+        problem = "is not a directory"
+        if Path(raw).is_dir():
+            problem = f"holds no file {ending}"
         raise InputError(f"{raw} {problem}; --raw takes the unpacked {dataset} archive "
                          f"({DATASETS[dataset].source}), --download fetches it")
     for key, path in sorted(found.items()):
@@ -44,9 +48,9 @@ def find_files(dataset, ending, raw):
 
 
 def label_indices(numbers, ids, path, others=(0,)):
-    """The activity numbers of a file -> indices into the classes, whose numbers are `ids`.
+    """The activity numbers of a file -> indices into `ids`; -1 for `others`, which are no classes.
 
-    -1 for `others`, which are no classes here. InputError for any other number.
+    InputError for any other number.
     """
     index = dict.fromkeys(others, -1) | {number: i for i, number in enumerate(ids)}
     numbers = numbers.tolist()
@@ -101,15 +105,14 @@ def join_overlapping(windows, follows):
     ends = np.flatnonzero(~joined) + 1
     for group in np.split(np.arange(len(windows)), ends):
         first = group[0]
-        yield first, np.concatenate([windows[first, :half], *windows[group, half:]])
+        pieces = [windows[first, :half], *windows[group, half:]]
+        yield first, np.concatenate(pieces)
 
 
 def read_uci_har(split, files, dataset, seed, counts):
     """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s; y_*, subject_*.
 
-    The files hold windows in the order of recording. Neighbours of one subject and activity whose
-    overlapping halves are equal are one recording; cut at 128/64, it gives the shipped windows. No
-    subject is in both splits.
+    The windows come in the order of recording. No subject is in both splits.
     """
     [y_path] = files
     signals = []
@@ -121,18 +124,19 @@ def read_uci_har(split, files, dataset, seed, counts):
     subject = read_table(subject_path, 1)[:, 0].astype(int)
     activity = read_table(y_path, 1)[:, 0]
     activity = label_indices(activity, range(1, 7), y_path, others=())
-    lengths = {len(activity), len(subject), *map(len, signals)}
+    lengths = {len(rows) for rows in (activity, subject, *signals)}
     if len(lengths) > 1:
         raise InputError(f"{y_path.parent} holds files that differ in their number of rows"
                          f"{UNPACK_AGAIN}")
     windows = np.stack(signals, -1)                               # (W, 128, 6)
-    follows = (subject[1:] == subject[:-1]) & (activity[1:] == activity[:-1])
+    same_subject = subject[1:] == subject[:-1]
+    same_activity = activity[1:] == activity[:-1]
     recordings = []
-    for first, samples in join_overlapping(windows, follows):
+    for first, samples in join_overlapping(windows, same_subject & same_activity):
         samples = resample(samples, dataset.file_rate, dataset.rate)
         source = f"{split} window {first + 1}"
-        one = Recording(int(subject[first]), int(activity[first]), samples, source)
-        recordings.append(one)
+        who, what = int(subject[first]), int(activity[first])
+        recordings.append(Recording(who, what, samples, source))
     yield from sorted(recordings, key=lambda recording: recording.subject)
 
 
@@ -156,8 +160,8 @@ PAMAP2_OTHERS = (0, 9, 10, 11, 18, 19, 20)                        # transitions;
 def read_pamap2(subject, files, dataset, seed, counts):
     """54 columns: time, activity, heart rate, then 17 for each sensor unit of hand, chest, ankle.
 
-    Read from each unit: acceleration of the +-16 g sensor (the +-6 g one saturates), gyroscope,
-    magnetometer. The orientation is invalid in this dataset.
+    Each unit gives acceleration of the +-16 g sensor (the +-6 g one saturates), gyroscope and
+    magnetometer. Its orientation is invalid in this dataset.
     """
     [path] = files
     columns = [0, 1]
@@ -165,8 +169,8 @@ def read_pamap2(subject, files, dataset, seed, counts):
         columns += range(first + 1, first + 4)
         columns += range(first + 7, first + 13)
     table = read_table(path, 54, columns)
-    times, numbers, samples = table[:, 0], table[:, 1], table[:, 2:]
-    labels = label_indices(numbers, PAMAP2_IDS, path, PAMAP2_OTHERS)
+    times, samples = table[:, 0], table[:, 2:]
+    labels = label_indices(table[:, 1], PAMAP2_IDS, path, PAMAP2_OTHERS)
     log = Log(samples, labels, times - times[0], dataset.file_rate)
     yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
@@ -176,7 +180,7 @@ def read_pamap2(subject, files, dataset, seed, counts):
 def read_capture24(subject, files, dataset, seed, counts):
     """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities.
 
-    The day is read in pieces and without what has no annotation, to hold little but its numbers.
+    The day is read in pieces, without rows that have no annotation, to save memory.
     """
     import pandas as pd
     [path] = files
@@ -193,7 +197,7 @@ def read_capture24(subject, files, dataset, seed, counts):
             labels.append(piece["annotation"].map(label_of).astype(np.int8))      # not of NaN
             times.append(pd.to_datetime(piece["time"], format="ISO8601"))
         samples, labels, times = map(np.concatenate, (samples, labels, times))
-    seconds = (times - times[:1]) / np.timedelta64(1, "s")
+    seconds = (times - times[:1]) / np.timedelta64(1, "s")        # also of a day without rows
     log = Log(samples, labels, seconds, dataset.file_rate)
     yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
@@ -201,20 +205,21 @@ def read_capture24(subject, files, dataset, seed, counts):
 # files: raw -> {part: its files}; read: (part, files, dataset, seed, counts) -> Recordings
 Reader = namedtuple("Reader", "files read")
 
-MHEALTH = partial(find_files, "mhealth", r"mHealth_subject(\d+)\.log")
-PAMAP2 = partial(find_files, "pamap2", r"Protocol/subject(\d+)\.dat")   # no optional activities
-# in USC-HAD the path counts, since the ids inside some of the files are wrong
-USC_HAD = partial(find_files, "usc-had", r"Subject(\d+)/a(\d+)t(\d+)\.mat")
-UCI_HAR = partial(find_files, "uci-har", r"y_(train|test)\.txt")
-CAPTURE24 = partial(find_files, "capture24", r"P(\d+)\.csv\.gz")
+
+def archive(dataset, ending, read):
+    """A Reader of the files of an archive whose paths end like this, see `find_files`."""
+    return Reader(partial(find_files, dataset, ending), read)
+
 
 READERS = {
     "demo": Reader(demo_files, read_demo),
-    "usc-had": Reader(USC_HAD, read_usc_had),
-    "uci-har": Reader(UCI_HAR, read_uci_har),
-    "mhealth": Reader(MHEALTH, read_mhealth),
-    "pamap2": Reader(PAMAP2, read_pamap2),
-    "pamap2-100hz": Reader(PAMAP2, read_pamap2),
-    "capture24": Reader(CAPTURE24, read_capture24),
+    # the path counts, since the ids inside some of the files are wrong
+    "usc-had": archive("usc-had", r"Subject(\d+)/a(\d+)t(\d+)\.mat", read_usc_had),
+    "uci-har": archive("uci-har", r"y_(train|test)\.txt", read_uci_har),
+    "mhealth": archive("mhealth", r"mHealth_subject(\d+)\.log", read_mhealth),
+    # the folder beside Protocol holds optional activities
+    "pamap2": archive("pamap2", r"Protocol/subject(\d+)\.dat", read_pamap2),
+    "capture24": archive("capture24", r"P(\d+)\.csv\.gz", read_capture24),
     "own": Reader(own_files, read_own),
 }
+READERS["pamap2-100hz"] = READERS["pamap2"]

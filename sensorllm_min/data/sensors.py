@@ -1,7 +1,7 @@
-"""What each dataset is: one table, with everything that is known of a dataset besides its files.
+"""The table of datasets: all that is known of each besides its files.
 
-A new public dataset needs an entry here and a reader in `recordings.py`. Recordings of your own
-need no code: a `dataset.json` beside them takes the place of the entry (see `own.py`).
+A new public dataset needs an entry here and a reader in `recordings.py`. Your own recordings need
+no code: a `dataset.json` beside them takes the place of the entry (see `own.py`).
 """
 import re
 from dataclasses import dataclass, replace
@@ -11,7 +11,9 @@ from ..files import InputError, brief, understanding
 
 def as_tuples(value):
     """A value of JSON with tuples for its lists."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(map(as_tuples, value))
+    return value
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Channel:
     @property
     def titled(self):
         """Its name with its unit, as pictures and reports show it."""
-        return f"{self.spoken} ({self.unit})" if self.unit else self.spoken
+        if not self.unit:
+            return self.spoken
+        return f"{self.spoken} ({self.unit})"
 
     @property
     def start(self):
@@ -45,11 +49,14 @@ KINDS = {"acc": "accelerometer", "gyro": "gyroscope", "mag": "magnetometer"}
 
 def triaxial(kind, unit, token="", spoken=""):
     """The x, y and z channels of one sensor; the prefixes token and spoken say where it is worn."""
-    return tuple(Channel(f"{token}{axis}_{kind}", f"{spoken}{axis}-axis {KINDS[kind]}", unit)
-                 for axis in "xyz")
+    channels = []
+    for axis in "xyz":
+        name = f"{spoken}{axis}-axis {KINDS[kind]}"
+        channels.append(Channel(f"{token}{axis}_{kind}", name, unit))
+    return tuple(channels)
 
 
-# How training, validation and test differ; what that leaves to be tested.
+# How data is split, and who or what the test then consists of.
 SPLITS = {
     None: "people who were not trained on",
     "recordings": "other recordings of the people who were trained on: it says nothing about other "
@@ -219,10 +226,9 @@ ALIGN_SECONDS = 1, 4                    # stage-1 windows: shortest, longest
 
 
 def at_rate(name, dataset, rate):
-    """(name, DatasetInfo) of a dataset at another rate in Hz; windows keep their seconds.
+    """(name, DatasetInfo) of a dataset at another rate in Hz; stage-2 windows keep their seconds.
 
-    Stage-1 windows have ALIGN_SECONDS, and their trends are VISIBLE_TRENDS. InputError for a rate
-    above that of the recordings, or too low for a window.
+    InputError for a rate above that of the recordings, or too low for a window.
     """
     ratio = rate / dataset.rate
     window, stride = dataset.window * ratio, dataset.stride * ratio
@@ -231,10 +237,12 @@ def at_rate(name, dataset, rate):
                          f"and their windows would hold {window:g} samples, {stride:g} apart; give "
                          "another rate")
     shortest, longest = (max(2, round(seconds * rate)) for seconds in ALIGN_SECONDS)
-    rate = int(rate) if rate == int(rate) else rate
+    align_lengths = min(shortest, round(window)), longest
+    if rate == int(rate):
+        rate = int(rate)                                          # "demo-10hz"
     return f"{name}-{rate}hz", replace(
         dataset, rate=rate, raw_rate=dataset.file_rate, window=window, stride=stride,
-        align_lengths=(min(shortest, round(window)), longest), **VISIBLE_TRENDS)
+        align_lengths=align_lengths, **VISIBLE_TRENDS)
 
 
 # ---- which channels turn together ----
@@ -243,26 +251,28 @@ KIND_WORDS = re.compile("a|g|m|acc|accel|accelerometer|gyr|gyro|gyroscope|mag|ma
 
 
 def rotations(dataset):
-    """The channels that turn together: a list for each body part, of (3,) column indices each.
+    """The channels that turn together: for each body part a list of (3,) column indices.
 
-    Three channels turn if their tokens differ only by x, y and z. Those whose tokens name the same
-    body part in what is left turn by the same rotation. dataset.json may list the groups instead
+    Channels whose tokens differ only by x, y and z are one sensor. Sensors turn together if the
+    rest of their tokens names the same body part. dataset.json may list the groups instead
     ("places"): the tokens of x, y, z of one sensor after another.
     """
     column = {channel.token: i for i, channel in enumerate(dataset.channels)}
     groups = {}
     if dataset.rotation_groups is not None:
         for tokens in dataset.rotation_groups:
-            columns = [column[token] for token in tokens]
-            groups[tokens] = [columns[i:i + 3] for i in range(0, len(columns), 3)]
+            sensors = zip(tokens[::3], tokens[1::3], tokens[2::3])
+            groups[tokens] = [[column[token] for token in sensor] for sensor in sensors]
         return list(groups.values())
     for token in column:
-        for at, letter in enumerate(token):
-            triple = [token[:at] + axis + token[at + 1:] for axis in "xyz"]
-            if letter == "x" and all(name in column for name in triple):
-                words = (token[:at] + token[at + 1:]).split("_")
-                body_part = tuple(word for word in words if word and not KIND_WORDS.fullmatch(word))
-                groups.setdefault(body_part, []).append([column[name] for name in triple])
+        for at in [i for i, letter in enumerate(token) if letter == "x"]:
+            before, after = token[:at], token[at + 1:]
+            sensor = [before + axis + after for axis in "xyz"]
+            if all(name in column for name in sensor):
+                words = filter(None, (before + after).split("_"))
+                body_part = tuple(word for word in words if not KIND_WORDS.fullmatch(word))
+                columns = [column[name] for name in sensor]
+                groups.setdefault(body_part, []).append(columns)
                 break
     return list(groups.values())
 
@@ -276,10 +286,10 @@ def dataset_of(recipe):
 
 def known_dataset(name, description, where):
     """The DatasetInfo of "row" in a meta.json, or of the table. InputError if there is neither."""
-    if description is None:
-        if name not in DATASETS:
-            raise InputError(f"{where}: unknown dataset '{brief(name)}'; known are "
-                             f"{', '.join(DATASETS)}")
-        return DATASETS[name]
-    with understanding(where):
-        return DatasetInfo.from_json(description)
+    if description is not None:
+        with understanding(where):
+            return DatasetInfo.from_json(description)
+    if name not in DATASETS:
+        raise InputError(f"{where}: unknown dataset '{brief(name)}'; known are "
+                         f"{', '.join(DATASETS)}")
+    return DATASETS[name]

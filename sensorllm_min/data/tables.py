@@ -1,7 +1,7 @@
 """Tables of samples as people and archives have them, read so that no column passes for another.
 
-Each reader raises an InputError, which names the file, for anything it cannot match for certain.
-pandas is imported where it is used, since training does not need it.
+A file that does not match for certain raises an InputError. pandas is imported where it is used,
+since training does not need it.
 """
 import csv
 import gzip
@@ -36,9 +36,8 @@ def csv_header(path) -> list[str]:
 def read_frame(path, headings, as_text=None):
     """A person's file -> DataFrame. as_text: the column that is kept as it is written.
 
-    A .csv or .csv.gz has its columns named by its header; an .npy has the columns `headings`, in
-    this order. InputError for an unreadable file, and for a line of more or fewer fields than the
-    header (an empty last one, from a trailing comma, is harmless).
+    The header of a .csv or .csv.gz names its columns; an .npy has the columns `headings`, in this
+    order. InputError for a line of more or fewer fields than the header; a trailing comma is fine.
     """
     import pandas as pd
     if Path(path).suffix.lower() == ".npy":
@@ -69,8 +68,9 @@ def pick_columns(frame, names, path):
     for name in names:
         if header.count(name) != 1:
             how = "twice the" if name in header else "no"
-            raise InputError(f"{path} has {how} column {name}; it needs {', '.join(names)}, its "
-                             f"columns are {brief(', '.join(header))}")
+            needed, found = ", ".join(names), brief(", ".join(header))
+            raise InputError(f"{path} has {how} column {name}; it needs {needed}, its columns are "
+                             f"{found}")
     return frame[list(names)]
 
 
@@ -81,13 +81,13 @@ def to_numbers(frame, path):
     wrong = np.argwhere((numbers.isna() & frame.notna()).to_numpy())
     if len(wrong):
         row, column = wrong[0]
-        text = brief(repr(frame.iloc[row, column]))
-        raise InputError(f"{path}, row {row + 1}: {frame.columns[column]} is {text}, not a number")
+        name, text = frame.columns[column], brief(repr(frame.iloc[row, column]))
+        raise InputError(f"{path}, row {row + 1}: {name} is {text}, not a number")
     return np.array(numbers, np.float64, order="C")
 
 
 def check_samples(samples, n_columns, path):
-    """What a file holds, as an array. InputError unless it is (N, n_columns) of real numbers."""
+    """The samples as an array. InputError unless they are (N, n_columns) real numbers."""
     samples = np.asarray(samples)
     if samples.dtype.kind not in "biuf" or samples.shape[1:] != (n_columns,):
         raise InputError(f"{path} holds {samples.dtype} of shape {samples.shape}, expected real "
@@ -103,7 +103,7 @@ UNPACK_AGAIN = "; unpack the archive again"
 def read_table(path, n_columns, columns=None):
     """A text file of numbers separated by white space -> (lines, columns) float64.
 
-    Each line must have n_columns; columns: which of them to read, in the file's order.
+    n_columns: of each line. columns: the ones to read, in the file's order; None: all.
     """
     import pandas as pd
     with (understanding(path, "is missing, truncated or not a table of numbers", UNPACK_AGAIN),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import run
-from raw_files import OWN, write_small_own
+from raw_files import write_small_own
 from untrained import small_dataset
 
 import train_align
@@ -196,7 +196,7 @@ def test_nothing_turns_that_is_not_told_to(data, prompts):
         for epoch in (0, 1):
             window = window_of(examples, 0, epoch)
             np.testing.assert_array_equal(window, data.window(examples[0].record))
-    assert "rotate" not in {field.name for field in dataclasses.fields(train_align.AlignSettings)}
+    assert "rotate" not in {field.name for field in dataclasses.fields(train_align.RunSettings)}
     assert AlignExamples.degrees == 0
 
 
@@ -210,12 +210,8 @@ def test_own_recordings_without_a_triaxial_sensor_are_trained_on_as_they_are(tmp
     np.testing.assert_array_equal(window_of(examples, 0), own.window(examples[0].record))
 
 
-@pytest.mark.parametrize("n_channels,said", [(3, True), (2, False)])
-def test_training_says_where_no_sensor_turns(tmp_path, n_channels, said):
-    """Of fewer than three channels, none could."""
-    write_small_own(tmp_path / "raw", n_recordings=1, channels=OWN["channels"][:n_channels])
-    for path in (tmp_path / "raw").rglob("*.npy"):
-        np.save(path, np.load(path)[:, :n_channels])
+def test_training_says_where_no_sensor_turns(tmp_path):
+    write_small_own(tmp_path / "raw", n_recordings=1)
     prepare("own", tmp_path / "raw", tmp_path / "data", say=lambda line: None)
     options = ("--data", "data", "--align", "none", "--train-limit", 8, "--eval-limit", 4, "--test-limit", 4, "--epochs", 1)
-    assert ('say so by "places" in dataset.json' in run("train_har.py", *options, cwd=tmp_path)) == said
+    assert '"places" in dataset.json can say so' in run("train_har.py", *options, cwd=tmp_path)
