@@ -40,14 +40,15 @@ class PromptFormat:
 class Examples:
     """The examples of one split, made when they are indexed.
 
-    limit: a seeded sample of this many of them, in their order; None: all. degrees: maximum random
-    rotation of a window's sensors in training, redrawn every epoch. The longest examples are made
-    at once, so that a window that does not fit raises its InputError before the run.
+    limit: a seeded sample of this many, in their order; None: all. degrees: maximum random rotation
+    of a window's sensors in training, redrawn every epoch. The longest examples are made at once,
+    so that one that does not fit raises its InputError before the run.
     """
     degrees = 0.0
     epoch = 0
     kind: str                           # of records: "align" or "har"
     called: str                         # what printed lines call an example
+    how_to_shorten: str
 
     def __init__(self, data: PreparedData, split: str, prompts: PromptFormat, limit=None, seed=0):
         self.data, self.prompts, self.seed = data, prompts, seed
@@ -80,13 +81,10 @@ class Examples:
                 window = rotate_sensors(window, rotations(self.data.dataset), self.degrees, rng)
             example = self.make(record, window)
         example.index = index
-        length = len(example.prompt) + len(example.answer)
-        if length > self.prompts.max_positions:
-            advice = {"align": "prepare shorter windows with data_prep.py --longest",
-                      "har": "leave parts of --text out"}[self.kind]
+        length, most = len(example.prompt) + len(example.answer), self.prompts.max_positions
+        if length > most:
             raise InputError(f"{self.data.directory}: {self.kind} window {index} makes a prompt of "
-                             f"{length} tokens, the LLM takes {self.prompts.max_positions}; "
-                             f"{advice}")
+                             f"{length} tokens, the LLM takes {most}; {self.how_to_shorten}")
         return example
 
 
@@ -98,10 +96,14 @@ def rotate_sensors(window, units, degrees, rng):
     """
     window = window.astype(np.float64)
     for triples in units:
-        x, y, z = axis = rng.normal(size=3)
-        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) / np.linalg.norm(axis)
+        axis = rng.normal(size=3)
+        x, y, z = axis
+        cross = np.array([[0, -z, y],
+                          [z, 0, -x],
+                          [-y, x, 0]]) / np.linalg.norm(axis)
         angle = np.deg2rad(rng.uniform(0, degrees))
-        rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+        sine, cosine = np.sin(angle), np.cos(angle)
+        rotation = np.eye(3) + sine * cross + (1 - cosine) * cross @ cross
         for columns in triples:
             window[:, columns] = window[:, columns] @ rotation.T
     return window
@@ -125,8 +127,9 @@ def har_prompt(prompts, window, dataset):
     """
     user = ""
     for channel in dataset.channels:
-        name = f"{channel.spoken}: " if prompts.channel_names else ""
-        user += name + placeholders(channel, len(window)) + "\n"
+        if prompts.channel_names:
+            user += f"{channel.spoken}: "
+        user += placeholders(channel, len(window)) + "\n"
     if prompts.text:
         user += "\n" + har_text(window, dataset, prompts.text)
     tokenizer = prompts.tokenizer
@@ -138,6 +141,7 @@ def har_prompt(prompts, window, dataset):
 class AlignExamples(Examples):
     """Stage 1: one channel and a question; the answer describes its trends."""
     kind, called = "align", "pairs"
+    how_to_shorten = "prepare shorter windows with data_prep.py --longest"
 
     def make(self, record, window):
         column = self.data.tokens.index(record["channel"])
@@ -151,17 +155,18 @@ class AlignExamples(Examples):
 class HarExamples(Examples):
     """Stage 2: all channels of a window and a text about them; the label is the activity."""
     kind, called = "har", "windows"
+    how_to_shorten = "leave parts of --text out"
 
     def labels(self):
         return [self.records[i]["label"] for i in self.index]
 
     def make(self, record, window):
         dataset, label, prompts = self.data.dataset, record["label"], self.prompts
-        answer = []
+        prompt, answer = har_prompt(prompts, window, dataset), []
         if prompts.answer != "class":
             text = har_answer(window, dataset, label, reasoning=prompts.answer == "reasoning")
             answer = prompts.tokenizer.answer(text)
-        return Example(har_prompt(prompts, window, dataset), answer, list(window.T), label, record)
+        return Example(prompt, answer, list(window.T), label, record)
 
 
 def sample_texts(data):
@@ -169,7 +174,8 @@ def sample_texts(data):
     pairs, windows = data.records("align", "train"), data.records("har", "train")
     for i in range(0, len(pairs), len(pairs) // 2000 + 1):
         pair = pairs[i]
-        yield system_prompt(pair["length"], data.dataset.rate) + pair["question"] + pair["answer"]
+        system = system_prompt(pair["length"], data.dataset.rate)
+        yield system + pair["question"] + pair["answer"]
     parts = [part for part in HAR_TEXTS if part != "smry3"]       # it repeats the words of smry
     for i in range(0, len(windows), len(windows) // 100 + 1):
         yield "\n" + har_text(data.window(windows[i]), data.dataset, parts)

@@ -36,7 +36,7 @@ def steady_log(samples, labels, rate):
 
 
 def longest_step(rate):
-    """The samples from one to the next, at the rate, that GAP allows."""
+    """The most samples that GAP allows from one to the next."""
     return int(GAP * rate) + 1
 
 
@@ -51,8 +51,8 @@ def runs(values):
 def put_on_grid(log, counts) -> Log:
     """A Log with rows at any times -> one with a row every 1 / rate seconds.
 
-    Channels are interpolated across gaps of up to GAP and are NaN in longer ones. Where the clock
-    jumps by more than GAP, or back, stands one row of NaN (its time, too) without a label.
+    Channels are interpolated across gaps of up to GAP and are NaN in longer ones. A row of NaN (its
+    time, too) without a label marks where the clock jumps by more than GAP, or back.
     """
     if not len(log.samples):
         return log

@@ -12,7 +12,9 @@ def simulate(subject, activity, n_samples, rate, rng):
     and hold. People differ in how the sensor sits on the wrist, in pace, and in vigour.
     """
     person = np.random.default_rng(subject)
-    tilt, pace, vigour = person.normal(0, 0.1, 3), person.normal(1, 0.05), person.normal(1, 0.1)
+    tilt = person.normal(0, 0.1, 3)
+    pace = person.normal(1, 0.05)
+    vigour = person.normal(1, 0.1)
     seconds = np.arange(n_samples) / rate
 
     # direction of gravity, strides per second, swing of acc (g) and gyro (deg/s), turns (deg/s)
@@ -23,13 +25,15 @@ def simulate(subject, activity, n_samples, rate, rng):
         "Sitting": ((0, 0.3, 0.95), 0.25, (0.3, 0.2, 0.3), (30, 20, 30), 0),
         "Lying": ((0.95, 0, 0.3), 0.15, (0.2, 0.2, 0.2), (20, 20, 20), 0),
     }[activity]
-    angle = 2 * np.pi * strides * pace * seconds[:, None] * (1 + 0.02 * rng.normal())   # (N, 1)
+    today = 1 + 0.02 * rng.normal()
+    angle = 2 * np.pi * strides * pace * seconds[:, None] * today  # (N, 1)
     phase = rng.uniform(0, 2 * np.pi, 6)
-    wave = 1.3 * np.sin(angle + phase) + 0.1 * np.sin(2 * angle + phase[::-1])          # (N, 6)
+    harmonic = 0.1 * np.sin(2 * angle + phase[::-1])
+    wave = 1.3 * np.sin(angle + phase) + harmonic                 # (N, 6)
     swing = np.array(acc_swing + gyro_swing) * vigour * rng.uniform(0.8, 1.2, 6)
     samples = swing * wave.clip(-1, 1)
     samples[:, :3] += np.array(gravity) + tilt
-    turning = (1.3 * np.sin(angle[:, 0] + phase[5])).clip(-1, 1)
-    samples[:, 5] += turn * vigour * turning                      # z-axis gyroscope
+    turning = 1.3 * np.sin(angle[:, 0] + phase[5])
+    samples[:, 5] += turn * vigour * turning.clip(-1, 1)          # z-axis gyroscope
     samples += NOISE * RESOLUTION * rng.normal(size=samples.shape)
     return (np.round(samples / RESOLUTION) * RESOLUTION).astype(np.float32)

@@ -1,8 +1,8 @@
 """Numbers -> questions and answers: what the language model learns to say about a sensor.
 
 Stage 1 describes the trends of one channel; stage 2 adds statistics and a question to the sensors
-of a window. Every number in a text is computed from the series; only the wording is drawn, by a
-random generator that the caller seeds. `claims.parse_claims` reads the numbers back.
+of a window. Numbers are computed from the series; only the wording is drawn, by a random generator
+that the caller seeds. `claims.parse_claims` reads the numbers back.
 """
 import math
 import random
@@ -21,8 +21,7 @@ from .wording import (ACTIVITY, CHANGES, COUNT_FORMATS, COVERS, DIRECTIONS, FALL
 def trend_segments(series):
     """A series (T,) -> starts (K,), ends (K,), directions (K,): runs of equal sign(x[t+1] - x[t]).
 
-    Starts and ends are sample indices; a segment ends at the sample where the next one starts. One
-    sample makes no segment.
+    Starts and ends are sample indices; a segment ends where the next one starts.
     """
     signs = np.sign(np.diff(series)).astype(int)                  # (T-1,)
     turns = np.flatnonzero(np.diff(signs)) + 1
@@ -38,17 +37,18 @@ def moving_average(series, width):
     error becomes a trend.
     """
     half = min(width // 2, len(series) - 1)
-    window, within = np.ones(2 * half + 1), slice(half, half + len(series))
+    window = np.ones(2 * half + 1)
+    within = slice(half, half + len(series))
     n_samples = np.convolve(np.ones(len(series)), window)[within]
     changes = np.asarray(series, np.float64) - series[0]
-    return series[0] + np.convolve(changes, window)[within] / n_samples
+    sums = np.convolve(changes, window)[within]
+    return series[0] + sums / n_samples
 
 
 def turning_points(series, band):
     """Indices of the highs and lows between which a series moves by at least `band`, in order.
 
     A high is the highest sample before a fall of `band`, a low the lowest before such a rise.
-    Smaller movements, noise on the way included, are ignored.
     """
     high = low = direction = 0
     points = []
@@ -83,10 +83,13 @@ def trend_line(series, dataset):
     if not (dataset.smooth or dataset.band):
         return series
     width = 2 * round(dataset.smooth * dataset.rate / 2) + 1      # odd, so that nothing shifts
-    smooth = moving_average(moving_average(series, width), width)    # once passes fast rhythms
+    smooth = moving_average(series, width)
+    smooth = moving_average(smooth, width)                        # once passes fast rhythms
+    if dataset.band == 0:
+        return smooth
     band = dataset.band * np.ptp(smooth)
-    if not 0 < band < np.ptp(smooth):                             # no band, or a constant
-        return smooth if dataset.band == 0 else np.full(len(smooth), smooth.mean())
+    if band == 0:                                                 # a constant
+        return np.full(len(smooth), smooth.mean())
     points = turning_points(smooth.tolist(), band)
     end = len(smooth) - 1
     if abs(smooth[0] - smooth[points[0]]) >= band / 2:            # moving at the start
@@ -97,13 +100,19 @@ def trend_line(series, dataset):
     for point in points:
         far = np.flatnonzero(np.abs(smooth - smooth[point]) > PLATEAU * band)
         position = np.searchsorted(far, point)
-        first = 0 if point == points[0] else far[position - 1] + 1
-        last = end if point == points[-1] else far[position] - 1
+        first, last, corner = 0, end, point                       # of a plateau
+        if point == points[0]:
+            corner = 0
+        else:
+            first = far[position - 1] + 1
+        if point == points[-1]:
+            corner = end
+        else:
+            last = far[position] - 1
         if last - first < HOLD * dataset.rate:                    # no plateau: one sharp corner
-            corner = {points[0]: 0, points[-1]: end}.get(point, point)
             first = last = corner
         xs += [first, last]
-        ys += [smooth[point]] * 2
+        ys += [smooth[point], smooth[point]]
     return np.interp(np.arange(len(smooth)), xs, ys)
 
 
@@ -128,19 +137,24 @@ class FirstWording:
 
 def plural(count, noun, of=""):
     """2, "kind", " of trend" -> "2 kinds of trend"."""
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}{of}"
+    ending = "" if count == 1 else "s"
+    return f"{count or 'no'} {noun}{ending}{of}"
 
 
 def join_list(parts):
     """["a", "b", "c"] -> "a, b and c"."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    *others, last = parts
+    if not others:
+        return last
+    return f"{', '.join(others)} and {last}"
 
 
 @lru_cache(maxsize=None)                                          # a few thousand short strings
 def fill_word(template, word):
     """A template with its direction word filled in, and %s for start, end or count."""
     article = "an" if word[0] in "aeiou" else "a"
-    text = template.format(start="%s", end="%s", count="%s", word=word, a_word=f"{article} {word}")
+    a_word = f"{article} {word}"
+    text = template.format(start="%s", end="%s", count="%s", word=word, a_word=a_word)
     return text[:1].upper() + text[1:]
 
 
@@ -150,27 +164,28 @@ def simple_trend(segments, words, rate, rng):
     starts, ends, directions = segments
     if not directions:
         return SINGLE
-    lines = {direction: fill_word(line, word) for direction, word in words.items()}
-    text = [lines[direction] % (time_text(start, rate), time_text(end, rate))
-            for start, end, direction in zip(*segments)]
-    present = [direction for direction in DIRECTIONS if direction in directions]
-    if len(present) > 1:
-        text += [fill_word(count_line, words[direction]) % directions.count(direction)
-                 for direction in present]
+    text = []
+    for start, end, direction in zip(*segments):
+        times = time_text(start, rate), time_text(end, rate)
+        text.append(fill_word(line, words[direction]) % times)
+    if len(set(directions)) > 1:
+        for direction in DIRECTIONS:
+            if count := directions.count(direction):
+                text.append(fill_word(count_line, words[direction]) % count)
     return "\n".join(text)
 
 
 def detailed_trend(segments, words, rate, rng):
-    """The same in full sentences, one per segment, without the counts."""
+    """A sentence per segment, without the counts."""
     starts, ends, directions = segments
     if not directions:
         return SINGLE
     sentences = rng.choices(SENTENCES, k=len(directions))
-    filled = []
+    text = []
     for sentence, start, end, direction in zip(sentences, *segments):
         times = time_text(start, rate), time_text(end, rate)
-        filled.append(fill_word(sentence, words[direction]) % times)
-    return " ".join(filled)
+        text.append(fill_word(sentence, words[direction]) % times)
+    return " ".join(text)
 
 
 def summary(segments, words, rate, rng, sensor, overall):
@@ -187,10 +202,13 @@ def summary(segments, words, rate, rng, sensor, overall):
     kinds = plural(len(present), "kind", " of trend")
     turns = plural(len(directions) - 1, "change", " of direction")
     changes = rng.choice(CHANGES).format(kinds=kinds, changes=turns)
-    durations = [TOTAL.format(word=words[direction], seconds=time_text(steps[direction], rate))
-                 for direction in present]
+    durations = []
+    for direction in present:
+        seconds = time_text(steps[direction], rate)
+        durations.append(TOTAL.format(word=words[direction], seconds=seconds))
     totals = rng.choice(TOTALS).format(totals=join_list(durations))
-    return f"{covers} {changes} {totals} {fill_word(rng.choice(OVERALL), words[overall])}"
+    direction = fill_word(rng.choice(OVERALL), words[overall])
+    return f"{covers} {changes} {totals} {direction}"
 
 
 ANSWER_KINDS = ("simple_trend", "trend", "summary")
@@ -206,12 +224,15 @@ def align_pair(series, channel, rate, kinds, rng):
     overall = int(np.sign(series[-1] - series[0]))                # last sample against first
     write = {"simple_trend": simple_trend, "trend": detailed_trend,
              "summary": partial(summary, sensor=sensor, overall=overall)}
-    return question, "\n\n".join(write[kind](segments, words, rate, rng) for kind in kinds)
+    texts = [write[kind](segments, words, rate, rng) for kind in kinds]
+    return question, "\n\n".join(texts)
 
 
 def pair_rng(seed, dataset_name, paraphrase, *key):
     """The random generator of one pair; its key is (subject, start, length, channel)."""
-    return random.Random(f"{seed} {dataset_name} {key}") if paraphrase else FirstWording
+    if not paraphrase:
+        return FirstWording
+    return random.Random(f"{seed} {dataset_name} {key}")
 
 
 def system_prompt(n_samples, rate):
@@ -224,27 +245,33 @@ def system_prompt(n_samples, rate):
 
 def decimals(value):
     """Eight decimals without the zeros at the end: 0.25000000 -> "0.25"."""
-    return f"{round(float(value), 8) + 0.0:.8f}".rstrip("0").rstrip(".")      # + 0.0: no "-0"
+    value = round(float(value), 8) + 0.0                          # + 0.0: no "-0"
+    return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
 def three_digits(value):
     """Three significant digits: 0.0123456 -> "0.0123", 1234.5 -> "1230"; below 1e-8 "0"."""
-    value = round(float(value), 8) + 0.0                                      # + 0.0: no "-0"
+    value = round(float(value), 8) + 0.0                          # + 0.0: no "-0"
     return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
 
 
 def statistics_text(window, dataset, write=decimals):
     """A line per channel: mean and population standard deviation."""
     means, deviations = window.mean(0, dtype=float), window.std(0, dtype=float)
-    return "\n".join(f"{channel.spoken}: Mean={write(mean)}, StdDev={write(deviation)}"
-                     for channel, mean, deviation in zip(dataset.channels, means, deviations))
+    lines = []
+    for channel, mean, deviation in zip(dataset.channels, means, deviations):
+        lines.append(f"{channel.spoken}: Mean={write(mean)}, StdDev={write(deviation)}")
+    return "\n".join(lines)
 
 
 def window_trends_text(window, dataset):
     """The summary of each channel, in the first wording: an input here, not a lesson."""
-    lines = (trend_line(series, dataset) for series in window.T)
-    return "\n".join(align_pair(line, channel, dataset.rate, ("summary",), FirstWording)[1]
-                     for line, channel in zip(lines, dataset.channels))
+    lines = []
+    for channel, series in zip(dataset.channels, window.T):
+        line = trend_line(series, dataset)
+        _, text = align_pair(line, channel, dataset.rate, ("summary",), FirstWording)
+        lines.append(text)
+    return "\n".join(lines)
 
 
 def correlation_in_words(r):
@@ -258,20 +285,22 @@ def correlation_in_words(r):
 def correlations_text(window, dataset):
     """Pearson correlation of each pair of channels, in words; 0 where a channel never changes."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        r = np.nan_to_num(np.corrcoef(window.T.astype(float)))                # (C, C)
+        r = np.nan_to_num(np.corrcoef(window.T.astype(float)))    # (C, C)
     names = [channel.spoken for channel in dataset.channels]
-    return "\n".join(f"{names[i]} and {names[j]} are {correlation_in_words(r[i, j])}."
-                     for i, j in combinations(range(len(names)), 2))
+    lines = []
+    for i, j in combinations(range(len(names)), 2):
+        lines.append(f"{names[i]} and {names[j]} are {correlation_in_words(r[i, j])}.")
+    return "\n".join(lines)
 
 
 def meta_text(window, dataset):
-    units = {}                                                    # each once, in order
+    kinds = {}                                                    # each once, in order
     for channel in dataset.channels:
         unit = f" in {channel.unit}" if channel.unit else ""
-        units[channel.spoken.split()[-1] + unit] = None
+        kinds[channel.spoken.split()[-1] + unit] = None
+    seconds = number(len(window) / dataset.rate)
     return (f"The window holds {len(window)} samples of {len(dataset.channels)} channels at "
-            f"{dataset.rate} Hz ({number(len(window) / dataset.rate)} seconds): "
-            f"{join_list(list(units))}.")
+            f"{dataset.rate} Hz ({seconds} seconds): {join_list(kinds)}.")
 
 
 def question_text(window, dataset):
@@ -282,7 +311,11 @@ HAR_TEXTS = {
     "smry": statistics_text,
     # half as many tokens for LLMs that read digit by digit
     "smry3": partial(statistics_text, write=three_digits),
-    "trend": window_trends_text, "corr": correlations_text, "meta": meta_text, "Q": question_text}
+    "trend": window_trends_text,
+    "corr": correlations_text,
+    "meta": meta_text,
+    "Q": question_text,
+}
 
 
 def har_text(window, dataset, parts):
