@@ -4,25 +4,18 @@ from pathlib import Path
 
 from torch.hub import download_url_to_file
 
-from ..files import InputError, brief, understanding
+from ..files import InputError, understanding
 
 
 def unpack(archive, folder):
-    """Unpacks a zip into folder, and the zips in it (UCI ships some), which are then removed.
-
-    InputError for a broken zip, and for one that would write outside the folder.
-    """
+    """Unpacks a zip into folder, and the zips in it (UCI ships some), which are then removed."""
     with (understanding(archive, "could not be unpacked", "; remove it and try again"),
           zipfile.ZipFile(archive) as zipped):
-        names = zipped.namelist()
-        for name in names:
-            if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"{archive}: '{brief(name)}' would lie outside {folder}; not "
-                                 "unpacked")
-        zipped.extractall(folder)
-    for inner in [folder / name for name in names if name.endswith(".zip")]:
-        unpack(inner, inner.parent)
-        inner.unlink()
+        paths = [Path(zipped.extract(name, folder)) for name in zipped.namelist()]
+    for path in paths:                                            # extract keeps them in the folder
+        if path.suffix == ".zip":
+            unpack(path, path.parent)
+            path.unlink()
 
 
 def download(name, dataset, raw, say=print):
@@ -33,13 +26,14 @@ def download(name, dataset, raw, say=print):
     if not dataset.url:
         raise InputError(f"--download: {name} has no archive")
     folder = Path(raw)
-    archive, done = folder / "archive.zip", folder / ".downloaded"        # holds what was unpacked
+    archive = folder / "archive.zip"
+    done = folder / ".downloaded"                                 # holds the address of the archive
     if done.exists() and done.read_text() == dataset.url:
         say(f"{folder} already holds the archive")
         return
     say(f"{name}: {dataset.url}\nlicence: {dataset.licence}\nplease cite: {dataset.citation}")
     folder.mkdir(parents=True, exist_ok=True)
-    if not archive.exists():                                      # it gets its name when whole
+    if not archive.exists():                                      # it gets its name when complete
         with understanding(dataset.url, "could not be fetched",
                            f"; try again, or unpack it by hand into {folder}"):
             download_url_to_file(dataset.url, str(archive), hash_prefix=dataset.sha256)

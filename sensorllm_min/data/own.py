@@ -1,9 +1,7 @@
-"""Recordings of your own: what dataset.json says, which files are read, and how they are split.
+"""Recordings of your own: dataset.json, the files beside it, and how they are split.
 
     SUBJECT/ACTIVITY/NAME.csv, .csv.gz or .npy      the folder names the activity
-    SUBJECT/NAME.csv, SUBJECT/FOLDER/NAME.csv       where dataset.json names a column of labels
-
-A time column puts samples where they belong: the clock need not be steady, and shows gaps.
+    SUBJECT/NAME.csv, SUBJECT/FOLDER/NAME.csv       if dataset.json names a column of labels
 """
 import re
 import unicodedata
@@ -30,10 +28,7 @@ def normalised(name):
 
 
 def own_dataset(raw):
-    """(name, DatasetInfo) from RAW/dataset.json; README.md shows one and explains its keys.
-
-    InputError, which names the key, for a value that does not fit.
-    """
+    """(name, DatasetInfo) from RAW/dataset.json; README.md shows one and explains its keys."""
     path = Path(raw) / "dataset.json"
     if not Path(raw).is_dir():
         raise InputError(f"{raw} is not a directory; --raw takes the folder of dataset.json")
@@ -55,11 +50,12 @@ def own_dataset(raw):
 
 
 def check_dataset(name, dataset, path):
-    """InputError, which says what is wrong, for a dataset.json that makes no sense."""
+    """Raises an InputError with the first rule that a dataset.json breaks."""
     def are_unique(values):
         return len(set(values)) == len(values) > 0
 
-    values, groups = dataset.label_values, dataset.rotation_groups or ()
+    values = dataset.label_values
+    groups = dataset.rotation_groups or ()
     by_subject = bool(dataset.test_subjects), bool(dataset.val_subjects)
     tokens = [channel.token for channel in dataset.channels]
     turning = [token for group in groups for token in group]
@@ -111,9 +107,9 @@ def own_files(raw):
         depths, endings = (2, 3), (".csv", ".csv.gz")             # an .npy names no column
     parts = {}
     for path in visible_files(raw):
-        folder, *_ = inside = path.relative_to(raw).parts
-        if len(inside) in depths and path.name.lower().endswith(endings):
-            parts.setdefault(normalised(folder), []).append(path)
+        folders = path.relative_to(raw).parts
+        if len(folders) in depths and path.name.lower().endswith(endings):
+            parts.setdefault(normalised(folders[0]), []).append(path)
     if not parts:
         raise InputError(f"{raw} holds no recording; they lie in SUBJECT/ACTIVITY/NAME.csv, "
                          ".csv.gz or .npy beside dataset.json")
@@ -138,8 +134,7 @@ def report_left_out(raw, parts, say):
 def read_log(path, dataset, counts, activity=-1) -> Log:
     """A person's file -> Log, whose labels are those of the label column, or else `activity`.
 
-    A channel's column has its heading. With a time column the rate is the dataset's, or the file's
-    own if that is higher. InputError for a file that does not fit.
+    With a time column the rate is the dataset's, or the file's own if that is higher.
     """
     headings = [channel.heading for channel in dataset.channels]
     frame = read_frame(path, headings, as_text=dataset.label_column)
@@ -162,10 +157,9 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
 
 
 def read_labels(texts, dataset, path):
-    """A label column -> labels (N,).
+    """A label column -> labels (N,), -1 for an empty one.
 
-    An empty one is no activity, nor, where dataset.json gives values, is one that is not among
-    them. Without values, InputError for one that names no class.
+    If dataset.json gives values, others are -1 too; if not, InputError for what names no class.
     """
     names = dataset.label_values or {name: name for name in dataset.classes}
     index = {text: dataset.classes.index(name) for text, name in names.items()}
@@ -180,9 +174,8 @@ def read_labels(texts, dataset, path):
 def read_clock(column, dataset, path):
     """A time column -> seconds (N,) from the first: numbers, ISO 8601 dates or times of day.
 
-    Without a unit in dataset.json the one is taken in which the samples come at the rate, or up to
-    ten times as fast. InputError for a time that is missing or cannot be read, and for numbers
-    that only count the rows.
+    Without a unit in dataset.json it is the one in which the samples come at the rate, or up to ten
+    times as fast. InputError for a missing time, and for numbers that only count the rows.
     """
     import pandas as pd
     if column.isna().any():
@@ -198,10 +191,13 @@ def read_clock(column, dataset, path):
     steps = np.diff(times)
     rate, unit = dataset.file_rate, dataset.time_unit
     if unit is None:
-        step = np.median(steps[steps > 0]) if (steps > 0).any() else 1.0
-        fitting = [unit for unit, seconds in UNITS.items()
-                   if 0.9 * rate <= 1 / (step * seconds) <= 10 * rate]
-        unit = (fitting or ["s"])[0]
+        unit, step = "s", 1.0
+        if (steps > 0).any():
+            step = np.median(steps[steps > 0])
+        for name, seconds in UNITS.items():
+            if 0.9 * rate <= 1 / (step * seconds) <= 10 * rate:
+                unit = name
+                break
         if unit != "s" and (steps == 1).all():
             raise InputError(f"{path}: its time column only counts the rows; rename it, or give "
                              "the unit of time in dataset.json")
@@ -211,8 +207,7 @@ def read_clock(column, dataset, path):
 def choose_rate(samples, seconds, rate, path, counts):
     """The rate that a file with times is read at: `rate`, or the file's own if that is higher.
 
-    The file's own comes from the median step of the channel with the longest. InputError for a
-    lower rate, and for a clock that stands still.
+    The file's own is that of its slowest channel. InputError if it is lower than `rate`.
     """
     steps = [np.diff(seconds[np.isfinite(channel)]) for channel in samples.T]
     medians = [float(np.median(some)) for some in steps if len(some)]
@@ -264,7 +259,8 @@ def split_recordings(recordings, dataset):
     together = dataset.split == "recordings" and dataset.label_column
     groups, dealt = {}, []
     for recording in recordings:
-        groups.setdefault(None if together else recording.activity, []).append(recording)
+        key = None if together else recording.activity
+        groups.setdefault(key, []).append(recording)
     for _, group in sorted(groups.items()):
         if dataset.split == "time":
             dealt += split_by_time(group, dataset.n_window)
@@ -293,10 +289,7 @@ def split_by_time(recordings, n_apart):
 
 
 def split_by_file(recordings):
-    """Recordings of one activity -> yields (split, recording): the last files are the test.
-
-    InputError for fewer than three files.
-    """
+    """Recordings of one activity -> yields (split, recording): the last files are the test."""
     files = list(dict.fromkeys(recording.source for recording in recordings))
     if len(files) < 3:
         raise InputError(f"{files[0]}: a split by recordings needs 3 files of each activity for "
@@ -304,4 +297,9 @@ def split_by_file(recordings):
     n_held_out = max(1, round(0.15 * len(files)))
     for recording in recordings:
         n_after = len(files) - 1 - files.index(recording.source)
-        yield ("test", "val", "train")[min(n_after // n_held_out, 2)], recording
+        if n_after < n_held_out:
+            yield "test", recording
+        elif n_after < 2 * n_held_out:
+            yield "val", recording
+        else:
+            yield "train", recording

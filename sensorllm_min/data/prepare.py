@@ -1,4 +1,4 @@
-"""Recordings -> a prepared dataset: plain files that a text editor and one line of numpy can open.
+"""Recordings -> a prepared dataset: files that a text editor and one line of numpy can open.
 
     meta.json              version, dataset, seed, counts
     samples/SUBJECT.npy    (N, C) float32: a subject's recordings one after another
@@ -6,8 +6,8 @@
     har_SPLIT.jsonl        stage-2 windows: subject, start, length, label
     align_SPLIT.jsonl      stage-1 pairs: subject, start, length, channel, question, answer
 
-The raw files come in parts (see `recordings.py`). Several processes may prepare them, but the
-results are written in the order of the parts, so the same seed always gives the same bytes.
+The raw files come in parts (see `recordings.py`). Several processes may prepare them; the results
+are written in the order of the parts, so the same seed gives the same bytes.
 """
 import json
 import multiprocessing
@@ -108,9 +108,9 @@ class PreparedSubject:
 
 
 def cut_windows(job, kind, recording, index):
-    """Windows (start, length) of a subject's recording `index`: "har" (stage 2), "align" (stage 1).
+    """Windows (start, length) of a subject's recording `index`, for "har" or "align".
 
-    Stage 1 cuts the recordings of training subjects twice, at other lengths.
+    For "align" the recordings of training subjects are cut twice, at other lengths.
     """
     dataset, n_samples = job.dataset, len(recording.samples)
     key = f"{kind} {recording.subject} {index}"
@@ -206,15 +206,6 @@ def prepare_parts(job, parts, workers):
                              "again with fewer --workers")
 
 
-def write_subject(folder, prepared):
-    """Writes the samples of a PreparedSubject, and appends its records to the files in `folder`."""
-    np.save(folder / "samples" / f"{prepared.subject}.npy", prepared.samples)
-    for name, records in prepared.records.items():
-        with open(folder / f"{name}.jsonl", "a", encoding="utf-8", newline="\n") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
 def write_dataset(job, parts, folder, workers, say):
     """Prepares the parts and writes all files to `folder`; reports after each part -> meta."""
     shutil.rmtree(folder / "samples", ignore_errors=True)         # left by an interrupted run
@@ -229,7 +220,12 @@ def write_dataset(job, parts, folder, workers, say):
     results = prepare_parts(job, parts, workers)
     for n_done, (part, (prepared_subjects, lost_samples)) in enumerate(zip(parts, results), 1):
         for prepared in prepared_subjects:
-            write_subject(folder, prepared)
+            np.save(folder / "samples" / f"{prepared.subject}.npy", prepared.samples)
+            for name, records in prepared.records.items():
+                with open(folder / f"{name}.jsonl", "ab") as file:
+                    for record in records:
+                        line = json.dumps(record, ensure_ascii=False) + "\n"
+                        file.write(line.encode())
             subjects[str(prepared.subject)] = prepared.counts
             tally += prepared.tally
         lost += lost_samples
@@ -289,13 +285,15 @@ def check_only_ours(folder):
 
 
 def check_replaceable(out, name):
-    """The meta.json in `out`; {} if it is missing or empty.
+    """The meta.json in `out`; {} if `out` is missing or empty.
 
-    InputError unless `out` holds the same dataset and nothing else: it will be removed.
+    InputError if `out` holds anything but the same dataset: it will be removed.
     """
     if not out.exists() or not any(out.iterdir()):
         return {}
-    meta = read_json(out / "meta.json") if (out / "meta.json").is_file() else {}
+    path, meta = out / "meta.json", {}
+    if path.is_file():
+        meta = read_json(path)
     if meta.get("dataset") != name or "version" not in meta:
         raise InputError(f"{out} is not a prepared dataset {name}; choose another --out, or remove "
                          "it")

@@ -236,7 +236,7 @@ def pair_rng(seed, dataset_name, paraphrase, *key):
 
 
 def system_prompt(n_samples, rate):
-    """The system prompt of stage 1, in training and in evaluation."""
+    """The system prompt of stage 1."""
     return ("A dialogue between a researcher and an assistant. The assistant analyses a sensor "
             f"time series of {n_samples} points sampled at {rate} Hz.")
 
