@@ -15,7 +15,7 @@ import pytest                                                                 # 
 # longest come first, so that the two workers end together.
 LONGEST_FIRST = ("test_kills", "test_fuzz", "test_training", "test_evaluation", "test_learning", "test_sensorllm",
                  "test_interruptions", "test_triton_compiled", "test_triton_attention", "test_hub", "test_scripts",
-                 "test_one_line", "test_nothing_lost", "test_ablations", "test_triton_networks", "test_datasets",
+                 "test_one_line", "test_ablations", "test_triton_networks", "test_datasets",
                  "test_other_systems")
 
 

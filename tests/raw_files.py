@@ -1,8 +1,7 @@
-"""Small raw files in the exact form of each dataset, written on the spot.
+"""Small raw files in the exact form of each dataset.
 
 In each, the first channel is a ramp that counts the raw samples of a subject, and the second is the subject's number,
-so that every prepared window tells where it came from. pandas and scipy are imported where they are used, since most
-workers need neither.
+so that every prepared window tells where it came from.
 """
 import json
 

@@ -13,7 +13,7 @@ from test_metrics import read_summary
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.claims import parse_claims
-from sensorllm_min.data.prepare import prepare, random_windows
+from sensorllm_min.data.prepare import make_job, prepare, random_windows
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.evaluation.trend_scores import truth_sums
 from sensorllm_min.data.texts import (
@@ -63,39 +63,26 @@ def test_training_recordings_are_cut_twice_over_for_descriptions_and_others_once
         assert samples - left_over <= cut[split] <= samples
 
 
-def cuts(folder):
-    """{(subject, start of a recording): (start, length) of its stage-1 windows}, in order, starts within the recording."""
-    data, found = PreparedData(folder), {}
-    for split in SPLITS:
-        for line in lines_of(data, "align", split):
-            if line["channel"] == "ramp":
-                offset = line["start"] // 230 * 230
-                found.setdefault((line["subject"], offset), []).append((line["start"] - offset, line["length"]))
-    return found
-
-
 def test_stage_1_cuts_differ_by_subject_recording_and_seed(small, tmp_path):
-    """All recordings are of 230 samples: only the generator's place can make their cuts differ."""
+    """All recordings are of 230 samples: only the key of the generator can make their cuts differ."""
     prepare("own", small[0], tmp_path / "out", seed=4, say=quiet)
-    found = [tuple(sorted(one[:4])) for folder in (small[1], tmp_path / "out") for one in cuts(folder).values()]
-    assert len(found) == 2 * 4 * 4 and len(set(found)) == len(found)
+    cuts = {}
+    for folder in (small[1], tmp_path / "out"):
+        for split in SPLITS:
+            for line in lines_of(PreparedData(folder), "align", split):
+                recording, start = divmod(line["start"], 230)
+                cuts.setdefault((folder, line["subject"], recording), []).append((start, line["length"]))
+    found = {tuple(sorted(set(one))[:4]) for one in cuts.values()}
+    assert len(found) == len(cuts) == 2 * 4 * 4
 
 
 # ---- wording ----
 
 def test_wording_is_drawn_by_seed_dataset_subject_start_length_and_channel():
-    """A part that the generator left out would word alike what differs in this part alone."""
-    base = dict(seed=0, name="usc-had", subject=1, start=400, length=60, channel="x_acc")
-    others = [base | change for change in (
-        dict(seed=1), dict(name="mhealth"), dict(subject=2), dict(start=401), dict(length=61), dict(channel="y_acc"))]
-
-    def draws(seed, name, *place):
-        rng = pair_rng(seed, name, True, *place)
-        return [rng.random() for _ in range(3)]
-
-    found = [tuple(draws(*one.values())) for one in [base, *others]]
-    assert len(set(found)) == len(found)
-    assert found == [tuple(draws(*one.values())) for one in [base, *others]]  # and by nothing else
+    base = (0, "usc-had", 1, 400, 60, "x_acc")
+    others = [base[:i] + (other,) + base[i + 1:] for i, other in enumerate((1, "mhealth", 2, 401, 61, "y_acc"))]
+    found = [pair_rng(seed, name, True, *key).random() for seed, name, *key in (base, *others, base)]
+    assert len(set(found)) == 7 and found[0] == found[-1]                     # and by nothing else
 
 
 def test_every_pair_can_be_made_again_alone_from_its_line(small):
@@ -141,10 +128,9 @@ def test_meta_counts_are_those_of_the_lines(small):
                 by_subject[line["subject"]][what] += 1
     assert data.meta["class_balance"] == by_class
     assert by_class["train"] == {"waving": 36, "typing": 36}                  # two people, two recordings of nine windows
-    for person in PEOPLE:
-        expected = {"split": {"anna": "test", "ben": "val"}.get(person, "train"), "recordings": 4, "samples": 920,
-                    **by_subject[person]}
-        assert data.meta["subjects"][person] == expected
+    for person, counts in data.meta["subjects"].items():
+        split = {"anna": "test", "ben": "val"}.get(person, "train")
+        assert counts == {"split": split, "recordings": 4, "samples": 920, **by_subject[person]}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_path):
@@ -156,41 +142,40 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_p
 
 
 def test_a_share_of_the_windows_is_drawn_by_seed_and_place(tmp_path):
-    """Of each stage about the share is kept: five standard deviations of the binomial around it."""
+    """About the share is kept, within five standard deviations of the binomial; no two recordings keep the same."""
     write_small_own(tmp_path / "raw", n_recordings=6, stride=5)
     whole = prepare("own", tmp_path / "raw", tmp_path / "whole", say=quiet)
     write_small_own(tmp_path / "raw", n_recordings=6, stride=5, share=0.3)
-    kept = {seed: prepare("own", tmp_path / "raw", tmp_path / f"kept{seed}", seed=seed, say=quiet) for seed in (0, 1)}
-    for what in ("har_windows", "align_pairs"):
-        per_draw = 3 if what == "align_pairs" else 1                          # the channels of a window are kept together
-        drawn = sum(whole[what].values()) / per_draw
-        for meta in kept.values():
-            assert abs(sum(meta[what].values()) / per_draw - 0.3 * drawn) < 5 * np.sqrt(drawn * 0.3 * 0.7)
     chosen = {}
-    for seed in kept:
-        data = PreparedData(tmp_path / f"kept{seed}")
+    for seed in (0, 1):
+        meta = prepare("own", tmp_path / "raw", tmp_path / f"kept{seed}", seed=seed, say=quiet)
+        for what, per_draw in (("har_windows", 1), ("align_pairs", 3)):       # the channels of a window are kept together
+            drawn, kept = (sum(one[what].values()) / per_draw for one in (whole, meta))
+            assert abs(kept - 0.3 * drawn) < 5 * np.sqrt(drawn * 0.3 * 0.7)
         for split in SPLITS:
-            for line in lines_of(data, "har", split):
-                chosen.setdefault((seed, line["subject"], line["start"] // 230), set()).add(line["start"] % 230)
-    assert len(chosen) == 2 * 4 * 12
-    assert len(set(map(frozenset, chosen.values()))) == len(chosen)           # no two recordings alike, nor the two seeds
+            for line in lines_of(PreparedData(tmp_path / f"kept{seed}"), "har", split):
+                recording, start = divmod(line["start"], 230)
+                chosen.setdefault((seed, line["subject"], recording), set()).add(start)
+    assert len(chosen) == 2 * 4 * 12 == len(set(map(frozenset, chosen.values())))
 
 
 def test_the_options_of_data_prep_reach_the_dataset(small, tmp_path):
-    """Seed, kinds of answer and length of windows: the same bytes as from a call with them, and in meta.json."""
+    """The same bytes as from a call with them, and the settings in meta.json, through which the dataset is known again."""
     raw, _ = small
-    out = run("data_prep.py", "--dataset", "own", "--raw", raw, "--seed", 7, "--answer", "summary+trend", "--longest", 8,
-              "--workers", 1, cwd=tmp_path)
-    assert "wrote data/gloves; look at a window with --show 0 --out data/gloves" in out
+    out = run("data_prep.py", "--dataset", "own", "--raw", raw, "--seed", 7, "--rate", 12.5, "--smooth", 0.4, "--band", 0.1,
+              "--answer", "summary+trend", "--longest", 15, "--workers", 1, cwd=tmp_path)
+    assert "wrote data/gloves-12.5hz; look at a window with --show 0 --out data/gloves-12.5hz" in out
     assert "har_windows: train 72, val 36, test 36" in out and re.search(r"^waving +36 +18 +18$", out, re.MULTILINE)
-    assert re.search(r"^ben +val +4 +920 +36 +\d+$", out, re.MULTILINE)
-    prepare("own", raw, tmp_path / "called", seed=7, answer=("trend", "summary"), longest=8, say=quiet)
-    prepared = tmp_path / "data" / "gloves"
+    assert re.search(r"^ben +val +4 +460 +36 +\d+$", out, re.MULTILINE)
+    settings = dict(seed=7, rate=12.5, smooth=0.4, band=0.1, answer=("trend", "summary"), longest=15)
+    prepare("own", raw, tmp_path / "called", **settings, say=quiet)
+    prepared = tmp_path / "data" / "gloves-12.5hz"
     assert digest(prepared) == digest(tmp_path / "called")
-    data = PreparedData(prepared)
-    assert data.meta["seed"] == 7 and data.meta["answer"] == "trend+summary" and data.meta["align_lengths"] == [5, 8]
+    data, expected = PreparedData(prepared), make_job("own", raw, **settings).dataset
+    assert data.dataset == expected and (expected.smooth, expected.band, expected.raw_rate) == (0.4, 0.1, 25)
+    assert data.meta["seed"] == 7 and data.meta["answer"] == "trend+summary" and data.meta["align_lengths"] == [12, 15]
     lines = lines_of(data, "align", "test")
-    assert {line["length"] for line in lines} <= {5, 6, 7, 8} and max(line["length"] for line in lines) == 8
+    assert {line["length"] for line in lines} == {12, 13, 14, 15}
     assert all(re.fullmatch(r"[^\n]+\n\n[^\n]+", line["answer"]) for line in lines)  # no line a segment: two paragraphs
 
 

@@ -14,12 +14,11 @@ from sensorllm_min.files import InputError
 
 
 def refused(work, *words):
-    """work() ends in one short line with these words -> the line."""
+    """work() ends in one short line with these words."""
     with pytest.raises(InputError) as error:
         work()
     line = str(error.value)
     assert "\n" not in line and len(line) < 600 and all(str(word) in line for word in words), line
-    return line
 
 
 # ---- tables with names: --csv and own recordings ----
@@ -85,11 +84,8 @@ def test_missing_values_of_a_table_are_missing_samples(tmp_path):
     np.testing.assert_array_equal(samples, [[1, np.nan, 3, np.nan, np.nan, 6], [7, 8, 9, 10, 11, -30]])
 
 
-NO_SAMPLES = {"complex": own_table("anna").astype(complex), "dates": np.zeros((9, 3), "M8[s]"), "texts": np.full((9, 3), "1"),
-              "one dimension": np.zeros(9), "three dimensions": np.zeros((3, 3, 3)), "two columns": np.zeros((9, 2))}
-
-
-@pytest.mark.parametrize("array", NO_SAMPLES.values(), ids=NO_SAMPLES)
+@pytest.mark.parametrize("array", [own_table("anna").astype(complex), np.full((9, 3), "1"), np.zeros(9), np.zeros((9, 2))],
+                         ids=["complex", "texts", "one dimension", "two columns"])
 def test_arrays_that_are_no_samples_are_refused(tmp_path, array):
     write_small_own(tmp_path / "raw", n_recordings=1)
     path = tmp_path / "raw" / "anna" / "waving" / "0.npy"
@@ -107,11 +103,8 @@ def test_an_empty_recording_is_counted_and_the_rest_prepared(tmp_path):
     np.save(folder / "empty.npy", np.zeros((0, 3)))
     meta = prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
     assert meta["lost_samples"] == {"recordings without a sample": 2} and meta["har_windows"] == expected
-
-
-def test_a_participant_without_an_annotation_gives_no_window(tmp_path):
-    write_capture24(tmp_path, 1, [(None, 300)])
-    meta = prepare("capture24", tmp_path, tmp_path / "out", say=quiet)
+    write_capture24(tmp_path, 1, [(None, 300)])                   # a day without an annotation
+    meta = prepare("capture24", tmp_path, tmp_path / "day", say=quiet)
     assert meta["lost_samples"] == {"recordings without a sample": 1} and sum(meta["har_windows"].values()) == 0
 
 
@@ -134,12 +127,6 @@ def test_files_that_are_not_read_are_named(tmp_path):
 
 # ---- raw logs ----
 
-def rewrite(path, change):
-    """Changes the fields of each line of a log."""
-    lines = [change(line.split()) for line in path.read_text().splitlines()]
-    path.write_text("".join(" ".join(fields) + "\n" for fields in lines))
-
-
 LOGS = [("mhealth", "a row number", lambda fields: ["7", *fields], "has 25 columns in line 1, expected 24"),
         ("mhealth", "labels of 1.5", lambda fields: [*fields[:-1], "1.5"], "holds the activity 1.5, which is none of"),
         ("pamap2", "no heart rate", lambda fields: fields[:2] + fields[3:], "has 53 columns in line 1, expected 54"),
@@ -149,27 +136,10 @@ LOGS = [("mhealth", "a row number", lambda fields: ["7", *fields], "has 25 colum
 
 @pytest.mark.parametrize("name,kind,change,words", LOGS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_log_with_other_columns_or_labels_is_refused(tmp_path, name, kind, change, words):
-    if name == "mhealth":
-        write_mhealth(tmp_path, 1, [(1, 120)])
-        path = tmp_path / "mHealth_subject1.log"
-    else:
-        write_pamap2(tmp_path, 101, [(1, 220)])
-        path = tmp_path / "PAMAP2_Dataset" / "Protocol" / "subject101.dat"
-    rewrite(path, change)
+    write, subject = {"mhealth": (write_mhealth, 1), "pamap2": (write_pamap2, 101)}[name]
+    write(tmp_path, subject, [(1, 220)])
+    [path] = [*tmp_path.rglob("*.log"), *tmp_path.rglob("*.dat")]
+    lines = [" ".join(change(line.split())) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines))
     refused(lambda: prepare(name, tmp_path, tmp_path / "out", say=quiet), path, words)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_optional_activities_of_pamap2_are_no_class_and_no_mistake(tmp_path):
-    write_pamap2(tmp_path, 101, [(0, 50), (1, 220), (9, 100), (20, 100)])
-    meta = prepare("pamap2", tmp_path, tmp_path / "out", say=quiet)
-    assert {name for name, count in meta["class_balance"]["train"].items() if count} == {"lying"}
-
-
-def test_capture24_lines_of_more_fields_than_the_header_are_refused(tmp_path):
-    write_capture24(tmp_path, 1, [("7030 sleeping;MET 0.95", 300)])
-    path = tmp_path / "P001.csv.gz"
-    header, *lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    for changed in ([f"{line},1" for line in lines], [*lines[:9], lines[9] + ",1", *lines[10:]]):
-        path.write_bytes(gzip.compress("\n".join([header, *changed]).encode()))
-        refused(lambda: prepare("capture24", tmp_path, tmp_path / "out", say=quiet), path)

@@ -90,9 +90,8 @@ def test_a_faster_recording_is_resampled_and_a_slower_one_refused(tmp_path, data
             write_log(raw / person / activity / "a.csv", np.arange(400) / 50)
     meta = prepare("own", raw, tmp_path / "out", say=quiet)
     assert meta["lost_samples"] == {"files read by their time column": 6, "files resampled from 50 Hz": 6}
-    data = PreparedData(tmp_path / "out")
     assert meta["subjects"]["anna"]["samples"] == 400
-    middle = data.samples_of("anna")[30:170, 0]                   # the filter reaches over the ends
+    middle = PreparedData(tmp_path / "out").samples_of("anna")[30:170, 0]     # the filter reaches over the ends
     np.testing.assert_allclose(np.diff(middle), 1, atol=2e-3)
     write_log(raw / "anna" / "waving" / "a.csv", np.arange(400) / 10)
     with pytest.raises(InputError, match="waving/a.csv: by its time column the samples come at 10 Hz.*says 25 Hz"):
@@ -134,14 +133,9 @@ def test_a_time_column_that_makes_no_sense_is_refused(tmp_path, dataset, times, 
         read(tmp_path / "a.csv", dataset)
 
 
-def test_a_file_whose_samples_are_all_missing_is_no_mistake(tmp_path, dataset):
-    (tmp_path / "a.csv").write_text("time,ramp,wave\n")
-    assert len(read(tmp_path / "a.csv", dataset).samples) == 0
-    (tmp_path / "a.csv").write_text("time,ramp,wave\n0,,\n0.04,,\n0.08,,\n")
-    assert np.isnan(read(tmp_path / "a.csv", dataset).samples).all()
-
-
 def test_of_lines_with_the_same_time_the_first_counts(tmp_path, dataset):
+    (tmp_path / "a.csv").write_text("time,ramp,wave\n0,,\n0.04,,\n0.08,,\n")          # all missing: no mistake
+    assert np.isnan(read(tmp_path / "a.csv", dataset).samples).all()
     (tmp_path / "a.csv").write_text("time,ramp,wave\n0,0,1\n0.04,1,1\n0.04,9,1\n0.08,2,1\n0.12,3,1\n")
     np.testing.assert_allclose(read(tmp_path / "a.csv", dataset).samples[:, 0], [0, 1, 2, 3], atol=1e-9)
 
@@ -244,17 +238,17 @@ def test_subjects_are_compared_normalised_and_must_name_a_folder(tmp_path):
 
 @pytest.mark.parametrize("changes,words", [
     (dict(name="usc-had"), "none of demo"), (dict(rate="fast"), "does not hold"), (dict(windw=5), "unexpected keyword argument 'windw'"),
-    (dict(channels=None), "'channels' is missing"), (dict(channels={"token": "a"}), "does not hold"),
+    (dict(channels=None), "'channels' is missing"),
     (dict(channels=[OWN["channels"][0] | {"spoken": "rising edge"}]), "steady.*would be read as claims"),
     (dict(channels=[channel | {"column": "a"} for channel in OWN["channels"]]), "columns must not repeat"),
     (dict(channels=OWN["channels"] + [{"token": "extra", "spoken": "extra"}]), "0.npy holds .* expected .* 4"),
-    (dict(classes=["waving"]), "'typing' is none of the classes"), (dict(classes="waving"), "is none of the classes"),
+    (dict(classes=["waving"]), "'typing' is none of the classes"),
     (dict(val_subjects=[]), "at least one each"),
     (dict(test_subjects=["1"]), "the subject 1 names no folder with recordings; the folders are anna, ben"),
     (dict(test_subjects=["anna", "carl"], val_subjects=["ben", "dora"]), "no har_windows for train; .* or its subjects too few"),
     (dict(split="time"), "give either"), (dict(split="days", test_subjects=None, val_subjects=None), "recordings.* or .*time"),
-    (dict(window=300), "no har_windows for train and val and test"), (dict(share=0), "no har_windows"),
-    (dict(time={"colum": "at"}), "time_colum"), (dict(time={"column": "at", "unit": "min"}), "s, ms, us, ns"),
+    (dict(window=300), "no har_windows for train and val and test"),
+    (dict(time={"column": "at", "unit": "min"}), "s, ms, us, ns"),
     (dict(label={"column": "x", "values": {"1": "waving"}}), "name each of the classes")], ids=str)
 def test_what_dataset_json_cannot_mean_is_refused_at_preparation(tmp_path, changes, words):
     write_small_own(tmp_path / "raw", n_recordings=1, **changes)

@@ -11,7 +11,7 @@ from helpers import Run, digest, quiet, run
 from raw_files import own_table, write_small_own
 
 from sensorllm_min.data.prepare import prepare
-from sensorllm_min.files import InputError, locked
+from sensorllm_min.files import InputError, locked, write_bytes
 
 
 @pytest.fixture
@@ -127,6 +127,14 @@ def test_the_parts_come_in_order_with_the_time_left(own):
     meta = prepare("own", own / "raw", own / "again", workers=2, say=said.append)
     assert digest(own / "again") == digest(own / "out") and list(meta["subjects"]) == ["anna", "ben", "carl", "dora"]
     assert len(said) == 4 and said[-1] == "part dora: 4/4 done, 0 s left"
+
+
+def test_a_file_whose_writing_fails_does_not_appear(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        with write_bytes(tmp_path / "file") as file:
+            file.write(b"half")
+            1 / 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_locked_folder_is_refused_until_the_lock_ends(tmp_path):
