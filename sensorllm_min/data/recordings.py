@@ -60,9 +60,8 @@ def label_indices(numbers, ids, path, others=(0,)):
     return np.array([index[number] for number in numbers], int)
 
 
-# ---- demo: ten simulated people ----
-
 def demo_files(raw):
+    """Ten simulated people."""
     return {subject: [] for subject in range(1, 11)}
 
 
@@ -77,8 +76,6 @@ def read_demo(subject, files, dataset, seed, counts):
             yield Recording(subject, activity, samples, f"simulated {name} {trial + 1}")
 
 
-# ---- USC-HAD: one .mat a trial ----
-
 def read_usc_had(subject, files, dataset, seed, counts):
     """Subject*/a*t*.mat, key `sensor_readings` (N, 6): acc in g, gyro in deg/s."""
     from scipy.io import loadmat
@@ -91,8 +88,6 @@ def read_usc_had(subject, files, dataset, seed, counts):
         samples = resample(samples, dataset.file_rate, dataset.rate)
         yield Recording(subject, int(activity), samples, f"Subject{subject}/{path.name}")
 
-
-# ---- UCI-HAR: shipped as windows of 128 that overlap by half, joined again here ----
 
 def join_overlapping(windows, follows):
     """Windows (W, 128, C) -> yields (index of the first window, samples (N, C)) of each recording.
@@ -110,9 +105,10 @@ def join_overlapping(windows, follows):
 
 
 def read_uci_har(split, files, dataset, seed, counts):
-    """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s; y_*, subject_*.
+    """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s.
 
-    The windows come in the order of recording. No subject is in both splits.
+    They are shipped as windows of 128 that overlap by half, in the order of recording; here they
+    are joined again. No subject is in both splits.
     """
     [y_path] = files
     signals = []
@@ -140,10 +136,8 @@ def read_uci_har(split, files, dataset, seed, counts):
     yield from sorted(recordings, key=lambda recording: recording.subject)
 
 
-# ---- MHealth and PAMAP2: one log a subject ----
-
 def read_mhealth(subject, files, dataset, seed, counts):
-    """24 columns: acc of the chest; acc and gyro of left ankle and right lower arm; label last."""
+    """One log a subject, of 24 columns: chest, left ankle, right lower arm; the label is last."""
     [path] = files
     columns = [0, 1, 2, *range(5, 11), *range(14, 20), 23]
     table = read_table(path, 24, columns)
@@ -158,7 +152,7 @@ PAMAP2_OTHERS = (0, 9, 10, 11, 18, 19, 20)                        # transitions;
 
 
 def read_pamap2(subject, files, dataset, seed, counts):
-    """54 columns: time, activity, heart rate, then 17 for each sensor unit of hand, chest, ankle.
+    """54 columns: time, activity, heart rate, then 17 for each unit of hand, chest and ankle.
 
     Each unit gives acceleration of the +-16 g sensor (the +-6 g one saturates), gyroscope and
     magnetometer. Its orientation is invalid in this dataset.
@@ -174,8 +168,6 @@ def read_pamap2(subject, files, dataset, seed, counts):
     log = Log(samples, labels, times - times[0], dataset.file_rate)
     yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
-
-# ---- Capture-24: one compressed CSV a participant, a day long ----
 
 def read_capture24(subject, files, dataset, seed, counts):
     """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities.

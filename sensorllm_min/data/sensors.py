@@ -217,8 +217,6 @@ DATASETS["pamap2-100hz"] = replace(                               # as many seco
     DATASETS["pamap2"], rate=100, raw_rate=None, align_lengths=(5, 200), window=200, stride=100)
 
 
-# ---- other rates, and what goes with them ----
-
 # What --rate sets besides the rate, for networks that learn from scratch on two cores: trends that
 # a person sees in a plot (seconds), described in few words.
 VISIBLE_TRENDS = {"smooth": 0.25, "band": 0.25, "answer": ("simple_trend",), "paraphrase": False}
@@ -244,8 +242,6 @@ def at_rate(name, dataset, rate):
         dataset, rate=rate, raw_rate=dataset.file_rate, window=window, stride=stride,
         align_lengths=align_lengths, **VISIBLE_TRENDS)
 
-
-# ---- which channels turn together ----
 
 KIND_WORDS = re.compile("a|g|m|acc|accel|accelerometer|gyr|gyro|gyroscope|mag|magnetometer")
 
@@ -276,8 +272,6 @@ def rotations(dataset):
                 break
     return list(groups.values())
 
-
-# ---- datasets that are not those of the table ----
 
 def dataset_of(recipe):
     """The DatasetInfo of a model's training data. recipe: a recipe.Recipe."""

@@ -12,8 +12,7 @@ import numpy as np
 from ..files import InputError, brief, understanding
 
 
-# ---- a person's tables: columns by name ----
-
+# What stands for a missing value in a person's table.
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "none", "#N/A", "<NA>"]
 
 
@@ -94,8 +93,6 @@ def check_samples(samples, n_columns, path):
                          f"numbers of shape (samples, {n_columns})")
     return samples
 
-
-# ---- tables of archives: columns by position ----
 
 UNPACK_AGAIN = "; unpack the archive again"
 

@@ -323,8 +323,6 @@ def har_text(window, dataset, parts):
     return "\n".join(HAR_TEXTS[part](window, dataset) for part in parts)
 
 
-# ---- stage 2 answered in words ----
-
 def har_system_prompt(n_samples, dataset):
     """The system prompt before an answer in words."""
     return ("A dialogue between a researcher and an assistant. The assistant recognises activities "
