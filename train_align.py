@@ -62,6 +62,7 @@ def main():
     loader = Loader(train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, model, recipe, optimizer, loader)
+    distributed = processes.distribute(model)
     if settings.encoder is None and "encoder" in settings.train and not settings.resume:
         warm_up(model, train, settings, processes, run.log)
     mine = own_order(test, processes)
@@ -76,7 +77,7 @@ def main():
     run.clock = time.monotonic()                                  # times the steps only
     for step, batches in loader.steps(run.progress["step"]):
         lr = learning_rate(step, loader.n_steps, settings.lr)
-        loss, norm, n_tokens = train_step(model, optimizer, batches, lr, processes)
+        loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
         if run.is_validated(step):
             val_loss = mean_loss(model, val, processes, settings.batch_size, run.log)

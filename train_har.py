@@ -188,6 +188,7 @@ def train_once(settings, processes, data) -> dict:
     loader = Loader(train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, model, recipe, optimizer, loader)
+    distributed = processes.distribute(model)
     if align and not settings.resume:
         run.progress["provenance"]["stage_1"] = {
             "checkpoint": str(checkpoint_file(settings.align)),
@@ -199,7 +200,7 @@ def train_once(settings, processes, data) -> dict:
     # ---- loop ----
     for step, batches in loader.steps(run.progress["step"]):
         lr = learning_rate(step, loader.n_steps, settings.lr)
-        loss, norm, n_tokens = train_step(model, optimizer, batches, lr, processes)
+        loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
         if run.is_validated(step):
             confusion, val_loss = score_classes(

@@ -33,6 +33,7 @@ class Batch:
     labels: torch.Tensor                # (B,)
     examples: list                      # (B,) index of each example in its file
     channels: torch.Tensor              # (N,) index of each series' channel
+    counts: float = 1.0                 # factor of the loss; 0.0 for a batch that only keeps step
 
     def to(self, device):
         """The batch on a device; the samples stay on the CPU if the device lacks float64."""

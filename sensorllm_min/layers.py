@@ -30,16 +30,6 @@ class RMSNorm(nn.Module):
 
 # ---- attention ----
 
-def split_heads(x, n_heads):
-    """(B, T, H*Dh) -> (B, H, T, Dh)."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
-
-
-def join_heads(x):
-    """(B, H, T, Dh) -> (B, T, H*Dh)."""
-    return x.transpose(1, 2).flatten(-2)
-
-
 def allowed_keys(n_queries, n_keys, causal, key_mask, device):
     """Which keys a query may look at: bool, broadcastable to (B, H, Tq, Tk); None: all of them.
 

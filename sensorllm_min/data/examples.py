@@ -50,7 +50,7 @@ class Examples:
     called: str                         # what printed lines call an example
 
     def __init__(self, data: PreparedData, split: str, prompts: PromptFormat, limit=None, seed=0):
-        self.data, self.prompts, self.seed = data, prompts, seed
+        self.data, self.split, self.prompts, self.seed = data, split, prompts, seed
         self.records = data.records(self.kind, split)
         if not len(self.records):
             raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; is the "
@@ -73,7 +73,8 @@ class Examples:
     def __getitem__(self, i) -> Example:
         index = int(self.index[i])
         record = self.records[index]
-        with understanding(self.records.where(index)):
+        where = f"{self.data.directory}/{self.kind}_{self.split}.jsonl, record {index},"
+        with understanding(where):
             window = self.data.window(record)
             if self.degrees:
                 rng = np.random.default_rng([self.seed, self.epoch, index])

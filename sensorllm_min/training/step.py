@@ -17,6 +17,8 @@ tests/bench/train.py measures all of it.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,7 +47,8 @@ def new_optimizer(model, settings):
     if not trained:
         parts = ",".join(settings.train)
         raise InputError(f"--train {parts} leaves nothing to learn in this stage")
-    return torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=0.0)
+    return torch.optim.AdamW(
+        trained, lr=settings.lr, betas=settings.betas, weight_decay=0.0, fused=True)
 
 
 # ---- the examples of each step ----
@@ -99,17 +102,21 @@ class Loader:
     def batches(self, step):
         """This process's batches of a step, one for each forward pass.
 
-        There are none if an uneven last step has fewer examples than there are processes.
+        If an uneven last step has fewer examples than processes, some get one that counts nothing:
+        DDP needs every process in the backward pass.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             self.epoch = self.examples.epoch = epoch
             self.order = epoch_order(
                 self.examples.sizes, self.step_size, self.settings.seed, epoch)
-        mine = share(self.order[index], self.processes.world)[self.processes.rank]
-        pad_id = self.examples.prompts.tokenizer.pad_id
+        everyone = self.order[index]
+        mine = share(everyone, self.processes.world)[self.processes.rank]
         parts = [part for part in share(mine, self.settings.accumulate) if len(part)]
-        return [collate([self.examples[i] for i in part], pad_id) for part in parts]
+        pad_id = self.examples.prompts.tokenizer.pad_id
+        batches = [collate([self.examples[i] for i in part], pad_id)
+                   for part in parts or [everyone[:1]]]
+        return [replace(batch, counts=float(len(parts) > 0)) for batch in batches]
 
 
 # ---- the step itself ----
@@ -123,22 +130,23 @@ def train_step(model, optimizer, batches, lr, processes):
     norm is not finite.
     """
     loss_sum = weight_sum = n_tokens = 0
-    for batch in batches:
-        n_tokens += batch.mask.sum().item()
-        with processes.autocast():
-            loss, weight = model(batch.to(processes.device))
-        loss.backward()
-        loss_sum += loss.detach()
-        weight_sum += weight
+    for index, batch in enumerate(batches):
+        n_tokens += batch.counts * batch.mask.sum().item()
+        is_last = index == len(batches) - 1                       # DDP adds up gradients then
+        with nullcontext() if is_last or processes.world == 1 else model.no_sync():
+            with processes.autocast():
+                loss, weight = model(batch.to(processes.device))
+            (batch.counts * loss).backward()
+        loss_sum += batch.counts * loss.detach()
+        weight_sum += batch.counts * weight
     loss_sum, weight_sum, n_tokens = processes.sum(loss_sum, weight_sum, n_tokens)
     loss = loss_sum / weight_sum
     check_finite("loss", loss, batches)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    processes.sum_gradients(trained)
     for parameter in trained:
         if parameter.grad is not None:
-            parameter.grad *= 1 / weight_sum
+            parameter.grad *= processes.world / weight_sum        # DDP has divided by the world
     norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
     check_finite("gradient's norm", norm, batches)
 

@@ -3,6 +3,7 @@ import ast
 import io
 import re
 import tokenize
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -190,3 +191,35 @@ def test_the_table_of_claims_names_tests_that_exist():
     missing = [(path, name) for path, name in claims
                if f"def {name}(" not in (tests / path).read_text(encoding="utf-8")]
     assert missing == []
+
+
+# ---- a step that a reader can follow ----
+
+def test_a_step_of_stage_1_runs_at_most_50_functions_of_the_project(demo, tmp_path, monkeypatch):
+    """Between two logged steps of train_align.py: its batch is prepared, run forward and backward, and logged."""
+    import sys
+    import threading
+
+    import train_align
+    seen, logged = set(), []
+
+    def profile(frame, event, arg):
+        code = frame.f_code
+        if event == "return" and code.co_name == "log_step":
+            logged.append(1)
+        ours = Path(code.co_filename) in SOURCES
+        if event == "call" and len(logged) == 2 and ours and not code.co_name.startswith("<"):
+            seen.add(f"{Path(code.co_filename).name}: {code.co_name}")
+
+    options = ["--data", demo, "--out", tmp_path, "--train-limit", 48, "--epochs", 1, "--eval-every", 99,
+               "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2]
+    monkeypatch.setattr(sys, "argv", ["train_align.py", *map(str, options)])
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        train_align.main()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    print(len(seen), *sorted(seen), sep="\n")
+    assert len(logged) > 3 and 20 < len(seen) <= 50
