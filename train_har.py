@@ -193,7 +193,8 @@ def train_once(settings, processes, data) -> dict:
         run.progress["provenance"]["stage_1"] = {
             "checkpoint": str(checkpoint_file(settings.align)),
             "scores": {"val_loss": align_progress["best"]}}
-    if settings.rotate and not rotations(data.dataset):
+    may_turn = data.dataset.rotation_groups is None and len(data.dataset.channels) >= 3
+    if settings.rotate and may_turn and not rotations(data.dataset):
         run.log("no sensor turns in training, since no three channels differ only by x, y and z; "
                 'if three are one sensor, "places" in dataset.json can say so')
 

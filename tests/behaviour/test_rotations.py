@@ -1,6 +1,5 @@
 """Sensors that turn in training: which channels turn together, by what, and what does not turn."""
-import dataclasses
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ from helpers import run
 from raw_files import OWN, write_small_own
 from untrained import small_dataset
 
-import train_align
 from sensorllm_min.data.examples import (
     AlignExamples, HarExamples, PromptFormat, sample_texts, rotate_sensors)
 from sensorllm_min.data.prepare import prepare
@@ -18,6 +16,7 @@ from sensorllm_min.data.sensors import DATASETS, Channel, rotations
 from sensorllm_min.data.texts import har_text
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
+from sensorllm_min.training.options import RunSettings
 
 # ---- which channels turn together ----
 
@@ -196,7 +195,7 @@ def test_nothing_turns_that_is_not_told_to(data, prompts):
         for epoch in (0, 1):
             window = window_of(examples, 0, epoch)
             np.testing.assert_array_equal(window, data.window(examples[0].record))
-    assert "rotate" not in {field.name for field in dataclasses.fields(train_align.AlignSettings)}
+    assert "rotate" not in {field.name for field in fields(RunSettings)}
     assert AlignExamples.degrees == 0
 
 
@@ -218,4 +217,4 @@ def test_training_says_where_no_sensor_turns(tmp_path, n_channels, said):
         np.save(path, np.load(path)[:, :n_channels])
     prepare("own", tmp_path / "raw", tmp_path / "data", say=lambda line: None)
     options = ("--data", "data", "--align", "none", "--train-limit", 8, "--eval-limit", 4, "--test-limit", 4, "--epochs", 1)
-    assert ('say so by "places" in dataset.json' in run("train_har.py", *options, cwd=tmp_path)) == said
+    assert ('"places" in dataset.json can say so' in run("train_har.py", *options, cwd=tmp_path)) == said
