@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import digest, quiet, run
 from raw_files import PEOPLE, write_small_own
+from test_metrics import read_summary
 
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
@@ -286,9 +287,9 @@ def test_stage_2_texts_tell_the_truth(name):
             strengths.add(words)
     assert len(strengths) >= (6 if n > 10 else 3) and next(lines, None) is None
     for line, spoken, series in zip(parts["trend"].split("\n"), names, window.T, strict=True):
-        claims = parse_claims(line)
-        assert spoken in line and claims.changes == len(trend_segments(series)[0]) - 1
-        assert claims.overall == int(np.sign(series[-1] - series[0]))
+        told = read_summary(line)
+        assert spoken in line and told["changes"] == len(trend_segments(series)[0]) - 1
+        assert told["overall"] == np.sign(series[-1] - series[0])
     assert all(unit in parts["meta"] for unit in {channel.unit for channel in dataset.channels})
     assert f"{dataset.window} samples of {n} channels at {dataset.rate} Hz" in parts["meta"]
     assert all(activity in parts["Q"] for activity in dataset.classes)
