@@ -79,7 +79,7 @@ def main():
         lr = learning_rate(step, loader.n_steps, settings.lr)
         loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
-        if run.is_validated(step):
+        if step in run.validated:
             val_loss = mean_loss(model, val, processes, settings.batch_size, run.log)
             run.log_validation(step, {"val_loss": val_loss}, "val_loss", higher_is_better=False)
         run.stop_if_asked(step)

@@ -203,7 +203,7 @@ def train_once(settings, processes, data) -> dict:
         lr = learning_rate(step, loader.n_steps, settings.lr)
         loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
-        if run.is_validated(step):
+        if step in run.validated:
             confusion, val_loss = score_classes(
                 model, val, processes, settings.batch_size, run.log)
             scores = class_scores(confusion)

@@ -3,6 +3,7 @@
 It maps embeddings to hidden states, so that sensors can take the place of words; `logits` maps
 those to the vocabulary. Reference: transformers' `LlamaForCausalLM`.
 """
+import functools
 import math
 
 import torch
@@ -15,6 +16,7 @@ from .layers import RMSNorm, attend, init_from_scratch
 # ---- rotary embedding: a token's position turns its queries and keys ----
 
 
+@functools.cache
 def rotary_frequencies(config):
     """Radians per token for each pair of dimensions: theta^(-2i/Dh), i < Dh/2 -> (Dh/2,) float32.
 

@@ -110,7 +110,7 @@ def rotate_sensors(window, units, degrees, rng):
 
 def placeholders(channel, n_samples):
     """A channel in the prompt: <ts> for each sample and for the end, between its markers."""
-    return channel.start + SENSOR * (n_samples + 1) + channel.end
+    return f"<{channel.token}_start>{SENSOR * (n_samples + 1)}<{channel.token}_end>"
 
 
 def align_prompt(prompts, channel, n_samples, rate, question):

@@ -25,7 +25,6 @@ import torch
 
 from ..batch import collate
 from ..files import InputError, brief
-from .processes import share
 
 
 def learning_rate(step, n_steps, peak, warmup=0.03):
@@ -110,9 +109,9 @@ class Loader:
             self.epoch = self.examples.epoch = epoch
             self.order = epoch_order(
                 self.examples.sizes, self.step_size, self.settings.seed, epoch)
-        everyone = self.order[index]
-        mine = share(everyone, self.processes.world)[self.processes.rank]
-        parts = [part for part in share(mine, self.settings.accumulate) if len(part)]
+        everyone, accumulate = self.order[index], self.settings.accumulate
+        mine = everyone[self.processes.rank::self.processes.world]
+        parts = [mine[i::accumulate] for i in range(min(accumulate, len(mine)))]
         pad_id = self.examples.prompts.tokenizer.pad_id
         batches = [collate([self.examples[i] for i in part], pad_id)
                    for part in parts or [everyone[:1]]]
@@ -141,14 +140,16 @@ def train_step(model, optimizer, batches, lr, processes):
         weight_sum += batch.counts * weight
     loss_sum, weight_sum, n_tokens = processes.sum(loss_sum, weight_sum, n_tokens)
     loss = loss_sum / weight_sum
-    check_finite("loss", loss, batches)
+    if not math.isfinite(loss):
+        stop_at("loss", loss, batches)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         if parameter.grad is not None:
             parameter.grad *= processes.world / weight_sum        # DDP has divided by the world
     norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
-    check_finite("gradient's norm", norm, batches)
+    if not math.isfinite(norm):
+        stop_at("gradient's norm", norm, batches)
 
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -157,10 +158,8 @@ def train_step(model, optimizer, batches, lr, processes):
     return loss, norm, n_tokens
 
 
-def check_finite(what, value, batches=()):
-    """Raises an InputError, which names the examples of the batches, unless the value is finite."""
-    if math.isfinite(value):
-        return
+def stop_at(what, value, batches=()):
+    """Raises the InputError for a value that is not finite; it names the examples."""
     examples = [str(index) for batch in batches for index in batch.examples]
     seen = f" (training examples {brief(', '.join(examples))})" if examples else ""
     raise InputError(f"the {what} is {value}{seen}; stopped, and the checkpoints saved until now "

@@ -19,6 +19,7 @@ from sensorllm_min.evaluation.class_scores import class_scores
 from sensorllm_min.evaluation.predict import mean_loss, score_classes
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import train_backend
+from sensorllm_min.recipe import build_model
 from sensorllm_min.training.checkpoint import load_checkpoint, read_checkpoint
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.training.step import learning_rate
@@ -128,6 +129,15 @@ def untouched(demo, tmp_path_factory):
     run("train_align.py", *options, *BRIEF, "--out", "align", cwd=folder)
     run("train_har.py", *options, "--align", "none", "--text", "none", "--out", "har", cwd=folder)
     return folder
+
+
+@pytest.mark.parametrize("stage", ["align", "har"])
+def test_the_seed_draws_the_weights_that_a_run_starts_from(untouched, stage):
+    model, recipe, _ = load_checkpoint(untouched / stage / "last.safetensors")
+    for seed in (3, 0):
+        torch.manual_seed(seed)
+        drawn = build_model(recipe)
+        assert torch.equal(drawn.projector[0].weight, model.projector[0].weight) == (seed == 3)
 
 
 SPLITS = (("train", 21), ("val", 22), ("test", 23))
