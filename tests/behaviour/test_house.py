@@ -2,11 +2,15 @@
 import ast
 import io
 import re
+import sys
 import tokenize
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import ROOT
+
+import train_align
+from sensorllm_min.training.run import Run
 
 PACKAGE = ROOT / "sensorllm_min"
 WINGS = ("data", "plots", "training", "evaluation")
@@ -151,7 +155,6 @@ def test_the_runtime_imports_what_requirements_name_and_no_reference_package():
 
 
 def is_standard(name):
-    import sys
     return name in sys.stdlib_module_names
 
 
@@ -193,33 +196,42 @@ def test_the_table_of_claims_names_tests_that_exist():
     assert missing == []
 
 
+
 # ---- a step that a reader can follow ----
 
 def test_a_step_of_stage_1_runs_at_most_50_functions_of_the_project(demo, tmp_path, monkeypatch):
-    """Between two logged steps of train_align.py: its batch is prepared, run forward and backward, and logged."""
-    import sys
-    import threading
-
-    import train_align
+    """One turn of the loop in train_align.py: the next batch is prepared, this one is trained on and logged."""
     seen, logged = set(), []
 
     def profile(frame, event, arg):
         code = frame.f_code
-        if event == "return" and code.co_name == "log_step":
-            logged.append(1)
-        ours = Path(code.co_filename) in SOURCES
-        if event == "call" and len(logged) == 2 and ours and not code.co_name.startswith("<"):
-            seen.add(f"{Path(code.co_filename).name}: {code.co_name}")
+        ours = code.co_filename.startswith(str(ROOT)) and "/tests/" not in code.co_filename
+        if event == "call" and ours and not code.co_name.startswith("<"):
+            seen.add((code.co_filename, code.co_qualname))
 
+    def submit(pool, prepare, *args):
+        def profiled():
+            sys.setprofile(profile if len(logged) == 2 else None)
+            try:
+                return prepare(*args)
+            finally:
+                sys.setprofile(None)
+        return real_submit(pool, profiled)
+
+    def log_step(run, *args):
+        real_log_step(run, *args)
+        logged.append(args)
+        sys.setprofile(profile if len(logged) == 2 else None)
+
+    real_submit, real_log_step = ThreadPoolExecutor.submit, Run.log_step
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    monkeypatch.setattr(Run, "log_step", log_step)
     options = ["--data", demo, "--out", tmp_path, "--train-limit", 48, "--epochs", 1, "--eval-every", 99,
                "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2]
     monkeypatch.setattr(sys, "argv", ["train_align.py", *map(str, options)])
-    threading.setprofile(profile)
-    sys.setprofile(profile)
     try:
         train_align.main()
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)
-    print(len(seen), *sorted(seen), sep="\n")
-    assert len(logged) > 3 and 20 < len(seen) <= 50
+    print(len(seen), *sorted(name for _, name in seen))
+    assert len(logged) > 3 and 30 < len(seen) <= 50
