@@ -76,7 +76,7 @@ def main():
     # ---- loop ----
     run.clock = time.monotonic()                                  # times the steps only
     for step, batches in loader.steps(run.progress["step"]):
-        lr = learning_rate(step, loader.n_steps, settings.lr)
+        lr = learning_rate(step, loader.n_steps, settings.lr, settings.warmup)
         loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
         if step in run.validated:

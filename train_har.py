@@ -200,7 +200,7 @@ def train_once(settings, processes, data) -> dict:
 
     # ---- loop ----
     for step, batches in loader.steps(run.progress["step"]):
-        lr = learning_rate(step, loader.n_steps, settings.lr)
+        lr = learning_rate(step, loader.n_steps, settings.lr, settings.warmup)
         loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
         if step in run.validated:

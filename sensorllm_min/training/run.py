@@ -21,8 +21,8 @@ from .step import stop_at
 
 FILES = ("best.safetensors", "last.safetensors", "results.json", "metrics.jsonl", "log.txt")
 # A resumed run must share these settings, and the model, with the run it continues.
-SAME_ON_RESUME = ("data", "train", "epochs", "lr", "seed", "train_limit", "eval_limit", "dtype",
-                  "rotate", "fold")
+SAME_ON_RESUME = ("data", "train", "epochs", "lr", "betas", "warmup", "weight_decay", "seed",
+                  "train_limit", "eval_limit", "dtype", "rotate", "fold")
 
 
 class Run:
@@ -32,7 +32,8 @@ class Run:
         self.out, self.processes = Path(settings.out), processes
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.n_steps = loader.n_steps
-        self.n_trained = sum(p.numel() for p in optimizer.param_groups[0]["params"])
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.n_trained = sum(parameter.numel() for parameter in trained)
         every = settings.eval_every or math.ceil(self.n_steps / 8)
         self.validated = {*range(every - 1, self.n_steps, every), self.n_steps - 1}     # steps
         self.progress = new_progress(settings, processes, loader)

@@ -27,7 +27,7 @@ from ..batch import collate
 from ..files import InputError, brief
 
 
-def learning_rate(step, n_steps, peak, warmup=0.03):
+def learning_rate(step, n_steps, peak, warmup):
     """The rate of a step (from 0): a linear rise over this fraction of the steps, then a cosine."""
     n_warmup = math.ceil(warmup * n_steps)
     if step < n_warmup:
@@ -37,17 +37,19 @@ def learning_rate(step, n_steps, peak, warmup=0.03):
 
 
 def new_optimizer(model, settings):
-    """AdamW over the trained parameters, without weight decay, as in the original.
+    """AdamW over the trained parameters; norms and biases do not decay, as in the original.
 
-    Short runs average squared gradients over few steps (betas of 0.9 and 0.95). Raises an
-    InputError if nothing is trained.
+    Raises an InputError if nothing is trained.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         parts = ",".join(settings.train)
         raise InputError(f"--train {parts} leaves nothing to learn in this stage")
-    return torch.optim.AdamW(
-        trained, lr=settings.lr, betas=settings.betas, weight_decay=0.0, fused=True)
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
 # ---- the examples of each step ----

@@ -194,7 +194,7 @@ def test_each_step_has_the_rate_of_the_schedule_and_each_nth_a_validation(traine
     lines = metrics(trained / stage)
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7]          # 52 examples in steps of 4 x 2
-    assert [line["lr"] for line in steps] == [learning_rate(step, 7, 2e-3) for step in range(7)]
+    assert [line["lr"] for line in steps] == [learning_rate(step, 7, 2e-3, 0.03) for step in range(7)]
     assert steps[0]["lr"] == steps[1]["lr"] == 2e-3 > steps[2]["lr"] > steps[6]["lr"]      # 3 % of 7 is one step
     validated = [line["step"] for line in lines if "val_loss" in line]
     assert validated == [*range(eval_every, 7, eval_every), 7]
