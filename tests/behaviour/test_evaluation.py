@@ -343,14 +343,9 @@ def test_the_guess_beside_the_scores_has_seen_only_training_windows(folder, eval
 def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windows(folder, data, monkeypatch):
     """Every second answer is said not to have ended; the guess has read the 24 training windows and no other."""
     monkeypatch.setattr("train_align.answer_batches", scripted([]))
-<<<<<<< HEAD
     late, clock = [], time.monotonic
     monkeypatch.setattr("train_align.warm_up", lambda *args: late.append(1e6))    # seconds
     monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(late))
-=======
-    clock = time.monotonic
-    monkeypatch.setattr("train_align.warm_up", lambda *args: monkeypatch.setattr(time, "monotonic", lambda: clock() + 1e6))
->>>>>>> p2
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train_align.py", *"--train-limit 24 --eval-limit 2 --test-limit 20 --epochs 1 "
                                       "--projector 16 --out out/trained".split()])

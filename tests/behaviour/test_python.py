@@ -191,11 +191,7 @@ def test_samples_that_do_not_fit_are_refused_in_one_line(stage_2, call, words):
 
 
 @pytest.mark.parametrize("options,words", [
-<<<<<<< HEAD
     ({"device": "tpu"}, "no device tpu here; give one of cpu"), ({"device": "cuda:77"}, "no device cuda:77 here"),
-=======
-    ({"device": "tpu"}, "device tpu.*give one of cpu"), ({"device": "cuda:77"}, "device cuda:77.*give one of cpu"),
->>>>>>> p2
     ({"dtype": "float16"}, "float32, bfloat16, int8"), ({"dtype": "int8"}, "int8 is for")], ids=str)
 def test_what_cannot_be_loaded_is_refused_in_one_line(folder, stage_1, options, words):
     with pytest.raises(InputError, match=words):
