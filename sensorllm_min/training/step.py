@@ -49,7 +49,7 @@ def new_optimizer(model, settings):
     vectors = [parameter for parameter in trained if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
 
 
 # ---- the examples of each step ----
