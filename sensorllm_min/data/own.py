@@ -124,13 +124,12 @@ def own_files(raw):
     return parts
 
 
-def name_left_out(raw, parts):
-    """One line about the files that are in none of the parts, or None."""
+def report_left_out(raw, parts, say):
+    """Names the files that are in none of the parts."""
     read = set().union(*parts.values())
     names = [str(path.relative_to(raw)) for path in visible_files(raw) if path not in read]
-    if not names:
-        return None
-    return (f"not read in {raw}, since no .csv, .csv.gz or .npy in SUBJECT/ACTIVITY "
+    if names:
+        say(f"not read in {raw}, since no .csv, .csv.gz or .npy in SUBJECT/ACTIVITY "
             f"({len(names)}): {', '.join(names[:8])}")
 
 
@@ -144,15 +143,17 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
     """
     headings = [channel.heading for channel in dataset.channels]
     frame = read_frame(path, headings, as_text=dataset.label_column)
-    clock = dataset.time_column or find_clock(frame)
-    others = [name for name in (clock, dataset.label_column) if name]
+    clock, label = dataset.time_column, dataset.label_column
+    if clock is None:
+        clock = next((name for name in frame.columns if name.lower() == "time"), None)
+    others = [name for name in (clock, label) if name]
     frame = pick_columns(frame, [*headings, *others], path)
     samples = to_numbers(frame[headings], path)
     rate = dataset.file_rate
     labels = np.full(len(frame), activity)
     seconds = np.arange(len(frame)) / rate
-    if dataset.label_column:
-        labels = read_labels(frame[dataset.label_column], dataset, path)
+    if label:
+        labels = read_labels(frame[label], dataset, path)
         counts["samples without an activity"] += int((labels < 0).sum())
     if clock and len(frame):
         seconds = read_clock(frame[clock], dataset, path)
@@ -174,11 +175,6 @@ def read_labels(texts, dataset, path):
         raise InputError(f"{path}: the label {brief(repr(unknown[0]))} is none of the classes "
                          f"{', '.join(dataset.classes)}; dataset.json may map it (values)")
     return np.array([index.get(text, -1) for text in texts], int)
-
-
-def find_clock(frame):
-    """The name of the time column of a file, or None."""
-    return next((name for name in frame.columns if name.lower() == "time"), None)
 
 
 def read_clock(column, dataset, path):

@@ -20,17 +20,17 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, repeat
 from pathlib import Path
 
 import numpy as np
 
 from ..files import InputError, locked, read_json, write_json
-from .own import name_left_out, own_dataset
+from .own import own_dataset, report_left_out
 from .prepared import VERSION
 from .recordings import READERS
-from .sensors import DATASETS, DatasetInfo, at_rate, own_description
+from .sensors import DATASETS, DatasetInfo, at_rate
 from .texts import align_pair, pair_rng, trend_line
 
 
@@ -42,20 +42,18 @@ class Job:
     seed: int
     reader: str                         # of recordings.READERS
 
-    def rng(self, *key):
-        """A generator that depends only on the seed and the key."""
-        return np.random.default_rng([self.seed, *" ".join(map(str, key)).encode()])
-
 
 def make_job(name, raw, seed=0, rate=None, longest=None, **changes):
     """The Job for a dataset of the table, or for RAW/dataset.json if name is "own".
 
-    rate: Hz, as for `at_rate`; longest: samples of the longest stage-1 window; changes: smooth,
-    band and answer of the DatasetInfo. None leaves a value as it is. InputError for a value that
-    does not fit.
+    rate: Hz, as for `at_rate`. longest: samples of the longest stage-1 window. changes: smooth,
+    band and answer of the DatasetInfo. None leaves a value as it is.
     """
     reader = name
-    name, dataset = own_dataset(raw) if name == "own" else (name, DATASETS[name])
+    if name == "own":
+        name, dataset = own_dataset(raw)
+    else:
+        dataset = DATASETS[name]
     if rate is not None:
         name, dataset = at_rate(name, dataset, rate)
     if longest is not None:
@@ -63,8 +61,7 @@ def make_job(name, raw, seed=0, rate=None, longest=None, **changes):
     given = {key: value for key, value in changes.items() if value is not None}
     dataset = replace(dataset, **given)
     if dataset.band >= 1:
-        raise InputError(f"--band {dataset.band:g}: no trend spans more than a window's range; "
-                         "give a fraction below 1")
+        raise InputError(f"--band {dataset.band:g}: give a fraction below 1")
     return Job(name, dataset, seed, reader)
 
 
@@ -73,17 +70,19 @@ def make_job(name, raw, seed=0, rate=None, longest=None, **changes):
 def strided_windows(n_samples, window, stride):
     """Starts of a recording's windows: all that fit at the stride, and one flush with its end.
 
-    Window and stride may be fractions of samples, where the rate was changed: starts are rounded,
-    so that a recording gives as many windows as at the old rate. (Less than one sample left over
-    gives no window of its own, and a recording a fraction short of a window still gives one.)
+    Window and stride may be fractions of samples if the rate was changed: starts are rounded, so
+    that a recording gives as many windows as at the old rate.
     """
     room = n_samples - window
     last = n_samples - round(window)
     if min(room, last) < 0:
         return []
-    starts = [min(round(i * stride), last) for i in range(int(room / stride + 1e-9) + 1)]
-    remainder = room - (len(starts) - 1) * stride
-    return [*starts, last] if remainder > 1 - 1e-6 else starts
+    n_strides = int(room / stride + 1e-9)
+    starts = [min(round(i * stride), last) for i in range(n_strides + 1)]
+    remainder = room - n_strides * stride
+    if remainder > 1 - 1e-6:                                      # at least one sample
+        starts.append(last)
+    return starts
 
 
 def random_windows(n_samples, shortest, longest, rng):
@@ -103,9 +102,9 @@ class PreparedSubject:
     """What the files hold of one subject."""
     subject: int | str
     samples: np.ndarray                 # (N, C) float32
-    lines: dict                         # {file without its ending: lines of JSON}
+    records: dict                       # {file without its ending: records}
     counts: dict                        # as in meta.json
-    tally: Counter                      # of windows: see `prepare_subject`
+    tally: Counter                      # windows of (split, activity), and ("dropped", kind)
 
 
 def cut_windows(job, kind, recording, index):
@@ -114,7 +113,8 @@ def cut_windows(job, kind, recording, index):
     Stage 1 cuts the recordings of training subjects twice, at other lengths.
     """
     dataset, n_samples = job.dataset, len(recording.samples)
-    rng = job.rng(kind, recording.subject, index)
+    key = f"{kind} {recording.subject} {index}"
+    rng = np.random.default_rng([job.seed, *key.encode()])
     if kind == "har":
         starts = strided_windows(n_samples, dataset.window, dataset.stride)
         windows = [(start, dataset.n_window) for start in starts]
@@ -131,21 +131,21 @@ def describe_channels(job, where, window):
     """The stage-1 records of a window (S, C), one a channel. where: subject, start, length."""
     dataset = job.dataset
     for channel, series in zip(dataset.channels, window.T):
-        key = *where.values(), channel.token
-        wording = pair_rng(job.seed, job.name, dataset.paraphrase, *key)
+        record = where | {"channel": channel.token}
+        rng = pair_rng(job.seed, job.name, dataset.paraphrase, *record.values())
         line = trend_line(series, dataset)
-        question, answer = align_pair(line, channel, dataset.rate, dataset.answer, wording)
-        yield where | {"channel": channel.token, "question": question, "answer": answer}
+        question, answer = align_pair(line, channel, dataset.rate, dataset.answer, rng)
+        yield record | {"question": question, "answer": answer}
 
 
 def prepare_subject(job, subject, recordings):
     """All recordings of a subject, in their order -> PreparedSubject.
 
-    Its tally counts the stage-2 windows of each (split, activity), and ("dropped", "har") and
-    ("dropped", "align"): windows that hold NaN or infinity.
+    Windows that hold NaN or infinity are dropped, and counted.
     """
-    dataset, split, offset = job.dataset, job.dataset.split_of(subject), 0
+    dataset, split = job.dataset, job.dataset.split_of(subject)
     wholes, har, align, tally = [], [], [], Counter()
+    offset = 0
     for index, recording in enumerate(recordings):
         samples, activity = recording.samples, dataset.classes[recording.activity]
         wholes.append({"subject": subject, "activity": activity, "start": offset,
@@ -162,13 +162,11 @@ def prepare_subject(job, subject, recordings):
                 else:
                     align += describe_channels(job, where, window)
         offset += len(samples)
-    lines = {}
-    for name, records in (("recordings", wholes), (f"har_{split}", har), (f"align_{split}", align)):
-        lines[name] = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     samples = np.concatenate([recording.samples for recording in recordings])
+    records = {"recordings": wholes, f"har_{split}": har, f"align_{split}": align}
     counts = {"split": split, "recordings": len(recordings), "samples": offset,
               "har_windows": len(har), "align_pairs": len(align)}
-    return PreparedSubject(subject, samples, lines, counts, tally)
+    return PreparedSubject(subject, samples, records, counts, tally)
 
 
 # ---- from parts to files, on several processes ----
@@ -194,24 +192,27 @@ def begin_worker():
 
 def prepare_parts(job, parts, workers):
     """Yields the result of `prepare_part` for each part, in order. InputError if a worker dies."""
-    if min(workers, len(parts)) == 1:
-        yield from map(prepare_part, repeat(job), parts.keys(), parts.values())
+    work = prepare_part, repeat(job), parts.keys(), parts.values()
+    workers = min(workers, len(parts))
+    if workers == 1:
+        yield from map(*work)
         return
     context = multiprocessing.get_context("spawn")                # a fork with threads may hang
-    with ProcessPoolExecutor(min(workers, len(parts)), context, begin_worker) as pool:
+    with ProcessPoolExecutor(workers, context, begin_worker) as pool:
         try:
-            yield from pool.map(prepare_part, repeat(job), parts.keys(), parts.values())
+            yield from pool.map(*work)
         except BrokenProcessPool:
             raise InputError("a worker was killed, perhaps for lack of memory; run the command "
                              "again with fewer --workers")
 
 
 def write_subject(folder, prepared):
-    """Writes the samples of a PreparedSubject, and appends its lines to the files in `folder`."""
+    """Writes the samples of a PreparedSubject, and appends its records to the files in `folder`."""
     np.save(folder / "samples" / f"{prepared.subject}.npy", prepared.samples)
-    for name, lines in prepared.lines.items():
+    for name, records in prepared.records.items():
         with open(folder / f"{name}.jsonl", "a", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_dataset(job, parts, folder, workers, say):
@@ -224,20 +225,16 @@ def write_dataset(job, parts, folder, workers, say):
         (folder / f"align_{split}.jsonl").write_bytes(b"")
 
     subjects, tally, lost = {}, Counter(), Counter()
-    began, n_samples, n_pairs = time.monotonic(), 0, 0
-    results = zip(parts, prepare_parts(job, parts, workers))
-    for done, (part, (of_part, lost_samples)) in enumerate(results, start=1):
-        for prepared in of_part:
+    began = time.monotonic()
+    results = prepare_parts(job, parts, workers)
+    for n_done, (part, (prepared_subjects, lost_samples)) in enumerate(zip(parts, results), 1):
+        for prepared in prepared_subjects:
             write_subject(folder, prepared)
             subjects[str(prepared.subject)] = prepared.counts
             tally += prepared.tally
-            n_samples += prepared.counts["samples"]
-            n_pairs += prepared.counts["align_pairs"]
         lost += lost_samples
-        seconds = max(time.monotonic() - began, 1e-9)
-        left = seconds / done * (len(parts) - done)
-        say(f"part {part}: {done}/{len(parts)} done; {n_samples} samples, {n_pairs} pairs, "
-            f"{n_pairs / seconds:.0f} pairs/s, {left:.0f} s left")
+        left = (time.monotonic() - began) / n_done * (len(parts) - n_done)
+        say(f"part {part}: {n_done}/{len(parts)} done, {left:.0f} s left")
     meta = describe(job, subjects, tally, lost)
     write_json(folder / "meta.json", meta)
     return meta
@@ -246,37 +243,37 @@ def write_dataset(job, parts, folder, workers, say):
 def describe(job, subjects, tally, lost):
     """The content of meta.json. subjects: {name: counts}; tally: of them all; lost: samples."""
     dataset = job.dataset
-    meta = {
-        "version": VERSION, "dataset": job.name, "seed": job.seed,
-        "answer": "+".join(dataset.answer), "rate": dataset.rate,
+    is_known = DATASETS.get(job.name) == dataset
+    windows = dict.fromkeys(dataset.splits, 0)
+    pairs = dict.fromkeys(dataset.splits, 0)
+    for counts in subjects.values():
+        windows[counts["split"]] += counts["har_windows"]
+        pairs[counts["split"]] += counts["align_pairs"]
+    balance = {}
+    for split in dataset.splits:
+        balance[split] = {activity: tally[split, activity] for activity in dataset.classes}
+    return {
+        "version": VERSION,
+        "dataset": job.name,
+        "seed": job.seed,
+        "answer": "+".join(dataset.answer),
+        "rate": dataset.rate,
         "align_lengths": dataset.align_lengths,
         "channels": [channel.token for channel in dataset.channels],
-        "classes": dataset.classes, "source": dataset.source, "held_out": dataset.held_out,
-        "row": own_description(job.name, dataset),
-        "har_windows": dict.fromkeys(dataset.splits, 0),
-        "align_pairs": dict.fromkeys(dataset.splits, 0),
+        "classes": dataset.classes,
+        "source": dataset.source,
+        "held_out": dataset.held_out,
+        "row": None if is_known else asdict(dataset),
+        "har_windows": windows,
+        "align_pairs": pairs,
         "dropped_windows_with_nan_or_inf": {"har_windows": tally["dropped", "har"],
                                             "align_windows": tally["dropped", "align"]},
-        "lost_samples": dict(sorted(lost.items())), "class_balance": {}, "subjects": subjects}
-    for split in dataset.splits:
-        meta["class_balance"][split] = {activity: tally[split, activity]
-                                        for activity in dataset.classes}
-    for counts in subjects.values():
-        for what in ("har_windows", "align_pairs"):
-            meta[what][counts["split"]] += counts[what]
-    return meta
+        "lost_samples": dict(sorted(lost.items())),
+        "class_balance": balance,
+        "subjects": subjects}
 
 
 # ---- the folder ----
-
-def check_splits(meta, raw):
-    """InputError if recordings of your own leave a split without a window."""
-    empty = [split for split, count in meta["har_windows"].items() if not count]
-    if empty:
-        raise InputError(f"{raw} gives no har_windows for {' and '.join(empty)}; its recordings "
-                         f"may be shorter than a window, or its subjects too few (lost: "
-                         f"{meta['lost_samples'] or 'nothing'})")
-
 
 OURS = re.compile(r"meta\.json|samples(/[^/]+\.npy)?|recordings\.jsonl|window_\d+\.png|"
                   r"(har|align)_(train|val|test)\.jsonl")
@@ -309,23 +306,26 @@ def check_replaceable(out, name):
 def prepare(name, raw, out, workers=1, say=print, **settings):
     """Prepares the raw recordings of a dataset in the directory `out` -> its meta.
 
-    settings: as for `make_job`. Everything is written to OUT.unfinished, which is renamed
-    when it is complete. InputError if raw files are missing or broken, if `out` holds anything
-    else, or if another run writes there.
+    settings: as for `make_job`. All is written to OUT.unfinished, which is renamed when complete.
+    InputError if raw files are missing or broken, or if `out` holds anything else.
     """
     out = Path(out).resolve()
     job = make_job(name, raw, **settings)
     check_replaceable(out, job.name)
     parts = READERS[name].files(raw)
-    if name == "own" and (left_out := name_left_out(raw, parts)):
-        say(left_out)
+    if name == "own":
+        report_left_out(raw, parts, say)
     unfinished = out.with_name(out.name + ".unfinished")
     check_only_ours(unfinished)
     with locked(unfinished):
         try:
             meta = write_dataset(job, parts, unfinished, workers, say)
-            if name == "own":
-                check_splits(meta, raw)
+            empty = [split for split, count in meta["har_windows"].items() if not count]
+            if name == "own" and empty:
+                lost = meta["lost_samples"] or "nothing"
+                raise InputError(f"{raw} gives no har_windows for {' and '.join(empty)}; its "
+                                 "recordings may be shorter than a window, or its subjects too "
+                                 f"few (lost: {lost})")
             old = check_replaceable(out, job.name)
             if old:
                 say(f"replacing {out}, which held {job.name} of seed {old.get('seed')}")

@@ -4,7 +4,7 @@ A new public dataset needs an entry here and a reader in `recordings.py`. Record
 need no code: a `dataset.json` beside them takes the place of the entry (see `own.py`).
 """
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from ..files import InputError, brief, understanding
 
@@ -269,18 +269,13 @@ def rotations(dataset):
 
 # ---- datasets that are not those of the table ----
 
-def own_description(name, dataset):
-    """What must be stored to find a dataset again: None for one of the table, else all of it."""
-    return None if DATASETS.get(name) == dataset else asdict(dataset)
-
-
 def dataset_of(recipe):
     """The DatasetInfo of a model's training data. recipe: a recipe.Recipe."""
     return known_dataset(recipe.dataset, recipe.own_dataset, "the checkpoint's recipe")
 
 
 def known_dataset(name, description, where):
-    """The DatasetInfo of an own_description, or of the table. InputError if there is neither."""
+    """The DatasetInfo of "row" in a meta.json, or of the table. InputError if there is neither."""
     if description is None:
         if name not in DATASETS:
             raise InputError(f"{where}: unknown dataset '{brief(name)}'; known are "

@@ -9,10 +9,10 @@ import pytest
 from helpers import digest, quiet, run
 from raw_files import OWN, UCI_SIGNALS, usc_had_path, write_small_own
 
-from sensorllm_min.data.prepare import make_job, prepare, strided_windows
+from sensorllm_min.data.prepare import describe, make_job, prepare, strided_windows
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.recordings import READERS, resample
-from sensorllm_min.data.sensors import DATASETS, at_rate, known_dataset, own_description
+from sensorllm_min.data.sensors import DATASETS, at_rate, known_dataset
 from sensorllm_min.files import InputError
 
 # ---- the filter, through each reader ----
@@ -163,13 +163,11 @@ def test_the_options_reach_the_dataset_whose_name_and_meta_json_tell_the_rate(tm
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_a_dataset_at_another_rate_is_known_again(name):
-    job = make_job(name, None, rate=10, smooth=0.5)
-    stored = json.loads(json.dumps(own_description(job.name, job.dataset)))
-    assert known_dataset(job.name, stored, "meta.json") == job.dataset
-    smoother = replace(DATASETS[name], smooth=0.5)
-    assert known_dataset(name, own_description(name, smoother), "meta.json") == smoother
-    assert make_job(name, None).dataset == DATASETS[name]         # without options the paper's
-    assert own_description(name, DATASETS[name]) is None          # the table's own need no description
+    table, at_10_hz, smoother = make_job(name, None), make_job(name, None, rate=10, smooth=0.5), make_job(name, None, smooth=0.5)
+    assert table.dataset == DATASETS[name]                        # without options the paper's
+    for job in (table, at_10_hz, smoother):
+        row = json.loads(json.dumps(describe(job, {}, Counter(), Counter())))["row"]
+        assert known_dataset(job.name, row, "meta.json") == job.dataset and (row is None) == (job is table)
 
 
 @pytest.mark.parametrize("options,words", [
