@@ -62,6 +62,7 @@ def main():
     loader = Loader(train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, model, recipe, optimizer, loader)
+    distributed = processes.distribute(model)
     if settings.encoder is None and "encoder" in settings.train and not settings.resume:
         warm_up(model, train, settings, processes, run.log)
     mine = own_order(test, processes)
@@ -75,10 +76,10 @@ def main():
     # ---- loop ----
     run.clock = time.monotonic()                                  # times the steps only
     for step, batches in loader.steps(run.progress["step"]):
-        lr = learning_rate(step, loader.n_steps, settings.lr)
-        loss, norm, n_tokens = train_step(model, optimizer, batches, lr, processes)
+        lr = learning_rate(step, loader.n_steps, settings.lr, settings.warmup)
+        loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
-        if run.is_validated(step):
+        if step in run.validated:
             val_loss = mean_loss(model, val, processes, settings.batch_size, run.log)
             run.log_validation(step, {"val_loss": val_loss}, "val_loss", higher_is_better=False)
         run.stop_if_asked(step)

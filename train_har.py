@@ -188,20 +188,22 @@ def train_once(settings, processes, data) -> dict:
     loader = Loader(train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, model, recipe, optimizer, loader)
+    distributed = processes.distribute(model)
     if align and not settings.resume:
         run.progress["provenance"]["stage_1"] = {
             "checkpoint": str(checkpoint_file(settings.align)),
             "scores": {"val_loss": align_progress["best"]}}
-    if settings.rotate and not rotations(data.dataset):
+    may_turn = data.dataset.rotation_groups is None and len(data.dataset.channels) >= 3
+    if settings.rotate and may_turn and not rotations(data.dataset):
         run.log("no sensor turns in training, since no three channels differ only by x, y and z; "
                 'if three are one sensor, "places" in dataset.json can say so')
 
     # ---- loop ----
     for step, batches in loader.steps(run.progress["step"]):
-        lr = learning_rate(step, loader.n_steps, settings.lr)
-        loss, norm, n_tokens = train_step(model, optimizer, batches, lr, processes)
+        lr = learning_rate(step, loader.n_steps, settings.lr, settings.warmup)
+        loss, norm, n_tokens = train_step(distributed, optimizer, batches, lr, processes)
         run.log_step(step, loss, norm, lr, n_tokens)
-        if run.is_validated(step):
+        if step in run.validated:
             confusion, val_loss = score_classes(
                 model, val, processes, settings.batch_size, run.log)
             scores = class_scores(confusion)

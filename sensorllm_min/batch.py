@@ -5,8 +5,7 @@ from functools import partial
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .chronos_tokenizer import pad_left
-from .layers import exact_device
+from .layers import WITHOUT_FLOAT64
 
 IGNORED = -100                          # a target that the loss ignores
 
@@ -33,15 +32,15 @@ class Batch:
     labels: torch.Tensor                # (B,)
     examples: list                      # (B,) index of each example in its file
     channels: torch.Tensor              # (N,) index of each series' channel
+    counts: float = 1.0                 # factor of the loss; 0.0 for a batch that only keeps step
 
     def to(self, device):
         """The batch on a device; the samples stay on the CPU if the device lacks float64."""
-        moved = {}
+        moved, device = {}, torch.device(device)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
-                on_exact = name in ("series", "channels")
-                target = exact_device(device) if on_exact else device
-                moved[name] = value.to(target, non_blocking=True)
+                stays = name in ("series", "channels") and device.type in WITHOUT_FLOAT64
+                moved[name] = value if stays else value.to(device, non_blocking=True)
         return replace(self, **moved)
 
 
@@ -64,7 +63,8 @@ def collate(examples, pad_id, for_generation=False) -> Batch:
         ids=pad(ids, padding_value=pad_id),                       # (B, T)
         mask=pad(mask, padding_value=False),
         targets=pad(targets, padding_value=IGNORED),
-        series=pad_left(series),
+        series=pad_sequence(                                      # (N, S), as in Chronos
+            series, batch_first=True, padding_value=float("nan"), padding_side="left"),
         series_lengths=torch.tensor([len(channel) for channel in series]),
         labels=torch.tensor([example.label for example in examples]),
         examples=[example.index for example in examples],

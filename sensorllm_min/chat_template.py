@@ -72,15 +72,16 @@ class ChatTemplate:
             self.template = environment().from_string(source)
         self.has_system = True
         try:
-            self.has_system = SYSTEM in self.prompt(SYSTEM, USER)
+            self.has_system = SYSTEM in self.render(SYSTEM, USER)
         except InputError:
             self.has_system = False
-        self.example = self.prompt(SYSTEM, USER)                  # up to the answer
+        self.example = self.render(SYSTEM, USER)                  # up to the answer
         if USER not in self.example or SYSTEM not in self.example:
             raise InputError(f"{where} has a chat template that drops the question "
                              f"({brief(repr(self.example))}){ADVICE}")
 
-    def render(self, system, user, *answer):
+    def render(self, system, user, *answer) -> str:
+        """A dialogue with its answer; without one, up to where the assistant's answer begins."""
         turns = [("system", system), ("user", user)]
         if not self.has_system:
             turns = [("user", f"{system}\n\n{user}")]
@@ -89,10 +90,6 @@ class ChatTemplate:
         with understanding(self.where, "has a chat template that fails", ADVICE):
             return self.template.render(messages=messages, tools=None, documents=None,
                                         add_generation_prompt=not answer, **self.tokens)
-
-    def prompt(self, system, user) -> str:
-        """A dialogue up to where the assistant's answer begins."""
-        return self.render(system, user)
 
     def answer(self, text) -> str:
         """What the template writes after the prompt: the answer and everything that follows it."""

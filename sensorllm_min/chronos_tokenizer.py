@@ -12,7 +12,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 
 def mean_scale(samples, observed):
@@ -33,11 +32,6 @@ def stan_normalize(samples, observed):
 
 
 SCALINGS = {"MeanScaleUniformBins": mean_scale, "StanNormalizeUniformBins": stan_normalize}
-
-
-def pad_left(series):
-    """A list of series (S,) of any lengths -> (B, longest) with NaN on the left, as in Chronos."""
-    return pad_sequence(series, batch_first=True, padding_value=float("nan"), padding_side="left")
 
 
 WAVELENGTHS = 1.5, 3.0, 6.0, 12.0, 24.0                           # of the sinusoids of a level

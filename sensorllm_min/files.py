@@ -1,10 +1,7 @@
 """Files: one error for whatever is wrong with one, and writes that are whole or absent."""
 import json
 import os
-import types
-import typing
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 
@@ -43,29 +40,6 @@ def understanding(where, problem="does not hold what it should", advice=""):
         elif isinstance(error, FileNotFoundError):
             reason = "there is no such file"
         raise InputError(f"{where} {problem} ({reason}){advice}")
-
-
-def is_a(value, hint) -> bool:
-    """Whether a value has a declared type; a whole number may stand for a float, both finite."""
-    if isinstance(hint, types.UnionType):
-        return any(is_a(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return type(value) is tuple and all(is_a(item, typing.get_args(hint)[0]) for item in value)
-    if hint in (int, float):
-        return type(value) in (int, hint) and abs(value) < 2 ** 63        # false for NaN
-    return type(value) is hint
-
-
-def check_types(record, where):
-    """The dataclass object `record`. InputError where a field is not of its declared type."""
-    hints = typing.get_type_hints(type(record))
-    for field in fields(record):
-        value, hint = getattr(record, field.name), hints[field.name]
-        if not is_a(value, hint):
-            name = getattr(hint, "__name__", hint) if type(hint) is type else hint
-            raise InputError(f"{where} does not hold what it should: {field.name} is "
-                             f"{brief(repr(value))}, not {name}")
-    return record
 
 
 def read_json(path) -> dict:
@@ -135,18 +109,3 @@ def locked(folder):
         yield
     finally:
         os.close(handle)
-
-
-def markdown_table(head, rows) -> str:
-    """A Markdown table; what a cell holds is shown as it is written."""
-    lines = [head, ["---"] * len(head), *rows]
-    escaped = [[markdown_text(cell) for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
-
-
-def markdown_text(value) -> str:
-    """A value in one line of Markdown, without tables, links, code or HTML of its own."""
-    text = " ".join(str(value).split())
-    for sign in "\\`|[]*":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("<", "&lt;")

@@ -30,16 +30,6 @@ class RMSNorm(nn.Module):
 
 # ---- attention ----
 
-def split_heads(x, n_heads):
-    """(B, T, H*Dh) -> (B, H, T, Dh)."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
-
-
-def join_heads(x):
-    """(B, H, T, Dh) -> (B, T, H*Dh)."""
-    return x.transpose(1, 2).flatten(-2)
-
-
 def allowed_keys(n_queries, n_keys, causal, key_mask, device):
     """Which keys a query may look at: bool, broadcastable to (B, H, Tq, Tk); None: all of them.
 
@@ -78,7 +68,8 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=No
     Tk - Tq + i. backend: "triton", "torch", or None for `default_backend`; all give the same.
     Returns (B, H, Tq, Dh); a query that may see no key gets zeros.
     """
-    backend = backend or default_backend(q)
+    if backend is None:
+        backend = default_backend(q) if q.is_cuda else "torch"
     if bias is not None and torch.is_grad_enabled():
         if any(x.requires_grad for x in (q, k, v, bias)):
             backend = "torch"               # the Triton kernels compute no gradients beside a bias
@@ -100,7 +91,7 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=No
 
 def default_backend(q):
     """Returns "triton" on NVIDIA GPUs from Ampere on, where its kernels take q; else "torch"."""
-    if not (q.is_cuda and torch.version.cuda and has_triton()):
+    if not (torch.version.cuda and has_triton()):
         return "torch"
     ampere = torch.cuda.get_device_capability(q.device) >= (8, 0)
     known_dtype = q.dtype in (torch.float32, torch.float16, torch.bfloat16)

@@ -3,6 +3,7 @@
 It maps embeddings to hidden states, so that sensors can take the place of words; `logits` maps
 those to the vocabulary. Reference: transformers' `LlamaForCausalLM`.
 """
+import functools
 import math
 
 import torch
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import RMSNorm, attend, init_from_scratch, join_heads, split_heads
+from .layers import RMSNorm, attend, init_from_scratch
 
 # ---- rotary embedding: a token's position turns its queries and keys ----
 
 
+@functools.cache
 def rotary_frequencies(config):
     """Radians per token for each pair of dimensions: theta^(-2i/Dh), i < Dh/2 -> (Dh/2,) float32.
 
@@ -92,15 +94,17 @@ class LlamaAttention(nn.Module):
 
     def forward(self, x, rotary, key_mask=None, cache=None):
         cos, sin = rotary
-        q = split_heads(self.q_proj(x), self.config.n_heads)      # (B, H, T, Dh)
-        k = split_heads(self.k_proj(x), self.config.n_kv_heads)   # (B, Hkv, T, Dh)
-        v = split_heads(self.v_proj(x), self.config.n_kv_heads)   # (B, Hkv, T, Dh)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        heads, kv_heads = (self.config.n_heads, -1), (self.config.n_kv_heads, -1)
+        q = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)               # (B, H, T, Dh)
+        k = self.k_proj(x).unflatten(-1, kv_heads).transpose(1, 2)            # (B, Hkv, T, Dh)
+        v = self.v_proj(x).unflatten(-1, kv_heads).transpose(1, 2)            # (B, Hkv, T, Dh)
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(k, v)                             # (B, Hkv, Tk, Dh)
         out = attend(q, k, v, scale=self.config.head_dim ** -0.5, causal=True,
                      key_mask=key_mask, backend=self.backend)     # (B, H, T, Dh)
-        return self.o_proj(join_heads(out))                       # (B, T, D)
+        return self.o_proj(out.transpose(1, 2).flatten(-2))       # (B, T, D)
 
 
 class SwiGLU(nn.Module):

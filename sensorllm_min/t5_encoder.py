@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from .layers import RMSNorm, attend, init_from_scratch, join_heads, split_heads
+from .layers import RMSNorm, attend, init_from_scratch
 
 
 def distance_bucket(distance, n_buckets, max_distance):
@@ -50,7 +50,7 @@ class T5Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         inner = config.n_heads * config.head_dim
-        self.n_heads = config.n_heads
+        self.heads = (config.n_heads, -1)
         self.backend = None                                   # for `attend`; see layers.use_backend
         self.q_proj = nn.Linear(config.d_model, inner, bias=False)
         self.k_proj = nn.Linear(config.d_model, inner, bias=False)
@@ -58,12 +58,12 @@ class T5Attention(nn.Module):
         self.o_proj = nn.Linear(inner, config.d_model, bias=False)
 
     def forward(self, x, mask, bias):
-        q = split_heads(self.q_proj(x), self.n_heads)             # (B, H, S, Dh)
-        k = split_heads(self.k_proj(x), self.n_heads)
-        v = split_heads(self.v_proj(x), self.n_heads)
+        q = self.q_proj(x).unflatten(-1, self.heads).transpose(1, 2)          # (B, H, S, Dh)
+        k = self.k_proj(x).unflatten(-1, self.heads).transpose(1, 2)
+        v = self.v_proj(x).unflatten(-1, self.heads).transpose(1, 2)
         # scale 1: T5 does not divide its scores by sqrt(Dh)
         out = attend(q, k, v, scale=1.0, key_mask=mask, bias=bias, backend=self.backend)
-        return self.o_proj(join_heads(out))                       # (B, S, D)
+        return self.o_proj(out.transpose(1, 2).flatten(-2))       # (B, S, D)
 
 
 class T5FeedForward(nn.Module):

@@ -104,7 +104,7 @@ class TextTokenizer:
         self.bos, self.eos = backend.piece(self.bos_id), backend.piece(eos_ids[0])
         self.whole = new_ids | backend.extra                      # texts that are one token
         for text, index in ((self.bos, self.bos_id), (self.eos, eos_ids[0])):
-            if self.encode_plain(text) != [index]:                # sentencepiece spells out </s>
+            if backend.encode(text) != [index]:                   # sentencepiece spells out </s>
                 self.whole[text] = index
         self.cut = re.compile("(" + "|".join(map(re.escape, self.whole)) + ")")
 
@@ -124,13 +124,6 @@ class TextTokenizer:
         end = self.template.answer(ANSWER).rpartition(ANSWER)[2]
         return next((index for index in self.encode(end) if index in special), default)
 
-    def encode_plain(self, text):
-        ids = self.backend.encode(text)
-        if max(ids, default=0) >= self.vocab_size:
-            raise InputError(f"the tokenizer gives the id {max(ids)}, the LLM has "
-                             f"{self.vocab_size} embedding rows; are both from the same model?")
-        return ids
-
     def encode(self, text) -> list[int]:
         """Text with special tokens in it -> ids. Adds no begin-of-text."""
         ids = []
@@ -138,7 +131,11 @@ class TextTokenizer:
             if part in self.whole:
                 ids.append(self.whole[part])
             elif part:
-                ids += self.encode_plain(part)
+                plain = self.backend.encode(part)
+                if max(plain, default=0) >= self.vocab_size:
+                    raise InputError(f"the tokenizer gives the id {max(plain)}, the LLM has "
+                                     f"{self.vocab_size} embedding rows; are both from one model?")
+                ids += plain
         return ids
 
     def as_text(self, text) -> str:
@@ -174,7 +171,7 @@ class TextTokenizer:
 
     def chat(self, system, user) -> list[int]:
         """The ids of a dialogue up to where the assistant's answer begins."""
-        return self.encode(self.template.prompt(system, user))
+        return self.encode(self.template.render(system, user))
 
     def answer(self, text) -> list[int]:
         """The ids of the assistant's answer with the token that ends it: what is supervised."""

@@ -51,7 +51,7 @@ class Examples:
     how_to_shorten: str
 
     def __init__(self, data: PreparedData, split: str, prompts: PromptFormat, limit=None, seed=0):
-        self.data, self.prompts, self.seed = data, prompts, seed
+        self.data, self.split, self.prompts, self.seed = data, split, prompts, seed
         self.records = data.records(self.kind, split)
         if not len(self.records):
             raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; is the "
@@ -74,7 +74,8 @@ class Examples:
     def __getitem__(self, i) -> Example:
         index = int(self.index[i])
         record = self.records[index]
-        with understanding(self.records.where(index)):
+        where = f"{self.data.directory}/{self.kind}_{self.split}.jsonl, record {index},"
+        with understanding(where):
             window = self.data.window(record)
             if self.degrees:
                 rng = np.random.default_rng([self.seed, self.epoch, index])
@@ -111,7 +112,7 @@ def rotate_sensors(window, units, degrees, rng):
 
 def placeholders(channel, n_samples):
     """A channel in the prompt: <ts> for each sample and for the end, between its markers."""
-    return channel.start + SENSOR * (n_samples + 1) + channel.end
+    return f"<{channel.token}_start>{SENSOR * (n_samples + 1)}<{channel.token}_end>"
 
 
 def align_prompt(prompts, channel, n_samples, rate, question):

@@ -36,15 +36,13 @@ class Records:
     def __len__(self):
         return len(self.lines)
 
-    def where(self, index):
-        path, number, _, _ = self.lines[index]
-        return f"{self.paths[path]}, line {number},"
-
     def __getitem__(self, index):
-        path, _, start, size = self.lines[index].tolist()
-        with understanding(self.where(index)), open(self.paths[path], "rb") as file:
+        path, number, start, size = self.lines[index].tolist()
+        with open(self.paths[path], "rb") as file:
             file.seek(start)
-            return json.loads(file.read(size))
+            line = file.read(size)
+        with understanding(f"{self.paths[path]}, line {number},"):
+            return json.loads(line)
 
 
 class PreparedData:

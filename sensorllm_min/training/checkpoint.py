@@ -116,8 +116,6 @@ def fill_optimizer(model, optimizer, tensors, path):
     with understanding(path, "holds no optimizer state to resume from"):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                state = {moment: tensors[f"optimizer.{name}.{moment}"].clone()
-                         for moment in MOMENTS}
-                for moment in ("exp_avg", "exp_avg_sq"):          # the step stays on the CPU
-                    state[moment] = state[moment].to(parameter.device)
-                optimizer.state[parameter] = state
+                optimizer.state[parameter] = {
+                    moment: tensors[f"optimizer.{name}.{moment}"].to(parameter.device, copy=True)
+                    for moment in MOMENTS}

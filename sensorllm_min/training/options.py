@@ -32,6 +32,14 @@ def widths(text):
     return tuple(count(width) for width in text.split(","))
 
 
+def two_fractions(text):
+    """A type of option: two numbers below 1, joined by ','."""
+    first, second = map(amount, text.split(","))
+    if max(first, second) >= 1:
+        raise ValueError
+    return first, second
+
+
 def positive(text):
     """A type of option: a finite number above 0."""
     if amount(text) == 0:
@@ -96,8 +104,17 @@ class RunSettings(SharedSettings):
         "accumulate x processes examples (default 8; built-in 1)", type=count)
     lr: float | None = option(
         None, "peak learning rate of AdamW (default 0.002; built-in 0.001)", type=amount)
+    betas: tuple | None = option(
+        None, "how slowly AdamW's means of gradients and of their squares change (default "
+        "0.9,0.999; built-in 0.9,0.95)", type=two_fractions, metavar="B1,B2")
+    warmup: float = option(
+        0.03, "fraction of the steps in which the learning rate rises", type=amount)
+    weight_decay: float = option(0.0, "weight decay of AdamW, for matrices", type=amount)
     gradient_checkpointing: bool = option(
         False, "recompute each LLM block in the backward pass: less memory, a third more time")
+    compile: bool = option(
+        False, "torch.compile the LLM's blocks: faster after a slow first step; needs a C++ "
+        "compiler")
     train_limit: int | None = option(
         None, "train on a seeded sample of this many windows (default: all)", type=count)
     eval_limit: int = option(512, "validate on this many windows", type=count)
@@ -107,7 +124,6 @@ class RunSettings(SharedSettings):
     eval_every: int | None = option(
         None, "steps between validations and checkpoints (default: 8 validations in a run)",
         type=count)
-    betas: tuple | None = None          # of AdamW
 
     def with_defaults(self, **defaults):
         """The same settings with a default in place of every None that has one."""
@@ -194,3 +210,6 @@ def set_up(model, settings):
     model.train_only(settings.train)
     use_backend(model, settings.attention)
     model.llm.gradient_checkpointing = settings.gradient_checkpointing
+    if settings.compile:
+        for layer in model.llm.layers:
+            layer.compile(dynamic=True)

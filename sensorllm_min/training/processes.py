@@ -3,9 +3,11 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from ..files import InputError, brief
 
@@ -22,7 +24,7 @@ class Processes:
     device: torch.device
     bf16: bool = False                  # compute in bfloat16
 
-    @property
+    @cached_property
     def first(self):
         """True for the one process that prints and writes."""
         return self.rank == 0
@@ -41,14 +43,14 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
-    def sum_gradients(self, parameters):
-        """Adds gradients up over all processes; a process without an example adds 0."""
+    def distribute(self, model):
+        """The model wrapped in DDP; the model itself on one process.
+
+        All processes build the same model, so nothing is sent at the start; buffers never change.
+        """
         if self.world == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+            return model
+        return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False)
 
     def copy_from_first(self, parameters):
         """Overwrites the parameters of all processes with the first one's."""

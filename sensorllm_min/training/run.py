@@ -1,6 +1,7 @@
 """The folder of a training run: what it prints and measures, its checkpoints, how it resumes."""
 import json
 import math
+import os
 import signal
 import time
 from dataclasses import replace
@@ -16,12 +17,12 @@ from ..plots.figures import draw_curves
 from .checkpoint import fill_model, fill_optimizer, read_checkpoint, save_checkpoint
 from .processes import peak_memory
 from .provenance import provenance
-from .step import check_finite
+from .step import stop_at
 
 FILES = ("best.safetensors", "last.safetensors", "results.json", "metrics.jsonl", "log.txt")
 # A resumed run must share these settings, and the model, with the run it continues.
-SAME_ON_RESUME = ("data", "train", "epochs", "lr", "seed", "train_limit", "eval_limit", "dtype",
-                  "rotate", "fold")
+SAME_ON_RESUME = ("data", "train", "epochs", "lr", "betas", "warmup", "weight_decay", "seed",
+                  "train_limit", "eval_limit", "dtype", "rotate", "fold")
 
 
 class Run:
@@ -31,8 +32,10 @@ class Run:
         self.out, self.processes = Path(settings.out), processes
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.n_steps = loader.n_steps
-        self.n_trained = sum(p.numel() for p in optimizer.param_groups[0]["params"])
-        self.eval_every = settings.eval_every or math.ceil(self.n_steps / 8)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.n_trained = sum(parameter.numel() for parameter in trained)
+        every = settings.eval_every or math.ceil(self.n_steps / 8)
+        self.validated = {*range(every - 1, self.n_steps, every), self.n_steps - 1}     # steps
         self.progress = new_progress(settings, processes, loader)
         self.clock = self.began = time.monotonic()                # clock: the last step's end
         self.recent = []                 # (loss, tokens, seconds) of steps since the printed line
@@ -43,9 +46,11 @@ class Run:
         elif processes.first:
             for name in FILES:                                    # a demo's, an interrupted run's
                 (self.out / name).unlink(missing_ok=True)
-        if processes.first:                                       # each line is written at once
-            self.metrics = open(self.out / "metrics.jsonl", "a", buffering=1, encoding="utf-8")
-            self.log_file = open(self.out / "log.txt", "a", buffering=1, encoding="utf-8")
+        files = [self.out / "metrics.jsonl", self.out / "log.txt"]
+        if not processes.first:
+            files = [os.devnull, os.devnull]
+        self.metrics, self.log_file = (
+            open(path, "a", buffering=1, encoding="utf-8") for path in files)     # line by line
         self.log(introduction(recipe, settings, loader, self.n_trained))
 
     def resume(self):
@@ -68,16 +73,13 @@ class Run:
     def log(self, text):
         if self.processes.first:
             print(text, flush=True)
-            self.log_file.write(text + "\n")
-
-    def measure(self, record):
-        if self.processes.first:
-            self.metrics.write(json.dumps(record) + "\n")
+        self.log_file.write(text + "\n")
 
     def log_step(self, step, loss, norm, lr, n_tokens):
         """Records a training step; prints a line after the first one, then every 10 steps."""
         done, now = step + 1, time.monotonic()
-        self.measure({"step": done, "loss": loss, "grad_norm": norm, "lr": lr})
+        record = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr}
+        self.metrics.write(json.dumps(record) + "\n")
         self.recent.append((loss, n_tokens, now - self.clock))
         self.clock = now
         if done % 10 == 0 or done in (1, self.n_steps):
@@ -85,14 +87,11 @@ class Run:
             self.log(step_line(done, self.n_steps, lr, self.recent, memory))
             self.recent = []
 
-    def is_validated(self, step):
-        """True if the model is validated and saved after this step."""
-        return (step + 1) % self.eval_every == 0 or step + 1 == self.n_steps
-
     def log_validation(self, step, scores, key, higher_is_better):
         """Records validation scores and saves the checkpoints; scores[key] decides on the best."""
-        check_finite(f"validation after step {step + 1}", sum(scores.values()))
-        self.measure({"step": step + 1, **scores})
+        if not math.isfinite(sum(scores.values())):
+            stop_at(f"validation after step {step + 1}", sum(scores.values()))
+        self.metrics.write(json.dumps({"step": step + 1, **scores}) + "\n")
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         seconds = time.monotonic() - self.clock
         self.log(f"step {step + 1:5}  validation: {shown}  ({seconds:.0f} s)")

@@ -17,16 +17,17 @@ tests/bench/train.py measures all of it.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..batch import collate
 from ..files import InputError, brief
-from .processes import share
 
 
-def learning_rate(step, n_steps, peak, warmup=0.03):
+def learning_rate(step, n_steps, peak, warmup):
     """The rate of a step (from 0): a linear rise over this fraction of the steps, then a cosine."""
     n_warmup = math.ceil(warmup * n_steps)
     if step < n_warmup:
@@ -36,16 +37,19 @@ def learning_rate(step, n_steps, peak, warmup=0.03):
 
 
 def new_optimizer(model, settings):
-    """AdamW over the trained parameters, without weight decay, as in the original.
+    """AdamW over the trained parameters; norms and biases do not decay, as in the original.
 
-    Short runs average squared gradients over few steps (betas of 0.9 and 0.95). Raises an
-    InputError if nothing is trained.
+    Raises an InputError if nothing is trained.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         parts = ",".join(settings.train)
         raise InputError(f"--train {parts} leaves nothing to learn in this stage")
-    return torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=0.0)
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
 
 
 # ---- the examples of each step ----
@@ -99,17 +103,21 @@ class Loader:
     def batches(self, step):
         """This process's batches of a step, one for each forward pass.
 
-        There are none if an uneven last step has fewer examples than there are processes.
+        If an uneven last step has fewer examples than processes, some get one that counts nothing:
+        DDP needs every process in the backward pass.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             self.epoch = self.examples.epoch = epoch
             self.order = epoch_order(
                 self.examples.sizes, self.step_size, self.settings.seed, epoch)
-        mine = share(self.order[index], self.processes.world)[self.processes.rank]
+        everyone, accumulate = self.order[index], self.settings.accumulate
+        mine = everyone[self.processes.rank::self.processes.world]
+        parts = [mine[i::accumulate] for i in range(min(accumulate, len(mine)))]
         pad_id = self.examples.prompts.tokenizer.pad_id
-        parts = [part for part in share(mine, self.settings.accumulate) if len(part)]
-        return [collate([self.examples[i] for i in part], pad_id) for part in parts]
+        batches = [collate([self.examples[i] for i in part], pad_id)
+                   for part in parts or [everyone[:1]]]
+        return [replace(batch, counts=float(len(parts) > 0)) for batch in batches]
 
 
 # ---- the step itself ----
@@ -123,24 +131,27 @@ def train_step(model, optimizer, batches, lr, processes):
     norm is not finite.
     """
     loss_sum = weight_sum = n_tokens = 0
-    for batch in batches:
-        n_tokens += batch.mask.sum().item()
-        with processes.autocast():
-            loss, weight = model(batch.to(processes.device))
-        loss.backward()
-        loss_sum += loss.detach()
-        weight_sum += weight
+    for index, batch in enumerate(batches):
+        n_tokens += batch.counts * batch.mask.sum().item()
+        is_last = index == len(batches) - 1                       # DDP adds up gradients then
+        with nullcontext() if is_last or processes.world == 1 else model.no_sync():
+            with processes.autocast():
+                loss, weight = model(batch.to(processes.device))
+            (batch.counts * loss).backward()
+        loss_sum += batch.counts * loss.detach()
+        weight_sum += batch.counts * weight
     loss_sum, weight_sum, n_tokens = processes.sum(loss_sum, weight_sum, n_tokens)
     loss = loss_sum / weight_sum
-    check_finite("loss", loss, batches)
+    if not math.isfinite(loss):
+        stop_at("loss", loss, batches)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    processes.sum_gradients(trained)
     for parameter in trained:
         if parameter.grad is not None:
-            parameter.grad *= 1 / weight_sum
+            parameter.grad *= processes.world / weight_sum        # DDP has divided by the world
     norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
-    check_finite("gradient's norm", norm, batches)
+    if not math.isfinite(norm):
+        stop_at("gradient's norm", norm, batches)
 
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -149,10 +160,8 @@ def train_step(model, optimizer, batches, lr, processes):
     return loss, norm, n_tokens
 
 
-def check_finite(what, value, batches=()):
-    """Raises an InputError, which names the examples of the batches, unless the value is finite."""
-    if math.isfinite(value):
-        return
+def stop_at(what, value, batches=()):
+    """Raises the InputError for a value that is not finite; it names the examples."""
     examples = [str(index) for batch in batches for index in batch.examples]
     seen = f" (training examples {brief(', '.join(examples))})" if examples else ""
     raise InputError(f"the {what} is {value}{seen}; stopped, and the checkpoints saved until now "

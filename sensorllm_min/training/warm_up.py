@@ -83,7 +83,8 @@ def warm_up(model, examples, settings, processes, log):
     """
     if processes.first:
         alone = replace(processes, world=1, bf16=False)
-        settings = replace(settings, batch_size=BATCH_SIZE, accumulate=1, lr=LR, betas=BETAS)
+        settings = replace(settings, batch_size=BATCH_SIZE, accumulate=1, lr=LR, betas=BETAS,
+                           weight_decay=0.0)
         loader = Loader(examples, settings, alone)
         probe = TrendProbe(model, examples.data.dataset).to(processes.device)
         optimizer = new_optimizer(probe, settings)

@@ -135,7 +135,7 @@ def test_meta_counts_are_those_of_the_lines(small):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_path):
     raw, out = small
-    prepare("own", raw, tmp_path / "again", seed=3, say=quiet)
+    prepare("own", raw, tmp_path / "again", workers=3, seed=3, say=quiet)     # whatever the number of processes
     assert digest(tmp_path / "again") == digest(out)
     prepare("own", raw, tmp_path / "again", seed=1, say=quiet)                # replaces what was prepared there
     assert digest(tmp_path / "again")["align_train.jsonl"] != digest(out)["align_train.jsonl"]

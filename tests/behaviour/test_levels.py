@@ -1,6 +1,7 @@
 """Levels: mean and scale of a series, which standardising takes away, as numbers for the model."""
 import math
-from dataclasses import fields, replace
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from helpers import quiet
 from raw_files import write_small_own
 from untrained import save_untrained, small_dataset
 
+import train_align
+import train_har
 from sensorllm_min.ablations import EncoderMLP
 from sensorllm_min.batch import collate
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
+from sensorllm_min.cli import read_settings
 from sensorllm_min.config import ChronosConfig
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepare import prepare
@@ -19,7 +23,6 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation.ask import prepared_window
 from sensorllm_min.evaluation.interface import load_model
 from sensorllm_min.training.checkpoint import load_checkpoint
-from sensorllm_min.training.options import RunSettings
 
 # The usual mean and standard deviation of three channels.
 USUAL = ((1.0, 2.0), (-5.0, 0.5), (0.0, 1.0))
@@ -228,10 +231,11 @@ def test_the_checkpoint_keeps_them(stage_2):
     assert model.chronos.n_levels == 0
 
 
-def test_levels_are_on_by_default_with_the_built_in_encoder_alone():
-    settings = RunSettings(**dict.fromkeys(field.name for field in fields(RunSettings)))
-    assert settings.with_defaults().levels is True
-    public = replace(settings, encoder="amazon/chronos-t5-tiny")
-    assert public.with_defaults().levels is False
-    assert replace(public, levels=True).with_defaults().levels is True
-    assert replace(settings, levels=False).with_defaults().levels is False
+@pytest.mark.parametrize("given,expected", [
+    ((), True), (("--encoder", "amazon/chronos-t5-tiny"), False), (("--encoder", "amazon/chronos-t5-tiny", "--levels"), True),
+    (("--no-levels",), False)])
+def test_levels_are_on_by_default_with_the_built_in_encoder_alone(monkeypatch, given, expected):
+    """In both stages; the options of stage 2 are completed once stage 1's checkpoint is known."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    assert train_align.read_arguments().levels is expected
+    assert train_har.complete(read_settings(train_har.HarSettings, ""), None).levels is expected

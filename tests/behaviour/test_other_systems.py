@@ -35,9 +35,9 @@ def test_a_folder_without_locks_is_used_without(tmp_path, monkeypatch):
 def test_no_float64_reaches_a_device_that_has_none(monkeypatch):
     """The meta device stands for it: samples stay on the CPU in float64, all else moves; sums need no device."""
     batch = collate([Example([5, 6], [], [np.zeros(3)], IGNORED, {})], pad_id=0)
-    assert {tensor.device.type for name, tensor in vars(batch.to("meta")).items() if name != "examples"} == {"meta"}
-    monkeypatch.setattr(layers, "WITHOUT_FLOAT64", {"meta"})
-    moved = {name: tensor for name, tensor in vars(batch.to("meta")).items() if name != "examples"}
+    assert {tensor.device.type for tensor in vars(batch.to("meta")).values() if isinstance(tensor, torch.Tensor)} == {"meta"}
+    monkeypatch.setattr("sensorllm_min.batch.WITHOUT_FLOAT64", {"meta"})
+    moved = {name: tensor for name, tensor in vars(batch.to("meta")).items() if isinstance(tensor, torch.Tensor)}
     assert {name for name, tensor in moved.items() if tensor.device.type == "cpu"} == {"series", "channels"}
     assert all(tensor.dtype != torch.float64 for tensor in moved.values() if tensor.device.type == "meta")
     alone = Processes(0, 1, torch.device("meta"))

@@ -209,7 +209,7 @@ def test_one_person_is_split_by_time_with_a_window_left_out(tmp_path):
         assert data.records("har", split)[0]["subject"] == f"anna-{split}" and data.subjects_of(split) == [f"anna-{split}"]
     assert "says nothing about other people" in meta["held_out"] == data.dataset.held_out
     with pytest.raises(InputError, match="--folds leaves people out"):
-        next(plan_runs(SimpleNamespace(answer="class", data="d", align="none", folds=2), data))
+        next(plan_runs(SimpleNamespace(answer="class", folds=2, data="d", align="none"), data))
 
 
 def test_one_person_is_split_by_recordings(tmp_path):

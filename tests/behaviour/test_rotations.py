@@ -1,15 +1,13 @@
 """Sensors that turn in training: which channels turn together, by what, and what does not turn."""
-import dataclasses
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from helpers import run
-from raw_files import write_small_own
+from raw_files import OWN, write_small_own
 from scipy.spatial.transform import Rotation
 from untrained import small_dataset
 
-import train_align
 from sensorllm_min.data.examples import (
     AlignExamples, HarExamples, PromptFormat, sample_texts, rotate_sensors)
 from sensorllm_min.data.prepare import prepare
@@ -19,6 +17,7 @@ from sensorllm_min.data.sensors import DATASETS, Channel, rotations
 from sensorllm_min.data.texts import har_text
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
+from sensorllm_min.training.options import RunSettings
 
 # ---- which channels turn together ----
 
@@ -181,12 +180,16 @@ def test_nothing_turns_that_is_not_told_to(data, prompts):
     for split in ("train", "val", "test"):
         examples = HarExamples(data, split, prompts)
         np.testing.assert_array_equal(window_of(examples, 0, epoch=1), data.window(examples[0].record))
-    assert "rotate" not in {field.name for field in dataclasses.fields(train_align.RunSettings)}
+    assert "rotate" not in {field.name for field in fields(RunSettings)}
     assert AlignExamples.degrees == 0
 
 
-def test_training_says_where_no_sensor_turns(tmp_path):
-    write_small_own(tmp_path / "raw", n_recordings=1)
+@pytest.mark.parametrize("n_channels,said", [(3, True), (2, False)])
+def test_training_says_where_no_sensor_turns(tmp_path, n_channels, said):
+    """Of fewer than three channels, none could."""
+    write_small_own(tmp_path / "raw", n_recordings=1, channels=OWN["channels"][:n_channels])
+    for path in (tmp_path / "raw").rglob("*.npy"):
+        np.save(path, np.load(path)[:, :n_channels])
     prepare("own", tmp_path / "raw", tmp_path / "data", say=lambda line: None)
     options = ("--data", "data", "--align", "none", "--train-limit", 8, "--eval-limit", 4, "--test-limit", 4, "--epochs", 1)
-    assert '"places" in dataset.json can say so' in run("train_har.py", *options, cwd=tmp_path)
+    assert ('"places" in dataset.json can say so' in run("train_har.py", *options, cwd=tmp_path)) == said

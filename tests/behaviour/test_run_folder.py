@@ -248,16 +248,16 @@ def test_the_first_each_tenth_and_the_last_step_are_printed_and_all_are_measured
     assert [line[8] for line in lines] == ["0.6", "0.3", "0.0"] and all(line[-1] == "GB" for line in lines)
     assert json_lines(tmp_path / "metrics.jsonl") == [
         {"step": step + 1, "loss": 1.0 + step, "grad_norm": 0.5, "lr": 1e-3} for step in range(20)]
-    assert [step + 1 for step in range(20) if run.is_validated(step)] == [8, 16, 20]
+    assert [step + 1 for step in range(20) if step in run.validated] == [8, 16, 20]
     run = begin(recipe, tmp_path, batch_size=1, accumulate=1)                 # thirty steps, eight validations
-    assert [step + 1 for step in range(30) if run.is_validated(step)] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [step + 1 for step in range(30) if step in run.validated] == [4, 8, 12, 16, 20, 24, 28, 30]
 
 
 def test_results_name_seconds_trained_parameters_and_where_they_come_from(recipe, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(training, "draw_curves", lambda path, records: drawn.append((path, records)))
     run = begin(recipe, tmp_path, train=("head",))
-    run.measure({"step": 1, "loss": 2.0})
+    run.metrics.write(json.dumps({"step": 1, "loss": 2.0}) + "\n")
     run.finish({"score": 0.5})
     assert drawn == [(tmp_path / "curves.png", [{"step": 1, "loss": 2.0}])]
     results = json.loads((tmp_path / "results.json").read_text())

@@ -19,6 +19,7 @@ from sensorllm_min.evaluation.class_scores import class_scores
 from sensorllm_min.evaluation.predict import mean_loss, score_classes
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import train_backend
+from sensorllm_min.recipe import build_model
 from sensorllm_min.training.checkpoint import load_checkpoint, read_checkpoint
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.training.step import learning_rate
@@ -130,6 +131,15 @@ def untouched(demo, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("stage", ["align", "har"])
+def test_the_seed_draws_the_weights_that_a_run_starts_from(untouched, stage):
+    model, recipe, _ = load_checkpoint(untouched / stage / "last.safetensors")
+    for seed in (3, 0):
+        torch.manual_seed(seed)
+        drawn = build_model(recipe)
+        assert torch.equal(drawn.projector[0].weight, model.projector[0].weight) == (seed == 3)
+
+
 SPLITS = (("train", 21), ("val", 22), ("test", 23))
 
 
@@ -184,7 +194,7 @@ def test_each_step_has_the_rate_of_the_schedule_and_each_nth_a_validation(traine
     lines = metrics(trained / stage)
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7]          # 52 examples in steps of 4 x 2
-    assert [line["lr"] for line in steps] == [learning_rate(step, 7, 2e-3) for step in range(7)]
+    assert [line["lr"] for line in steps] == [learning_rate(step, 7, 2e-3, 0.03) for step in range(7)]
     assert steps[0]["lr"] == steps[1]["lr"] == 2e-3 > steps[2]["lr"] > steps[6]["lr"]      # 3 % of 7 is one step
     validated = [line["step"] for line in lines if "val_loss" in line]
     assert validated == [*range(eval_every, 7, eval_every), 7]

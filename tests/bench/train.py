@@ -1,17 +1,15 @@
 """One optimizer step of both stages: ours beside the same model made of transformers' parts.
 
-    python tests/bench/train.py [--repeats 3]            without a GPU eight minutes on two cores
+    python tests/bench/train.py [--repeats 3]            eight minutes on two cores
     python tests/bench/train.py --shape smollm2 --batch 2
 
-Without a GPU: a small LLaMA and T5 of random weights in float32, beside the model as the original
+A small LLaMA and T5 of random weights in float32, beside the model as the original
 makes it ("theirs") and beside what one would write with transformers for a frozen LLM ("plain").
 Losses and gradients are compared, then steps are timed in turns. "matmul" is a step's arithmetic,
 as training/step.py counts it, at the rate of a large product. Memory is what a first step adds at
 its peak, in a process of its own: VmHWM after the step (a mark that /proc/self/clear_refs resets
 before it) less VmRSS before it. By then weights are read and code has run, and tensors are mapped
 one by one (MALLOC_MMAP_THRESHOLD_), so that no freed memory is kept.
-
-With a GPU: the shapes of Llama-3-8B and chronos-t5-large with random bfloat16 weights, ours alone.
 """
 import argparse
 import copy
@@ -36,21 +34,17 @@ sys.path.insert(0, str(ROOT))
 
 from sensorllm_min.batch import IGNORED, Example, collate                     # noqa: E402
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer                  # noqa: E402
-from sensorllm_min.config import (ChronosConfig, LlamaConfig, T5Config,       # noqa: E402
-                                  read_llama_config)
+from sensorllm_min.config import ChronosConfig, read_llama_config             # noqa: E402
 from sensorllm_min.data import wording                                        # noqa: E402
 from sensorllm_min.data.examples import PromptFormat, align_prompt, har_prompt        # noqa: E402
 from sensorllm_min.data.sensors import DATASETS                               # noqa: E402
 from sensorllm_min.data.texts import align_pair                               # noqa: E402
-from sensorllm_min.llama import Llama                                         # noqa: E402
 from sensorllm_min.sensorllm import SensorLLM                                 # noqa: E402
-from sensorllm_min.t5_encoder import T5Encoder                                # noqa: E402
-from sensorllm_min.text_tokenizer import (TextTokenizer, load_backend, new_tokens,    # noqa: E402
-                                          train_backend)
-from sensorllm_min.training.checkpoint import Recipe, save_checkpoint         # noqa: E402
+from sensorllm_min.text_tokenizer import (                                    # noqa: E402
+    BytePairs, TextTokenizer, load_backend, new_tokens, train_backend)
 from sensorllm_min.training.processes import Processes                        # noqa: E402
-from sensorllm_min.training.step import Step, new_optimizer, train_step       # noqa: E402
-from sensorllm_min.weights import Unfilled, load_llama, load_t5_encoder       # noqa: E402
+from sensorllm_min.training.step import new_optimizer, train_step             # noqa: E402
+from sensorllm_min.weights import load_llama, load_t5_encoder                 # noqa: E402
 
 S = 100                                                           # samples of a channel
 DATASET = DATASETS["mhealth"]                                     # 15 channels, windows of 100
@@ -73,8 +67,8 @@ def make_tokenizer(vocab_size):
     else:
         texts = (*wording.QUESTIONS, *wording.LINE_FORMATS, *wording.COVERS, *wording.CHANGES,
                  *wording.TOTALS, *wording.DIRECTION_OF_WORD)
-        backend = train_backend(texts, 500)
-    return TextTokenizer(backend, vocab_size, (1, [2]), new_tokens(DATASET.channels), "llama2")
+        backend = BytePairs(train_backend(texts, 500))
+    return TextTokenizer(backend, vocab_size, (1, [2]), new_tokens(DATASET.channels))
 
 
 def make_batch(tokenizer, stage, size):
@@ -246,8 +240,8 @@ def one_step(model, batch, optimizer):
     """One optimizer step of either model; for ours the step that both training scripts take."""
     if isinstance(model, SensorLLM):
         device = batch.ids.device
-        processes = Processes(0, 1, device, bf16=device.type == "cuda")
-        return train_step(model, Step(0, LR, [batch], 1.0), optimizer, processes, "")
+        processes = Processes(0, 1, device)
+        return train_step(model, optimizer, [batch], LR, processes)
     model.backward(batch)
     nn.utils.clip_grad_norm_(trained(model), 1.0).item()
     optimizer.step()
@@ -323,20 +317,6 @@ def optimizer_bytes(optimizer):
     return sum(sum(moment.nbytes for moment in state.values()) for state in states)
 
 
-def checkpoint_bytes(model, tokenizer, stage, folder):
-    """What save_checkpoint writes of ours; all tensors of theirs, as the original saves them."""
-    if isinstance(model, Theirs):
-        return sum(tensor.nbytes for tensor in model.state_dict().values())
-    recipe = Recipe(
-        dataset="mhealth", added_tokens=tuple(tokenizer.added), scaling="StanNormalizeUniformBins",
-        projector=model.projector.hidden, llm="llama", llm_fingerprint="",
-        llm_config=model.llm.config, encoder="t5", encoder_fingerprint="",
-        encoder_config=model.encoder.config, chronos=CHRONOS, tokenizer_json=None,
-        classes=DATASET.classes if stage == "har" else ())
-    save_checkpoint(folder / "best.safetensors", model, recipe, {})
-    return (folder / "best.safetensors").stat().st_size
-
-
 def measure(stage, size, folder, repeats):
     tokenizer = make_tokenizer(read_llama_config(folder / "llama").vocab_size)
     models = {way: load(way, folder, tokenizer, stage) for way in WAYS}
@@ -359,8 +339,7 @@ def measure(stage, size, folder, repeats):
             "step, s (median)": statistics.median(seconds[way][1:]),      # the first step warms up
             "a step's memory, MB": step_memory(way, stage, folder, size) / 1e6,
             "trained parameters, M": sum(p.numel() for p in trained(model)) / 1e6,
-            "optimizer state, MB": optimizer_bytes(optimizers[way]) / 1e6,
-            "checkpoint, MB": checkpoint_bytes(model, tokenizer, stage, folder) / 1e6}
+            "optimizer state, MB": optimizer_bytes(optimizers[way]) / 1e6}
     flop, rate = step_flop(models["ours"].llm, batch), matmul_rate()
     ours = columns["ours"]["step, s (median)"]
     print(f"  matmul: {flop / 1e12:.2f} TFLOP a step at {rate / 1e9:.0f} GFLOP/s are "
@@ -376,7 +355,7 @@ def measure(stage, size, folder, repeats):
 def step_flop(llm, batch):
     """Operations of a step's matrix products, as training/step.py counts them.
 
-    2 N forward and 2 N for the gradient of what flows through; the last block's for answers alone.
+    2 N forward and 2 N for the gradient of the activations.
     Padding, attention, the encoder and what checkpointing computes again count as nothing.
     """
     n_tokens, n_answer = batch.mask.sum().item(), (batch.targets != IGNORED).sum().item()
@@ -396,79 +375,17 @@ def matmul_rate():
     return 2 * 2048 ** 3 / statistics.median(seconds)
 
 
-# ---- on a GPU ----
-
-def fill(module):
-    """Moves a meta module to the GPU: bfloat16 matrices with a fan-in start, norms of 1."""
-    module = module.to(torch.bfloat16).to_empty(device="cuda")
-    for parameter in module.parameters():
-        if parameter.dim() == 2:
-            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        else:
-            nn.init.ones_(parameter)
-    return module
-
-
-def median_seconds(run, repeats):
-    """Median time of run() on the GPU, after two calls that warm up."""
-    seconds = []
-    for _ in range(repeats + 2):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
-
-
-def measure_on_gpu(repeats):
-    with torch.device("meta"), Unfilled():
-        llm = Llama(LlamaConfig(
-            vocab_size=128256, d_model=4096, d_ff=14336, n_layers=32, n_heads=32, n_kv_heads=8,
-            head_dim=128, rope_theta=500000.0, max_positions=8192))
-        encoder = T5Encoder(T5Config(
-            vocab_size=4096, d_model=1024, d_ff=4096, n_layers=24, n_heads=16, head_dim=64))
-    llm, encoder, tokenizer = fill(llm), fill(encoder), make_tokenizer(128256)
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    rate = 2 * 8192 ** 3 / median_seconds(lambda: a @ b, 20)      # FLOP/s
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: "
-          f"matmul {rate / 1e12:.0f} TFLOP/s in bfloat16")
-    for stage, size in (("align", 4), ("har", 2)):
-        model = our_model(encoder, llm, tokenizer, stage).to("cuda")
-        batch, optimizer = make_batch(tokenizer, stage, size).to("cuda"), make_optimizer(model)
-        n_tokens, flop = batch.mask.sum().item(), step_flop(llm, batch)
-        for checkpointing in (False, True):
-            llm.gradient_checkpointing = checkpointing
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            shape = tuple(batch.ids.shape)
-            title = f"train_{stage}.py, {shape} tokens, checkpointing {checkpointing}: "
-            try:
-                seconds = median_seconds(lambda: one_step(model, batch, optimizer), repeats)
-            except torch.cuda.OutOfMemoryError:
-                print(title + "out of memory", flush=True)
-                optimizer.zero_grad(set_to_none=True)
-                continue
-            peak = torch.cuda.max_memory_allocated()
-            print(f"{title}{seconds:.3f} s a step, {n_tokens / seconds:.0f} tokens/s, "
-                  f"{flop / seconds / rate:.1%} of the matmul rate, peak {peak / 1e9:.1f} GB, "
-                  f"{(peak - before) / 1e9:.1f} of it for the step", flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the LLaMA, on a CPU")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the LLaMA")
     parser.add_argument("--batch", type=int, default=8,
-                        help="windows of stage 1, on a CPU; stage 2 takes half as many")
+                        help="windows of stage 1; stage 2 takes half as many")
     parser.add_argument("--memory", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
         return memory(*args.memory)
-    if torch.cuda.is_available():
-        return measure_on_gpu(args.repeats)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32; "
           f"medians of {args.repeats}, in turns")
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sensorllm_min.chronos_tokenizer import SCALINGS, ChronosTokenizer, pad_left
+from sensorllm_min.batch import Example, collate
+from sensorllm_min.chronos_tokenizer import SCALINGS, ChronosTokenizer
 from sensorllm_min.config import ChronosConfig
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_tokenizer.json").read_text())
@@ -100,7 +101,8 @@ def test_mean_scaling_equals_the_chronos_package(chronos):
     series = [torch.randn(n, generator=generator) * 10 ** (n % 5) for n in (1, 7, 100, 511, 512, 700)]
     series[2][[3, 50]] = float("nan")
     series[3][:] = 0
-    stacked = pad_left(series)
+    examples = [Example([1], [], [one.double().numpy()], 0, {}, 0) for one in series]
+    stacked = collate(examples, pad_id=0).series.float()
     torch.testing.assert_close(stacked, left_pad_and_stack_1D(series), equal_nan=True, rtol=0, atol=0)
 
     ids, mask, scale = chronos.context_input_transform(stacked)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import DEVICE
 
-from sensorllm_min.layers import attend, reference_attention, split_heads
+from sensorllm_min.layers import attend, reference_attention
 
 pytest.importorskip("triton")
 from sensorllm_min.triton_attention import fused_attention    # noqa: E402
@@ -200,7 +200,7 @@ def test_the_same_input_gives_the_same_bits():
 def test_any_strides_are_read_without_a_copy(monkeypatch):
     """Heads side by side in memory, a slice of a cache, keys shared by the batch, columns apart."""
     torch.manual_seed(0)
-    q = split_heads(torch.randn(2, 33, 4 * 16, device=DEVICE), 4)
+    q = torch.randn(2, 33, 4, 16, device=DEVICE).transpose(1, 2)
     k = torch.randn(3, 2, 4, 90, 16, device=DEVICE)[1, :, :, :33]
     shared = torch.randn(1, 4, 33, 16, device=DEVICE).expand(2, -1, -1, -1)
     apart = torch.randn(2, 4, 16, 33, device=DEVICE).transpose(2, 3)

@@ -3,7 +3,6 @@ import pytest
 import torch
 from helpers import DEVICE, ROOT, launch, losses, make_chronos, make_llama, run
 
-from sensorllm_min.config import read_llama_config
 from sensorllm_min.generate import generate
 from sensorllm_min.layers import use_backend
 from sensorllm_min.llama import KVCache
@@ -43,7 +42,6 @@ def test_llama_with_a_cache_equals_llama_without(tmp_path):
     """A prompt in two chunks, then token by token, equals the whole at once."""
     make_llama(tmp_path)
     llm = load_llama(tmp_path).to(DEVICE)
-    config = read_llama_config(tmp_path)
     torch.manual_seed(0)
     x = torch.randn(2, 30, 48, device=DEVICE)
     mask = torch.ones(2, 30, dtype=torch.bool, device=DEVICE)
@@ -52,11 +50,10 @@ def test_llama_with_a_cache_equals_llama_without(tmp_path):
         use_backend(llm, "torch")
         expected = llm(x, mask)
         use_backend(llm, "triton")
-        cache = KVCache(config, 2, 30, torch.float32, DEVICE)
-        parts = [
-            llm(x[:, a:b], mask[:, :b], cache)
-            for a, b in ((0, 20), (20, 27), (27, 28), (28, 29), (29, 30))
-        ]
+        caches = [KVCache(llm.config, 2, 30, torch.float32, DEVICE) for _ in llm.layers]
+        ends = [20, 27, 28, 29, 30]
+        parts = [llm(x[:, start:end], mask[:, :end], caches)
+                 for start, end in zip([0, *ends[:-1]], ends)]
     torch.testing.assert_close(torch.cat(parts, 1)[mask], expected[mask], rtol=0, atol=1e-5)
 
 
