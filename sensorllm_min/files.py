@@ -1,36 +1,28 @@
-"""Files: one error for whatever is wrong with one, and writes that are whole or absent."""
+"""Files: one error for whatever is wrong with a file, and writes that are whole or absent."""
 import json
 import os
-import types
-import typing
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 
 def brief(value) -> str:
-    """A value as a message shows it: in one line, of at most 80 characters."""
+    """A value in one line of at most 80 characters, for a message."""
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 class InputError(Exception):
-    """Something a person gave is wrong.
-
-    Its text is one line that says what is wrong, where, and how to fix it. The scripts print it and
-    exit with code 2.
-    """
+    """A user error: one line that says what is wrong, where, and how to fix it."""
 
     def __str__(self):
-        return " ".join(super().__str__().split())                # names of files may hold anything
+        return " ".join(super().__str__().split())                # a file's name may hold a newline
 
 
 @contextmanager
 def understanding(where, problem="does not hold what it should", advice=""):
-    """Turns whatever goes wrong in reading a person's file into an InputError that names it.
+    """Turns any error in reading a user's file into an InputError that names it, with advice.
 
-    Libraries raise errors of many kinds for a broken file, and what fails behind them is most often
-    of another kind than expected: so all of them are meant. advice: how to fix it.
+    Libraries raise many kinds of errors for a broken file, so this catches Exception.
     """
     try:
         yield
@@ -45,31 +37,8 @@ def understanding(where, problem="does not hold what it should", advice=""):
         raise InputError(f"{where} {problem} ({reason}){advice}")
 
 
-def is_a(value, hint) -> bool:
-    """Whether a value has a declared type; a whole number may stand for a float, both finite."""
-    if isinstance(hint, types.UnionType):
-        return any(is_a(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return type(value) is tuple and all(is_a(item, typing.get_args(hint)[0]) for item in value)
-    if hint in (int, float):
-        return type(value) in (int, hint) and abs(value) < 2 ** 63        # false for NaN
-    return type(value) is hint
-
-
-def check_types(record, where):
-    """The dataclass object `record`. InputError where a field is not of its declared type."""
-    hints = typing.get_type_hints(type(record))
-    for field in fields(record):
-        value, hint = getattr(record, field.name), hints[field.name]
-        if not is_a(value, hint):
-            name = getattr(hint, "__name__", hint) if type(hint) is type else hint
-            raise InputError(f"{where} does not hold what it should: {field.name} is "
-                             f"{brief(repr(value))}, not {name}")
-    return record
-
-
 def read_json(path) -> dict:
-    """The object in a JSON file. InputError where the file is missing or holds anything else."""
+    """The object in a JSON file. InputError if the file is missing or holds anything else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError:
@@ -83,7 +52,7 @@ def read_json(path) -> dict:
 
 @contextmanager
 def write_bytes(path):
-    """Opens a binary file that takes the name `path` only when all of it is written, and synced."""
+    """Opens a binary file that takes the name `path` only once all of it is written and synced."""
     unfinished = Path(f"{path}.unfinished")
     try:
         with open(unfinished, "wb") as file:
@@ -108,16 +77,12 @@ def write_json(path, content):
 
 @contextmanager
 def locked(folder):
-    """Keeps other processes out of a folder, which is made if it is missing.
-
-    InputError where another one is in it. The lock ends with the process, however that ends. A
-    system without such locks (Windows) has none.
-    """
+    """Makes a folder and keeps other processes out of it; InputError if one is in it already."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:
+    except ImportError:                                           # Windows
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -135,18 +100,3 @@ def locked(folder):
         yield
     finally:
         os.close(handle)
-
-
-def markdown_table(head, rows) -> str:
-    """A Markdown table; what a cell holds is shown as it is written."""
-    lines = [head, ["---"] * len(head), *rows]
-    escaped = [[markdown_text(cell) for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
-
-
-def markdown_text(value) -> str:
-    """A value in one line of Markdown, without tables, links, code or HTML of its own."""
-    text = " ".join(str(value).split())
-    for sign in "\\`|[]*":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("<", "&lt;")
