@@ -164,8 +164,8 @@ def score(settings, model, checkpoint, out):
     best = progress["best"]                                       # None: not validated yet
     best = "none yet" if best is None else f"{best:.4f}"
     say(f"{checkpoint}: stage {recipe.stage}, {recipe.dataset}, step {progress['step']}, "
-        f"validation {best}; LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}; "
-        f"{settings.split} subjects")
+        f"validation {best}; LLM {recipe.llm or 'built-in'}, encoder "
+        f"{recipe.encoder or 'built-in'}; {settings.split} subjects")
     path = out / f"evaluation_{settings.split}.json"
     path.unlink(missing_ok=True)                                  # an interrupted run leaves none
     score_stage = score_activities if recipe.classes else score_descriptions

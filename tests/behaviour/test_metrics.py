@@ -11,6 +11,7 @@ from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import align_pair
 from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of, most_wrong)
+from sensorllm_min.evaluation.trend_scores import TRUTH, truth_sums
 
 CHANNEL = DATASETS["demo"].channels[0]
 TRIALS = pytest.mark.parametrize("trials", [105, pytest.param(700, marks=pytest.mark.slow)])
@@ -125,7 +126,10 @@ def facts(series, rate):
 @pytest.mark.parametrize("kinds", [("simple_trend", "summary"), ("trend", "summary"), ("summary",), ("simple_trend",),
                                    ("simple_trend", "trend", "summary"), ("trend",)], ids="+".join)
 def test_every_claim_of_every_wording_is_read_back_and_true(kinds, trials):
-    """Segments, counts, totals, kinds, changes, span, overall direction, over random series, lengths and rates."""
+    """Segments, counts, totals, kinds, changes, span, overall direction, over random series, lengths and rates.
+
+    The truth gets full marks; segments are not scored where the true text lists none.
+    """
     rng = np.random.default_rng(0)
     for trial in range(2 * trials):
         length = 2 if trial % 10 == 0 else int(rng.integers(2, 260))
@@ -143,6 +147,9 @@ def test_every_claim_of_every_wording_is_read_back_and_true(kinds, trials):
         for what in ("span", "kinds", "changes", "totals", "overall"):
             silent = {} if what == "totals" else None
             assert getattr(claims, what) == (truth[what] if has_summary else silent), (what, text)
+        sums = truth_sums(claims, claims, series, rate)
+        assert list(sums) == list(TRUTH if has_segments else TRUTH[-1:]), text
+        assert all(part == whole for part, whole in sums.values()), text
 
 
 def test_every_wording_is_whole_english_sentences():
