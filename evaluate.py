@@ -37,12 +37,10 @@ say = partial(print, flush=True)
 
 
 def sample_size(text):
-    """A whole number of at least 1, or "all"."""
     return sys.maxsize if text == "all" else count(text)
 
 
 def probability(text):
-    """A number above 0 and at most 1."""
     if not 0 < float(text) <= 1:
         raise ValueError
     return float(text)
@@ -149,7 +147,7 @@ def score_activities(settings, model, checkpoint, data, out):
 
 
 def open_data(settings, recipe):
-    """The dataset of --data. InputError unless it is the one that the checkpoint was trained on."""
+    """The dataset of --data. InputError unless the checkpoint was trained on it."""
     data = PreparedData(settings.data or f"data/{recipe.dataset}")
     if data.name != recipe.dataset:
         raise InputError(f"the checkpoint was trained on {recipe.dataset}, {settings.data} holds "

@@ -46,13 +46,8 @@ def run_script(main):
     sys.exit(code)
 
 
-# ---- options: the fields of a frozen dataclass ----
-
 def option(default, help, **settings):
-    """A field of a settings dataclass with the help text and further arguments of argparse.
-
-    A default of False makes a flag; any default but None is named in the help.
-    """
+    """A field of a settings dataclass, with arguments of argparse; a default of False is a flag."""
     if default is False:
         settings["action"] = "store_true"
     elif default is not None:
@@ -82,7 +77,7 @@ def count(text):
 
 def amount(text):
     """A finite number of at least 0."""
-    if not (math.isfinite(float(text)) and float(text) >= 0):
+    if not 0 <= float(text) < math.inf:
         raise ValueError
     return float(text)
 
@@ -97,8 +92,7 @@ def seed(text):
 def some_of(option, noun, known, sign=",", words={}):
     """A type for an option that takes some of `known`, joined by a sign: text -> a tuple of them.
 
-    words: what may be given instead, and its value, such as {"all": (...)}. Raises an InputError
-    for any other text; `noun` names the choices in it, such as "parts".
+    words: {text: value} that may be given instead. InputError, with `noun`, for any other text.
     """
     def parse(text):
         if text in words:

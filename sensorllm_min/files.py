@@ -65,13 +65,11 @@ def write_bytes(path):
 
 
 def write_text(path, text):
-    """Writes a text file whole or not at all."""
     with write_bytes(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path, content):
-    """Writes an object as indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -56,10 +56,7 @@ def prepared_window(data, stage, split, index, token=None) -> Window:
 
 
 def csv_window(path, dataset, token=None) -> Window:
-    """A CSV as one window of one channel, for stage 1: the channel of `token`, or the only one.
-
-    Raises an InputError if a sample is missing, not finite, or if there are fewer than two.
-    """
+    """A CSV as one window of one channel, for stage 1: that of `token`, or the only one."""
     if token is None:
         columns = csv_header(path)
         known = [channel.token for channel in dataset.channels if channel.heading in columns]
@@ -119,11 +116,7 @@ def typed_questions():
 
 
 def converse(model, window, question, max_new_tokens, sampling, folder):
-    """Answers a question about a window; without one, each that a person types.
-
-    Draws the window into the folder with its true trends and, below these, the trends that an
-    answer of stage 1 claims.
-    """
+    """Draws a window and answers a question about it; without one, each that a person types."""
     dataset = window.dataset
     channels = ", ".join(channel.spoken for channel in dataset.channels)
     texts = window_trends_text(window.samples, dataset).split("\n")

@@ -69,8 +69,7 @@ def confusion_of(records, n_classes):
 def bootstrap_intervals(confusions, n_draws=2000, seed=0):
     """A confusion matrix for each subject -> {score: [low, high]}, 95 % intervals over people.
 
-    A percentile bootstrap that draws subjects, not windows, since the windows of one person are
-    alike. With few subjects it is rough.
+    A percentile bootstrap draws subjects, not windows, since those of one person are alike.
     """
     confusions = np.stack(confusions)                             # (subjects, n, n)
     n_subjects = len(confusions)

@@ -94,10 +94,7 @@ class Model:
         return vectors.unflatten(0, (samples.shape[1], -1)).numpy()
 
     def example(self, samples, dataset, title, question=None, index=0):
-        """A window as an Example: samples (S, C) of the dataset's C channels.
-
-        question: for stage 1. index: seeds sampling. Raises an InputError if it is too long.
-        """
+        """A window (S, C) of the dataset's C channels as an Example; question: for stage 1."""
         self.prompts.check_length(samples, title)
         if self.stage == "align":
             question = self.model.tokenizer.as_text(question)
@@ -112,7 +109,7 @@ class Model:
         return Example(prompt, [], list(samples.T), IGNORED, {}, index, columns)
 
     def answer(self, example, max_new_tokens=400, sampling=GREEDY, listen=None):
-        """The record of the answer to one Example (see predict.answer_batches)."""
+        """The record of the answer to one Example (see predict)."""
         record, = answer_batches(
             self.model, [[example]], self.processes, max_new_tokens, sampling, listen)
         return record
@@ -123,10 +120,7 @@ class Model:
                              f"train_{stage}.py")
 
     def checked(self, samples, may_miss=False):
-        """Samples as an array (T, C), or an InputError.
-
-        They are float32, like prepared windows, or float64 if some are missing, to be interpolated.
-        """
+        """Samples as an array (T, C): float32, like prepared windows; float64 if some may miss."""
         samples = np.asarray(samples)
         n_channels = len(self.dataset.channels)
         is_real = samples.dtype.kind in "biuf"

@@ -10,7 +10,6 @@
 Several processes each answer their own part of a split.
 """
 import json
-import math
 import time
 from dataclasses import replace
 
@@ -37,10 +36,7 @@ def own_order(examples, processes):
 
 
 def batches_of(examples, processes, batch_size, say=None, n_done=0):
-    """Yields this process's part of the examples as lists of Example, after the first n_done.
-
-    say: gets a line about progress now and then, which takes sizes for times.
-    """
+    """Yields this process's part of the examples, after the first n_done, as lists of Example."""
     order = own_order(examples, processes)
     sizes = examples.sizes[order]
     began = said = time.monotonic()
@@ -49,7 +45,8 @@ def batches_of(examples, processes, batch_size, say=None, n_done=0):
         if say and start > n_done and now - said > SILENCE:
             said = now
             seconds = now - began
-            left = seconds / sizes[n_done:start].sum() * sizes[start:].sum()
+            done, rest = sizes[n_done:start].sum(), sizes[start:].sum()
+            left = seconds / done * rest                          # as if sizes were times
             say(f"{start}/{len(order)} windows, {(start - n_done) / seconds:.2g} windows/s, "
                 f"{left / 60:.1f} min left")
         yield [examples[i] for i in order[start:start + batch_size]]
@@ -125,7 +122,7 @@ def mean_loss(model, examples, processes, batch_size, say=None) -> float:
         loss_sum += loss
         weight_sum += weight
     loss_sum, weight_sum = processes.sum(loss_sum, weight_sum)
-    return loss_sum / weight_sum if weight_sum else math.nan
+    return loss_sum / weight_sum
 
 
 def score_classes(model, examples, processes, batch_size, say=None):
@@ -144,7 +141,7 @@ def score_classes(model, examples, processes, batch_size, say=None):
     loss = sum(record["loss"] for record in records)
     weight = sum(weights[record["label"]] for record in records)
     loss, weight = processes.sum(loss, weight)
-    return counts[:, :-1], loss / weight if weight else math.nan  # a class head names a class
+    return counts[:, :-1], loss / weight                          # a class head names a class
 
 
 def keep_records(path, settings, answer, batch_size):

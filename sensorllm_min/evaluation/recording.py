@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.logs import Log, put_on_grid, resample, runs, stretches
+from ..data.logs import put_on_grid, resample, runs, stretches
 from ..data.own import read_log
 from ..data.prepare import strided_windows
 from ..data.tables import csv_header
@@ -48,8 +48,9 @@ def classify_recording(model, log, counts, batch_size=16) -> list[Prediction]:
     if not windows:
         raise InputError(f"{len(log.samples)} samples hold no window: {dataset.n_window} samples "
                          f"without a gap, {seconds:g} s at {dataset.rate:g} Hz")
-    examples = [model.example(samples, dataset, "a window", index=i)
-                for i, (_, samples) in enumerate(windows)]
+    examples = []
+    for i, (_, samples) in enumerate(windows):
+        examples.append(model.example(samples, dataset, "a window", index=i))
     batches = [examples[i:i + batch_size] for i in range(0, len(examples), batch_size)]
     records = answer_batches(model.model, batches, model.processes)
     predictions = []
@@ -85,10 +86,7 @@ def bar_of(activities, log):
 
 
 def predict_csv(path, model, batch_size, say):
-    """Classifies a CSV: writes PATH.predictions.csv and draws PATH.predictions.png.
-
-    The CSV is read as in preparation, with the labels of its label column if it has one.
-    """
+    """Classifies a CSV: writes PATH.predictions.csv and draws PATH.predictions.png."""
     dataset, counts = model.dataset, Counter()
     column = dataset.label_column or "label"
     values = dataset.label_values or {name: name for name in dataset.classes}

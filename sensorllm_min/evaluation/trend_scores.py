@@ -131,7 +131,7 @@ def scores_of(pairs):
     bleu, _ = word_scorers()
     lengths, *pairs = pairs.tolist()
     matches, totals = map(list, zip(*pairs[:len(BLEU)]))
-    lengths = [int(length) for length in lengths]
+    lengths = [int(length) for length in lengths]                 # sacrebleu takes no floats
     scores = {}
     for order, name in enumerate(BLEU, start=1):
         counts = matches[:order], totals[:order]
@@ -142,10 +142,7 @@ def scores_of(pairs):
 
 
 def score_trends(records, data, guess, processes):
-    """Scores described windows -> {group: {"windows", "answers", "guess"}}.
-
-    The groups are "all" and each channel that has windows. Every process gives its own records.
-    """
+    """This process's records -> {"all" or a channel: {"windows", "answers", "guess"}} of all."""
     groups = ["all", *data.tokens]
     sums = np.zeros((len(groups), 2, len(PAIRS), 2))
     for record in records:
@@ -214,6 +211,5 @@ def draw_answers(path, records, data, say):
         title = f"window {record['window']}, subject {record['subject']}: {spoken}"
         series = data.window(record)[:, column]
         windows.append((title, series, parse_segments(record["generated"])))
-    if windows:
-        draw_descriptions(path, windows, data.dataset)
-        say(f"wrote {path}: true trends and those that the model claims")
+    draw_descriptions(path, windows, data.dataset)
+    say(f"wrote {path}: true trends and those that the model claims")

@@ -53,16 +53,12 @@ def png_of(figure, dpi=192):
 
 
 def save(figure, path):
-    """Writes a PNG whole or not at all."""
     with write_bytes(path) as file:
         file.write(png_of(figure, dpi=110))
 
 
 def draw_window(path, window, dataset, chronos, title, texts):
-    """Draws a window (S, C) to a PNG: a panel per channel, with its trend line.
-
-    The steps behind the line are the bins of Chronos. texts: one for below each panel.
-    """
+    """Draws a window (S, C) to a PNG: a panel per channel, with trend line, bins, and its text."""
     n = len(dataset.channels)
     columns = 3 if n % 3 == 0 else min(n, 2)
     rows = -(-n // columns)
@@ -96,10 +92,7 @@ def draw_trend_line(axis, series, dataset):
 
 
 def draw_descriptions(path, windows, dataset):
-    """Draws windows (title, series (S,), claimed segments in seconds) to a PNG, one below another.
-
-    Under each window are two bars: the true trends, and those that the model claims.
-    """
+    """Draws windows (title, series (S,), claimed segments in seconds) and true trends to a PNG."""
     figure, axes = panels(len(windows), (8, 2.6 * len(windows)))
     for axis, (title, series, claimed) in zip(axes, windows):
         draw_trend_line(axis, series, dataset)
@@ -142,10 +135,7 @@ def draw_units(axes, seconds, samples, dataset):
 
 
 def draw_recording(path, log, dataset, bars):
-    """Draws the signals of a Log to a PNG, and above them a bar of activities for each of `bars`.
-
-    bars: {"predicted": [(start, end, activity), ...], ...}, in seconds.
-    """
+    """Draws a Log to a PNG, below bars {"predicted": [(start, end, activity), ...], ...}."""
     heights = [0.35 * len(bars)] + [1.9] * len(units_of(dataset))
     size = 11, 0.6 + sum(heights)
     figure, (top, *axes) = panels(len(heights), size, sharex=True, height_ratios=heights)
