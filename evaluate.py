@@ -9,6 +9,7 @@ import sensorllm_min    # noqa: F401: first, since it says where Python is too o
 import hashlib
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ import numpy as np
 from sensorllm_min.cli import amount, count, option, read_settings, run_script, seed
 from sensorllm_min.data.examples import AlignExamples, HarExamples
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation.ask import converse, csv_window, draw, prepared_window
+from sensorllm_min.evaluation.ask import converse, csv_window, prepared_window
 from sensorllm_min.evaluation.class_scores import class_report, score_people
 from sensorllm_min.evaluation.interface import load_model
 from sensorllm_min.evaluation.predict import (
-    answer_batches, batches_of, keep_records, longest_answer, read_activities)
+    LONGEST, answer_batches, batches_of, keep_records, longest_answer, read_activities)
 from sensorllm_min.evaluation.recording import predict_csv
 from sensorllm_min.evaluation.report import write_report
 from sensorllm_min.evaluation.trend_scores import (
@@ -31,14 +32,14 @@ from sensorllm_min.training.checkpoint import checkpoint_file
 from sensorllm_min.training.options import SharedSettings
 from sensorllm_min.training.provenance import command_line, git_commit
 
+say = partial(print, flush=True)
+
 
 def sample_size(text):
-    """argparse type: a whole number of at least 1, or "all"."""
     return sys.maxsize if text == "all" else count(text)
 
 
 def probability(text):
-    """argparse type: a number above 0, at most 1."""
     if not 0 < float(text) <= 1:
         raise ValueError
     return float(text)
@@ -46,7 +47,7 @@ def probability(text):
 
 @dataclass(frozen=True)
 class EvaluateSettings(SharedSettings):
-    """The options; None: the default depends on the checkpoint."""
+    """The options. Defaults that depend on the checkpoint are None."""
     checkpoint: list = option(
         None, "outputs of train_align.py or train_har.py, checkpoint files, or hub ids (default: "
         "out/align and out/har, whichever exist)", nargs="+")
@@ -57,14 +58,16 @@ class EvaluateSettings(SharedSettings):
     show: int = option(3, "descriptions to print", type=seed)
     temperature: float = option(
         0.0, "sampling temperature; 0 takes the likeliest token", type=amount)
-    top_k: int = option(0, "sample from this many of the likeliest tokens; 0: all", type=seed)
+    top_k: int = option(
+        0, "sample from this many of the likeliest tokens; 0: all", type=seed)
     top_p: float = option(
         1.0, "sample from the fewest tokens that reach this probability together",
         type=probability)
     ask: str = option(
         None, "answer about one window, instead of scoring; without QUESTION, type your questions",
         nargs="?", const="", metavar="QUESTION")
-    window: int = option(None, "the window of the split to ask about (default 0)", type=seed)
+    window: int = option(
+        None, "the window of the split to ask about (default 0)", type=seed)
     csv: str = option(
         None, "a file with a column for each channel, named by its token: in stage 1 a window to "
         "ask about, in stage 2 a recording of any length, whose activities are written to "
@@ -76,19 +79,15 @@ class EvaluateSettings(SharedSettings):
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
 
-def say(line):
-    print(line, flush=True)
-
-
 # ---- scoring ----
 
 def answer_split(settings, model, checkpoint, examples, path):
     """The records of all examples, from the file at `path` as far as it holds them."""
-    answered_with = asdict(replace(settings, show=0)) | {"code": git_commit()}
+    same = asdict(replace(settings, show=0)) | {"code": git_commit()}
     files = {"checkpoint": checkpoint, "data": examples.data.directory / "meta.json"}
     for name, source in files.items():
         with open(source, "rb") as file:
-            answered_with[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            same[name] = hashlib.file_digest(file, "sha256").hexdigest()
     longest = settings.max_new_tokens
     if longest is None and model.model.head is None:
         longest = longest_answer(examples)
@@ -102,7 +101,7 @@ def answer_split(settings, model, checkpoint, examples, path):
         classes = model.recipe.classes
         return read_activities(records, classes) if classes else records
 
-    return keep_records(path, answered_with, answer, settings.batch_size)
+    return keep_records(path, same, answer, settings.batch_size)
 
 
 def evenly(records, n):
@@ -125,9 +124,10 @@ def score_descriptions(settings, model, checkpoint, data, out):
     scores = score_trends(records, data, guess, model.processes)
     say(f"answers / guess, on {len(records)} windows of {data.dataset.held_out}:\n"
         f"{scores_table(scores)}\n{in_one_line(scores)}")
-    answers, guessed = scores["all"]["answers"], scores["all"]["guess"]
-    guessed = {f"guess_{name}": score for name, score in guessed.items()}
-    return {"windows": len(records), **answers, **guessed, "groups": scores}
+    result = {"windows": len(records), **scores["all"]["answers"]}
+    for name, value in scores["all"]["guess"].items():
+        result[f"guess_{name}"] = value
+    return result | {"groups": scores}
 
 
 def score_activities(settings, model, checkpoint, data, out):
@@ -147,7 +147,7 @@ def score_activities(settings, model, checkpoint, data, out):
 
 
 def open_data(settings, recipe):
-    """The dataset of --data. InputError unless it is the one that the checkpoint was trained on."""
+    """The dataset of --data. InputError unless the checkpoint was trained on it."""
     data = PreparedData(settings.data or f"data/{recipe.dataset}")
     if data.name != recipe.dataset:
         raise InputError(f"the checkpoint was trained on {recipe.dataset}, {settings.data} holds "
@@ -165,7 +165,7 @@ def score(settings, model, checkpoint, out):
         f"validation {best}; LLM {recipe.llm or 'built-in'}, encoder "
         f"{recipe.encoder or 'built-in'}; {settings.split} subjects")
     path = out / f"evaluation_{settings.split}.json"
-    path.unlink(missing_ok=True)                                  # if interrupted, there is none
+    path.unlink(missing_ok=True)                                  # an interrupted run leaves none
     score_stage = score_activities if recipe.classes else score_descriptions
     result = score_stage(settings, model, checkpoint, data, out)
     write_json(path, {"command": command_line(), "tested": data.dataset.held_out, **result})
@@ -176,20 +176,21 @@ def score(settings, model, checkpoint, out):
 
 def ask(settings, model, out):
     """Answers about one window: the question given, or those that a person types."""
-    if model.stage == "har" and settings.channel:
-        raise InputError("--channel is for stage 1; stage 2 reads all channels")
-    if model.stage == "har" and settings.ask:
-        raise InputError("stage 2 answers one question, which activity it is; give --window or "
-                         "--csv without --ask")
+    question = settings.ask
+    if model.stage == "har":
+        if settings.channel:
+            raise InputError("--channel is for stage 1; stage 2 reads all channels")
+        if question:
+            raise InputError("stage 2 answers one question, which activity it is; give --window or "
+                             "--csv without --ask")
+        question = "Which activity is this?"
     if settings.csv:
         window = csv_window(settings.csv, model.dataset, settings.channel)
     else:
         data, index = open_data(settings, model.recipe), settings.window or 0
         window = prepared_window(data, model.stage, settings.split, index, settings.channel)
     model.prompts.check_length(window.samples, window.title)      # before a person types questions
-    draw(window, model.model.chronos, out, say)
-    question = settings.ask or (None if model.stage == "align" else "Which activity is this?")
-    longest = settings.max_new_tokens or 400
+    longest = settings.max_new_tokens or LONGEST
     converse(model, window, question, longest, settings.sampling, out)
 
 
@@ -209,7 +210,7 @@ def main():
         checkpoint = checkpoint_file(source)
         model = load_model(checkpoint, settings.llm, settings.encoder, settings.device,
                            settings.dtype, settings.attention)
-        on_hub = not Path(source).exists()                        # then its folder is the cache
+        on_hub = not Path(source).exists()                        # its folder is the hub's cache
         out = Path("out", Path(source).name) if on_hub else checkpoint.parent
         out.mkdir(parents=True, exist_ok=True)
         recording = settings.csv and not (settings.ask or settings.channel)

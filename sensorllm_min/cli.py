@@ -20,8 +20,8 @@ class Stopped(Exception):
 def run_script(main):
     """Runs main; user errors print one line and exit with code 2, without a traceback.
 
-    Of several processes the first one prints it. The others wait until torchrun ends them; one that
-    is still running after a few seconds prints the line, since the error is its own.
+    Of several processes the first prints it. Another one that torchrun has not ended after a few
+    seconds prints it too, since the error is its own.
     """
     sys.stdout.reconfigure(errors="backslashreplace")             # a console may lack a letter
     first = int(os.environ.get("RANK", 0)) == 0
@@ -46,13 +46,8 @@ def run_script(main):
     sys.exit(code)
 
 
-# ---- options: the fields of a frozen dataclass ----
-
 def option(default, help, **settings):
-    """A field of a settings dataclass with the help text and further arguments of argparse.
-
-    A default of False makes a flag; any default but None is named in the help.
-    """
+    """A field of a settings dataclass, with arguments of argparse; a default of False is a flag."""
     if default is False:
         settings["action"] = "store_true"
     elif default is not None:
@@ -61,19 +56,14 @@ def option(default, help, **settings):
 
 
 def read_settings(settings_class, description):
-    """The command line as an object of the dataclass: an option --some-name for each `option`."""
+    """Reads the command line -> an object of the dataclass, with --some-name for each `option`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, settings_class)
-    return settings_class(**vars(parser.parse_args()))
-
-
-def add_options(parser, settings_class):
-    """Adds an option --some-name for each field of the dataclass that is an `option`."""
     for one in fields(settings_class):
         if one.metadata:
             name = "--" + one.name.replace("_", "-")
             parser.add_argument(name, default=one.default, **one.metadata)
+    return settings_class(**vars(parser.parse_args()))
 
 
 # ---- types of options: a ValueError becomes one line and exit code 2 ----
@@ -87,7 +77,7 @@ def count(text):
 
 def amount(text):
     """A finite number of at least 0."""
-    if not (math.isfinite(float(text)) and float(text) >= 0):
+    if not 0 <= float(text) < math.inf:
         raise ValueError
     return float(text)
 
@@ -100,10 +90,9 @@ def seed(text):
 
 
 def some_of(option, noun, known, sign=",", words={}):
-    """A type, for an option that takes some of `known`, joined by a sign: text -> a tuple of them.
+    """A type for an option that takes some of `known`, joined by a sign: text -> a tuple of them.
 
-    words: what may be given instead, and its value, such as {"all": (...)}. InputError for another
-    text; in it `noun` says what they are, such as "parts".
+    words: {text: value} that may be given instead. InputError, with `noun`, for any other text.
     """
     def parse(text):
         if text in words:

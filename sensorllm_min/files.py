@@ -1,4 +1,4 @@
-"""Files: one error for whatever is wrong with one, and writes that are whole or absent."""
+"""Files: one error for whatever is wrong with a file, and writes that are whole or absent."""
 import json
 import os
 from contextlib import contextmanager
@@ -6,28 +6,23 @@ from pathlib import Path
 
 
 def brief(value) -> str:
-    """A value as a message shows it: in one line, of at most 80 characters."""
+    """A value in one line of at most 80 characters, for a message."""
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 class InputError(Exception):
-    """Something a person gave is wrong.
-
-    Its text is one line that says what is wrong, where, and how to fix it. The scripts print it and
-    exit with code 2.
-    """
+    """A user error: one line that says what is wrong, where, and how to fix it."""
 
     def __str__(self):
-        return " ".join(super().__str__().split())                # names of files may hold anything
+        return " ".join(super().__str__().split())                # a file's name may hold a newline
 
 
 @contextmanager
 def understanding(where, problem="does not hold what it should", advice=""):
-    """Turns whatever goes wrong in reading a person's file into an InputError that names it.
+    """Turns any error in reading a user's file into an InputError that names it, with advice.
 
-    Libraries raise errors of many kinds for a broken file, and what fails behind them is most often
-    of another kind than expected: so all of them are meant. advice: how to fix it.
+    Libraries raise many kinds of errors for a broken file, so this catches Exception.
     """
     try:
         yield
@@ -43,7 +38,7 @@ def understanding(where, problem="does not hold what it should", advice=""):
 
 
 def read_json(path) -> dict:
-    """The object in a JSON file. InputError where the file is missing or holds anything else."""
+    """The object in a JSON file. InputError if the file is missing or holds anything else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError:
@@ -57,7 +52,7 @@ def read_json(path) -> dict:
 
 @contextmanager
 def write_bytes(path):
-    """Opens a binary file that takes the name `path` only when all of it is written, and synced."""
+    """Opens a binary file that takes the name `path` only once all of it is written and synced."""
     unfinished = Path(f"{path}.unfinished")
     try:
         with open(unfinished, "wb") as file:
@@ -70,28 +65,22 @@ def write_bytes(path):
 
 
 def write_text(path, text):
-    """Writes a text file whole or not at all."""
     with write_bytes(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path, content):
-    """Writes an object as indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
 def locked(folder):
-    """Keeps other processes out of a folder, which is made if it is missing.
-
-    InputError where another one is in it. The lock ends with the process, however that ends. A
-    system without such locks (Windows) has none.
-    """
+    """Makes a folder and keeps other processes out of it; InputError if one is in it already."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:
+    except ImportError:                                           # Windows
         yield
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,5 @@
 """One window and a question, from a prepared dataset or a CSV: the answer, word by word."""
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -6,16 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from ..data.claims import parse_activity, parse_segments
+from ..data.logs import put_on_grid, resample
+from ..data.own import read_log
 from ..data.sensors import DatasetInfo
+from ..data.tables import csv_header
 from ..data.texts import window_trends_text
-from ..files import InputError
+from ..files import InputError, brief
 from ..plots.figures import draw_descriptions, draw_window
-from .recording import only_channel, read_window
 
 
 @dataclass
 class Window:
-    """What a question is about."""
+    """A window that questions are asked about."""
     samples: np.ndarray                 # (S, C)
     dataset: DatasetInfo                # with these C channels
     name: str                           # for the picture's file
@@ -24,7 +27,7 @@ class Window:
 
 
 def one_channel(dataset, token):
-    """The dataset with a single one of its channels."""
+    """The dataset with only one of its channels. Raises an InputError for an unknown token."""
     channels = tuple(channel for channel in dataset.channels if channel.token == token)
     if not channels:
         known = ", ".join(channel.token for channel in dataset.channels)
@@ -32,9 +35,9 @@ def one_channel(dataset, token):
     return replace(dataset, channels=channels)
 
 
-def prepared_window(data, kind, split, index, token=None) -> Window:
+def prepared_window(data, stage, split, index, token=None) -> Window:
     """Window `index` of a split: in stage 1 its own channel or another, in stage 2 all of them."""
-    records, dataset = data.records(kind, split), data.dataset
+    records, dataset = data.records(stage, split), data.dataset
     if not 0 <= index < len(records):
         raise InputError(f"--window {index}: {data.directory} holds {split} windows 0 to "
                          f"{len(records) - 1} of this stage")
@@ -42,7 +45,7 @@ def prepared_window(data, kind, split, index, token=None) -> Window:
     samples = data.window(record)
     name = f"{split}_{index}"
     title = f"{data.name}, {split} window {index}, subject {record['subject']}"
-    if kind == "har":
+    if stage == "har":
         activity = dataset.classes[record["label"]]
         return Window(samples, dataset, name, title, f"Activity: {activity}")
     token = token or record["channel"]
@@ -53,23 +56,33 @@ def prepared_window(data, kind, split, index, token=None) -> Window:
 
 
 def csv_window(path, dataset, token=None) -> Window:
-    """One channel of a CSV, a short window without a gap, for stage 1."""
-    dataset = one_channel(dataset, token or only_channel(path, dataset))
-    return Window(read_window(path, dataset), dataset, Path(path).stem, str(path), None)
-
-
-def draw(window, chronos, folder, say):
-    """Draws a window into the folder, with the true trends of each channel."""
-    dataset = window.dataset
-    texts = window_trends_text(window.samples, dataset).split("\n")
-    path = folder / f"asked_{window.name}.png"
-    channels = ", ".join(channel.spoken for channel in dataset.channels)
-    draw_window(path, window.samples, dataset, chronos, window.title, texts)
-    say(f"{window.title}: {channels}, {len(window.samples)} samples, drawn in {path}")
+    """A CSV as one window of one channel, for stage 1: that of `token`, or the only one."""
+    if token is None:
+        columns = csv_header(path)
+        known = [channel.token for channel in dataset.channels if channel.heading in columns]
+        if len(known) != 1:
+            found = brief(", ".join(known or columns))
+            tokens = ", ".join(channel.token for channel in dataset.channels)
+            raise InputError(f"{path} has columns for {len(known)} channels ({found}); choose one "
+                             f"with --channel, of {tokens}")
+        token = known[0]
+    dataset = one_channel(dataset, token)
+    log = read_log(path, replace(dataset, label_column=None), Counter())
+    bad = ~np.isfinite(log.samples).all(1)
+    if bad.any():
+        raise InputError(f"{path}: sample {bad.argmax() + 1} is missing or not a finite number; "
+                         "a window to ask about needs all of its samples")
+    log = put_on_grid(log, Counter())
+    if not np.isfinite(log.samples).all():
+        raise InputError(f"{path}: its clock has a gap; a window to ask about has none")
+    samples = resample(log.samples, log.rate, dataset.rate)
+    if len(samples) < 2:
+        raise InputError(f"{path} holds {len(samples)} samples; a trend needs two")
+    return Window(samples, dataset, Path(path).stem, str(path), None)
 
 
 def answer(model, window, question, max_new_tokens, sampling, say) -> str:
-    """An interface.Model answers about a window -> the text, which `say` gets piece by piece."""
+    """The answer of an interface.Model about a window; `say` gets it piece by piece."""
     classes, said = model.recipe.classes, ""
 
     def listen(ids):
@@ -82,8 +95,8 @@ def answer(model, window, question, max_new_tokens, sampling, say) -> str:
     example = model.example(window.samples, window.dataset, window.title, question)
     record = model.answer(example, max_new_tokens, sampling, listen)
     if "probabilities" in record:
-        chances = sorted(zip(record["probabilities"], classes), reverse=True)
-        text = "\n".join(f"{name}: {probability:.1%}" for probability, name in chances[:3])
+        likeliest = sorted(zip(record["probabilities"], classes), reverse=True)[:3]
+        text = "\n".join(f"{name}: {probability:.1%}" for probability, name in likeliest)
         say(text)
         return text
     text = record["generated"]
@@ -94,6 +107,7 @@ def answer(model, window, question, max_new_tokens, sampling, say) -> str:
 
 def typed_questions():
     """Yields what a person types, until an empty line or the end of the input."""
+    print("ask about it; an empty line ends", flush=True)
     try:
         while (question := input("\n> ")).strip():
             yield question
@@ -102,21 +116,22 @@ def typed_questions():
 
 
 def converse(model, window, question, max_new_tokens, sampling, folder):
-    """Prints the answer to a question about a window, or to each that a person types.
-
-    The trends that an answer of stage 1 claims are drawn into the folder, below the true ones.
-    """
+    """Draws a window and answers a question about it; without one, each that a person types."""
+    dataset = window.dataset
+    channels = ", ".join(channel.spoken for channel in dataset.channels)
+    texts = window_trends_text(window.samples, dataset).split("\n")
+    path = folder / f"asked_{window.name}.png"
+    draw_window(path, window.samples, dataset, model.model.chronos, window.title, texts)
+    print(f"{window.title}: {channels}, {len(window.samples)} samples, drawn in {path}", flush=True)
     say = partial(print, end="", flush=True)
-    path = folder / f"answered_{window.name}.png"
-    title = f"{window.title}: {window.dataset.channels[0].spoken}"
-    if question is None:
-        print("ask about it; an empty line ends", flush=True)
     for asked in [question] if question else typed_questions():
         text = answer(model, window, asked, max_new_tokens, sampling, say)
         print()
         claimed = parse_segments(text) if model.stage == "align" else []
         if claimed:
-            draw_descriptions(path, [(title, window.samples[:, 0], claimed)], window.dataset)
+            path = folder / f"answered_{window.name}.png"
+            title = f"{window.title}: {channels}"
+            draw_descriptions(path, [(title, window.samples[:, 0], claimed)], dataset)
             print(f"(drawn with the true trends in {path})")
     if question and window.truth:
         print(f"\n(the dataset says:\n{window.truth})", flush=True)

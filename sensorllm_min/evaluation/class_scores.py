@@ -17,9 +17,8 @@ def class_scores(confusion):
     """Confusion matrix (n, n), rows true, columns predicted -> {score: value}, with "per_class".
 
     A further column, (n, n + 1), counts answers in words that name no class; they are wrong. A
-    class that is neither true nor predicted anywhere scores 0, as in scikit-learn with
-    zero_division=0 and all labels named; as there, the balanced accuracy leaves out classes that
-    are never true.
+    class that never occurs scores 0, as in scikit-learn with zero_division=0 and all labels given,
+    and does not count in the balanced accuracy.
     """
     confusion = np.asarray(confusion, dtype=float)
     n = len(confusion)
@@ -36,6 +35,7 @@ def class_scores(confusion):
     f1 = fraction(2 * right, true + predicted)
     accuracy = right.sum() / total
     by_chance = true @ predicted / total**2                       # agreement of independent draws
+    kappa = (accuracy - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
     scores = {
         "accuracy": accuracy,
         "balanced_accuracy": recall[true > 0].mean() if true.any() else 0.0,
@@ -43,12 +43,16 @@ def class_scores(confusion):
         "micro_f1": 2 * right.sum() / max(true.sum() + predicted.sum(), 1),
         "macro_precision": precision.mean(),
         "macro_recall": recall.mean(),
-        "kappa": (accuracy - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0,    # Cohen's
-        "chance": true.max() / total,                             # always naming the majority class
+        "kappa": kappa,
+        "chance": true.max() / total,
     }
     scores = {name: float(score) for name, score in scores.items()}
-    scores["per_class"] = {"precision": precision.tolist(), "recall": recall.tolist(),
-                           "f1": f1.tolist(), "windows": true.astype(int).tolist()}
+    scores["per_class"] = {
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "f1": f1.tolist(),
+        "windows": true.astype(int).tolist(),
+    }
     return scores
 
 
@@ -57,15 +61,15 @@ def confusion_of(records, n_classes):
     counts = np.zeros((n_classes, n_classes + 1), int)
     for record in records:
         predicted = record["predicted"]
-        counts[record["label"], n_classes if predicted is None else predicted] += 1
+        column = n_classes if predicted is None else predicted
+        counts[record["label"], column] += 1
     return counts
 
 
 def bootstrap_intervals(confusions, n_draws=2000, seed=0):
-    """One confusion matrix of each subject -> {score: [low, high]}, 95 % intervals over people.
+    """A confusion matrix for each subject -> {score: [low, high]}, 95 % intervals over people.
 
-    A percentile bootstrap that draws subjects, not windows, with replacement: the windows of one
-    person are alike, and what matters is a person not yet seen. With few subjects it is rough.
+    A percentile bootstrap draws subjects, not windows, since those of one person are alike.
     """
     confusions = np.stack(confusions)                             # (subjects, n, n)
     n_subjects = len(confusions)
@@ -80,7 +84,7 @@ def bootstrap_intervals(confusions, n_draws=2000, seed=0):
 
 
 def score_people(records, classes):
-    """Records of stage 2 -> all that evaluation_SPLIT.json says about them."""
+    """Records of stage 2 -> the content of evaluation_SPLIT.json."""
     by_subject = {}
     for record in records:
         by_subject.setdefault(str(record["subject"]), []).append(record)
@@ -89,9 +93,14 @@ def score_people(records, classes):
     unparsable = int(confusion[:, -1].sum())
     if "probabilities" in records[0]:
         confusion = confusion[:, :-1]                             # a class head names a class
-    return {"windows": len(records), **class_scores(confusion), "unparsable": unparsable,
-            "intervals": bootstrap_intervals(confusions), "classes": classes,
-            "confusion": confusion.tolist()}
+    return {
+        "windows": len(records),
+        **class_scores(confusion),
+        "unparsable": unparsable,
+        "intervals": bootstrap_intervals(confusions),
+        "classes": classes,
+        "confusion": confusion.tolist(),
+    }
 
 
 def class_report(confusion, classes):
@@ -109,10 +118,7 @@ def class_report(confusion, classes):
 
 
 def most_wrong(records, n=6):
-    """At most n windows, no two with the same mistake; with probabilities the worst one of each.
-
-    The worst is the one whose true class got the lowest probability.
-    """
+    """At most n windows, one of each mistake; first those whose true class is least probable."""
     wrong = [record for record in records if record["predicted"] != record["label"]]
     if wrong and "probabilities" in wrong[0]:
         wrong.sort(key=lambda record: record["probabilities"][record["label"]])

@@ -28,35 +28,32 @@ class Model:
     model      the network itself (sensorllm.SensorLLM)
     recipe     what it is made of (recipe.Recipe); progress: of its training, a dict
 
-    Samples are arrays (T, C) of real numbers: T samples at `dataset.rate`, a column for each of
-    `dataset.channels`, in their order and units. Every method raises an InputError, in one line,
-    for samples of another shape, for what does not fit this stage, and for what is too long.
+    Samples are real numbers (T, C): T samples at `dataset.rate`, a column for each of
+    `dataset.channels`, in their order and units. Every method raises an InputError for samples of
+    another shape, for a call that does not fit this stage, and for a window that is too long.
     """
 
     def __init__(self, model, recipe, progress, processes):
         self.model, self.recipe = model, recipe
         self.progress, self.processes = progress, processes
-        self.stage, self.dataset = recipe.stage, dataset_of(recipe)
+        self.stage = recipe.stage
+        self.dataset = dataset_of(recipe)
         self.prompts = PromptFormat.of(model, recipe)
-
-    def __repr__(self):
-        channels = ", ".join(channel.token for channel in self.dataset.channels)
-        return (f"<sensorllm_min model of stage {self.stage} on {self.recipe.dataset}: "
-                f"{channels} at {self.dataset.rate:g} Hz>")
 
     def classify(self, samples, batch_size=16) -> list[Prediction]:
         """The activities of a recording (T, C): [(start, end, activity, probabilities), ...].
 
         Windows slide over it as in training; start and end are seconds from the first sample,
         probabilities {activity: probability} (None for a model that answers in words). NaN is a
-        missing sample: gaps of up to 0.1 s are interpolated, and no window lies across a longer
-        one. batch_size: windows in a forward pass.
+        missing sample: gaps of up to 0.1 s are interpolated, and no window crosses a longer one.
+        batch_size: windows in a forward pass.
         """
         self.require("har", "classify")
         samples = self.checked(samples, may_miss=True)
         counts = Counter()
-        log = steady_log(samples, np.full(len(samples), -1), self.dataset.rate)
-        return classify_recording(self, put_on_grid(log, counts), counts, batch_size)
+        unlabelled = np.full(len(samples), -1)
+        log = put_on_grid(steady_log(samples, unlabelled, self.dataset.rate), counts)
+        return classify_recording(self, log, counts, batch_size)
 
     def describe(self, samples, channel, max_new_tokens=400) -> str:
         """The trends of one channel of a window (T, C), in words. channel: its token, "x_acc"."""
@@ -80,8 +77,8 @@ class Model:
     def features(self, samples, after="encoder"):
         """The features of a window (T, C), for a network of your own -> float32 array.
 
-        after="encoder": the encoder's features (C, T+1, D_enc), with the levels, if the model
-        has them; "projector": the sensor embeddings (C, T+1, D). The last step ends the series.
+        after="encoder": the encoder's features (C, T+1, D_enc), with levels if the model has them;
+        "projector": the sensor embeddings (C, T+1, D). The last step is the end of the series.
         """
         if after not in ("encoder", "projector"):
             raise InputError(f"after={after!r}: give encoder or projector")
@@ -93,13 +90,11 @@ class Model:
             vectors = self.model.encode(batch)                    # (C * (T+1), D_enc)
             if after == "projector":
                 vectors = self.model.projector(vectors)
-        return vectors.float().cpu().unflatten(0, (samples.shape[1], -1)).numpy()
+        vectors = vectors.float().cpu()
+        return vectors.unflatten(0, (samples.shape[1], -1)).numpy()
 
     def example(self, samples, dataset, title, question=None, index=0):
-        """A window as an Example: samples (S, C) of the dataset's C channels.
-
-        question: of stage 1. index: seeds sampling. InputError, with the title, if it is too long.
-        """
+        """A window (S, C) of the dataset's C channels as an Example; question: for stage 1."""
         self.prompts.check_length(samples, title)
         if self.stage == "align":
             question = self.model.tokenizer.as_text(question)
@@ -114,7 +109,7 @@ class Model:
         return Example(prompt, [], list(samples.T), IGNORED, {}, index, columns)
 
     def answer(self, example, max_new_tokens=400, sampling=GREEDY, listen=None):
-        """The record of the answer to one Example (see predict.answer_batches)."""
+        """The record of the answer to one Example (see predict)."""
         record, = answer_batches(
             self.model, [[example]], self.processes, max_new_tokens, sampling, listen)
         return record
@@ -125,13 +120,11 @@ class Model:
                              f"train_{stage}.py")
 
     def checked(self, samples, may_miss=False):
-        """Samples as an array (T, C), float32 as in prepared data; float64 until gaps are filled.
-
-        Raises an InputError for anything else.
-        """
+        """Samples as an array (T, C): float32, like prepared windows; float64 if some may miss."""
         samples = np.asarray(samples)
         n_channels = len(self.dataset.channels)
-        if samples.dtype.kind not in "biuf" or samples.ndim != 2 or samples.shape[1] != n_channels:
+        is_real = samples.dtype.kind in "biuf"
+        if not is_real or samples.ndim != 2 or samples.shape[1] != n_channels:
             channels = ", ".join(channel.token for channel in self.dataset.channels)
             raise InputError(f"samples are {samples.dtype} of shape {samples.shape}, expected "
                              f"numbers of shape (T, {n_channels}), the channels {channels}")

@@ -10,7 +10,6 @@
 Several processes each answer their own part of a split.
 """
 import json
-import math
 import time
 from dataclasses import replace
 
@@ -26,7 +25,7 @@ from ..training.processes import share
 from .class_scores import confusion_of
 
 PATIENCE = 128                          # tokens after which a row that repeats itself is given up
-LONGEST = 400                           # tokens of an answer, unless another limit is given
+LONGEST = 400                           # default limit of an answer, in tokens
 SILENCE = 10                            # seconds between lines about progress
 
 
@@ -37,10 +36,7 @@ def own_order(examples, processes):
 
 
 def batches_of(examples, processes, batch_size, say=None, n_done=0):
-    """Yields this process's part of the examples as lists of Example, after the first n_done.
-
-    Now and then `say` gets a line about progress; the time left assumes that sizes are times.
-    """
+    """Yields this process's part of the examples, after the first n_done, as lists of Example."""
     order = own_order(examples, processes)
     sizes = examples.sizes[order]
     began = said = time.monotonic()
@@ -49,14 +45,15 @@ def batches_of(examples, processes, batch_size, say=None, n_done=0):
         if say and start > n_done and now - said > SILENCE:
             said = now
             seconds = now - began
-            left = seconds / sizes[n_done:start].sum() * sizes[start:].sum()
+            done, rest = sizes[n_done:start].sum(), sizes[start:].sum()
+            left = seconds / done * rest                          # as if sizes were times
             say(f"{start}/{len(order)} windows, {(start - n_done) / seconds:.2g} windows/s, "
                 f"{left / 60:.1f} min left")
         yield [examples[i] for i in order[start:start + batch_size]]
 
 
 def longest_answer(examples):
-    """Tokens of the longest true answer, as far as the thousand largest records show."""
+    """Tokens of the longest true answer among the thousand largest records."""
     largest = np.argsort(-examples.sizes)[:1000]
     return max(len(examples[i].answer) for i in largest)
 
@@ -66,7 +63,7 @@ def answer_batches(
         model, batches, processes, max_new_tokens=LONGEST, sampling=GREEDY, listen=None):
     """Yields the record of each example in `batches`, lists of Example (see the top of the file).
 
-    max_new_tokens, sampling: of answers in words. listen(ids) hears an answer at each new token.
+    max_new_tokens, sampling: for answers in words. listen(ids): called at each new token of one.
     """
     in_words = model.head is None
     for examples in batches:
@@ -82,9 +79,9 @@ def answer_batches(
 
 
 def write_answers(model, batch, max_new_tokens, sampling, listen):
-    """The LLM's answers to a batch; prompt and answer fit into its positions."""
     tokenizer = model.tokenizer
-    n_tokens = min(max_new_tokens, model.llm.config.max_positions - batch.ids.shape[1])
+    free = model.llm.config.max_positions - batch.ids.shape[1]
+    n_tokens = min(max_new_tokens, free)
     sampling = replace(sampling, row_seeds=tuple(batch.examples), patience=PATIENCE)
     answers = [[] for _ in batch.examples]
     x = model.embed(batch)                                        # (B, T, D)
@@ -97,7 +94,6 @@ def write_answers(model, batch, max_new_tokens, sampling, listen):
 
 
 def choose_classes(model, batch):
-    """The class head's answers to a batch."""
     logits = model.class_logits(batch).float()                    # (B, n_classes)
     losses = F.cross_entropy(logits, batch.labels, model.class_weights, reduction="none")
     answers = []
@@ -117,7 +113,7 @@ def read_activities(records, classes):
 
 @torch.no_grad()
 def mean_loss(model, examples, processes, batch_size, say=None) -> float:
-    """The loss per answer token (stage 1) or weighted window (stage 2) over all examples."""
+    """The loss per answer token (stage 1) or per weighted window (stage 2) over all examples."""
     loss_sum = weight_sum = 0
     for batch in batches_of(examples, processes, batch_size, say):
         batch = collate(batch, model.tokenizer.pad_id).to(processes.device)
@@ -126,11 +122,11 @@ def mean_loss(model, examples, processes, batch_size, say=None) -> float:
         loss_sum += loss
         weight_sum += weight
     loss_sum, weight_sum = processes.sum(loss_sum, weight_sum)
-    return loss_sum / weight_sum if weight_sum else math.nan
+    return loss_sum / weight_sum
 
 
 def score_classes(model, examples, processes, batch_size, say=None):
-    """Over all examples: the confusion matrix of `confusion_of`, and the mean loss."""
+    """All examples -> (confusion matrix of `confusion_of`, mean loss)."""
     classes = examples.data.dataset.classes
     in_words = model.head is None
     batches = batches_of(examples, processes, batch_size, say)
@@ -145,20 +141,16 @@ def score_classes(model, examples, processes, batch_size, say=None):
     loss = sum(record["loss"] for record in records)
     weight = sum(weights[record["label"]] for record in records)
     loss, weight = processes.sum(loss, weight)
-    return counts[:, :-1], loss / weight if weight else math.nan  # a class head names a class
-
-
-def json_line(content):
-    return json.dumps(content) + "\n"
+    return counts[:, :-1], loss / weight                          # a class head names a class
 
 
 def keep_records(path, settings, answer, batch_size):
-    """Appends the records that answer(n_done) yields to a file, behind its settings -> all records.
+    """Appends the records that answer(n_done) yields to a file, after its settings -> all records.
 
     If the file has the same settings, its first n_done records are read instead of made again. They
     are whole batches: in another batch the last bits of a result may differ.
     """
-    first = json_line(settings)
+    first = json.dumps(settings) + "\n"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)
     if lines[:1] != [first]:
@@ -171,6 +163,6 @@ def keep_records(path, settings, answer, batch_size):
     write_text(path, "".join([first, *kept]))
     with open(path, "a", encoding="utf-8", buffering=1) as file:  # a line at a time
         for record in answer(n_done):
-            file.write(json_line(record))
+            file.write(json.dumps(record) + "\n")
             records.append(record)
     return records

@@ -3,7 +3,7 @@ import base64
 from html import escape
 
 from ..files import write_text
-from ..plots.figures import draw_class_bars, draw_confusion, draw_signals
+from ..plots.figures import draw_confusion, draw_signals
 from ..training.provenance import provenance
 from .class_scores import MEANING, most_wrong
 
@@ -21,14 +21,14 @@ th, td {{ text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px soli
 
 def picture(png, caption):
     """A PNG inside the page, at half of its width in pixels, so that it is sharp on any screen."""
-    width = int.from_bytes(png[16:20], "big") // 2                # as the header of a PNG says
+    width = int.from_bytes(png[16:20], "big") // 2                # from the header of the PNG
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return (f"<figure><img alt='' width={width} src='{source}'>"
             f"<figcaption>{escape(caption)}</figcaption></figure>")
 
 
 def wrong_window(record, data):
-    """A window that was classified wrongly: its signals, and the model's answer."""
+    """The signals of a wrongly classified window, and the model's answer."""
     classes = data.dataset.classes
     label, predicted = record["label"], record["predicted"]
     answer = "no class" if predicted is None else classes[predicted]
@@ -43,15 +43,28 @@ def wrong_window(record, data):
 def describe_run(model, data):
     """{heading: {what: value}}; a value may be another such dict."""
     recipe, dataset = model.recipe, data.dataset
+    made_of = {
+        "LLM": recipe.llm or "built-in",
+        "encoder": recipe.encoder or "built-in",
+        "text": recipe.text,
+        "answer": recipe.answer,
+        "ablation": recipe.ablation,
+    }
+    trained_on = {
+        "dataset": data.name,
+        "source": dataset.source,
+        "rate": f"{dataset.rate:g} Hz",
+        "window": f"{dataset.n_window} samples",
+        "windows": data.meta["har_windows"],
+        "channels": ", ".join(channel.titled for channel in dataset.channels),
+    }
     return {
-        "Model": {"LLM": recipe.llm or "built-in", "encoder": recipe.encoder or "built-in",
-                  "text": recipe.text, "answer": recipe.answer, "ablation": recipe.ablation},
+        "Model": made_of,
         "Settings": model.progress["settings"],
-        "Data": {"dataset": data.name, "source": dataset.source, "rate": f"{dataset.rate:g} Hz",
-                 "window": f"{dataset.n_window} samples", "windows": data.meta["har_windows"],
-                 "channels": ", ".join(channel.titled for channel in dataset.channels)},
+        "Data": trained_on,
         "Training": model.progress["provenance"],
-        "Evaluation": provenance(model.processes.device)}
+        "Evaluation": provenance(model.processes.device),
+    }
 
 
 def write_report(path, records, scores, model, data):
@@ -62,15 +75,15 @@ def write_report(path, records, scores, model, data):
     note = (f"Scored on {data.dataset.held_out}. Intervals: {n_subjects} subjects drawn with "
             "replacement, 2000 times; with fewer than five they only show how these differ. "
             f"Answers that name no class, which are wrong: {scores['unparsable']}.")
-    intervals = {name: "{:.3f} to {:.3f}".format(*ends)
-                 for name, ends in scores["intervals"].items()}
+    intervals = {}
+    for name, (low, high) in scores["intervals"].items():
+        intervals[name] = f"{low:.3f} to {high:.3f}"
     table = pd.DataFrame({"score": scores, "95 %": intervals, "": MEANING}, index=list(MEANING))
     classes, per_class = data.dataset.classes, scores["per_class"]
     options = "display.max_colwidth", None, "display.precision", 4, "display.html.border", 0
     with pd.option_context(*options):                             # to_html escapes what it writes
         body = [table.to_html(na_rep=""), f"<p>{escape(note)}</p>",
                 picture(draw_confusion(scores["confusion"], classes), "Confusion matrix"),
-                picture(draw_class_bars(per_class, classes), "Scores of each class"),
                 pd.DataFrame(per_class, index=classes).to_html(),
                 "<h2>What it got most wrong, one window of each mistake</h2>"]
         body += [wrong_window(record, data) for record in most_wrong(records)]

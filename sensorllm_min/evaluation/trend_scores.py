@@ -4,9 +4,9 @@ A text can share most of its words with the true one and yet be wrong in every n
 stands beside that of a fixed guess, which has not seen the window: its words are those of a
 training window of similar length, and it claims a single trend in the most common direction.
 
-    direction      the part of the time whose direction is right; silence is wrong
+    direction      fraction of the time whose direction is right; silence is wrong
     segment_f1     F1 of the segments: they agree in direction, and in both ends to a quarter
-    well_formed    the part of the answers that ended, hold nothing but claims, and whose
+    well_formed    fraction of the answers that ended, hold nothing but claims, and whose
                    segments follow one another from 0 s
 """
 import functools
@@ -23,8 +23,8 @@ TOLERANCE = 0.25                        # fraction of a segment's length, at eac
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 TEXT = (*BLEU, "rouge_1", "rouge_l")                              # scores from 0 to 100
 TRUTH = ("direction", "segment_f1", "well_formed")                # from 0 to 1; None: not asked for
-# Each score comes from a pair (part, whole); pairs add up over windows and processes. BLEU's are
-# phrases shared and all phrases; its brevity penalty needs the lengths of both texts.
+# Each score comes from a pair (part, whole), added up over windows and processes. BLEU's pairs are
+# shared phrases and all phrases; its brevity penalty needs the lengths of both texts.
 PAIRS = ("length", *TEXT, *TRUTH)
 
 
@@ -55,16 +55,15 @@ def list_segments(series):
 
 def count_matches(claimed, true):
     """The number of segments (start, end, direction) that agree, each used once."""
-    n_matches, left = 0, list(true)
+    left = list(true)
     for start, end, direction in sorted(claimed):
         for segment in left:
             off = max(abs(segment[0] - start), abs(segment[1] - end))
             allowed = TOLERANCE * (segment[1] - segment[0])
             if segment[2] == direction and off <= allowed:
                 left.remove(segment)
-                n_matches += 1
                 break
-    return n_matches
+    return len(true) - len(left)
 
 
 def truth_sums(claims, asked, series, rate, ended=True):
@@ -73,33 +72,41 @@ def truth_sums(claims, asked, series, rate, ended=True):
     asked: the Claims of the true text. If it lists no segments, none are scored.
     """
     n = len(series) - 1
-    claimed, true = in_samples(claims.segments, n, rate), list_segments(series)
+    claimed = in_samples(claims.segments, n, rate)
     pairs = {}
     if asked.segments:
+        true = list_segments(series)
         directions = np.full(n, np.nan)
         for start, end, direction in claimed:
             directions[start:end] = direction
         pairs["direction"] = (directions == np.sign(np.diff(series))).sum(), n
         pairs["segment_f1"] = 2 * count_matches(claimed, true), len(claimed) + len(true)
-    ends = [0] + [end for _, end, _ in claimed]
-    follow = all(start == before < end for before, (start, end, _) in zip(ends, claimed))
-    answered = bool(claimed or not asked.segments)
-    pairs["well_formed"] = ended and not claims.unread and follow and answered, 1
+    well_formed = ended and not claims.unread
+    if asked.segments and not claimed:
+        well_formed = False
+    before = 0
+    for start, end, _ in claimed:
+        if not start == before < end:
+            well_formed = False
+        before = end
+    pairs["well_formed"] = well_formed, 1
     return pairs
 
 
 class Guess:
-    """What can be said without seeing a window: learned from a sample of training windows."""
+    """A description made without seeing the window, learned from a sample of training windows."""
 
     def __init__(self, train, n_windows=2000):
         dataset = train.data.dataset
         self.rate = dataset.rate
-        self.seconds = dict.fromkeys(DIRECTIONS, 0.0)             # of all windows together
+        self.seconds = dict.fromkeys(DIRECTIONS, 0.0)             # time spent in each direction
         self.texts = {}                                           # channel -> [(samples, text)]
-        for i in np.random.default_rng(0).permutation(len(train))[:n_windows]:
+        sample = np.random.default_rng(0).permutation(len(train))[:n_windows]
+        for i in sample:
             example = train[i]
             record = example.record
-            for start, end, direction in list_segments(trend_line(example.series[0], dataset)):
+            line = trend_line(example.series[0], dataset)
+            for start, end, direction in list_segments(line):
                 self.seconds[direction] += (end - start) / self.rate
             text = record["length"], record["answer"]
             self.texts.setdefault(record["channel"], []).append(text)
@@ -124,7 +131,7 @@ def scores_of(pairs):
     bleu, _ = word_scorers()
     lengths, *pairs = pairs.tolist()
     matches, totals = map(list, zip(*pairs[:len(BLEU)]))
-    lengths = [int(length) for length in lengths]
+    lengths = [int(length) for length in lengths]                 # sacrebleu takes no floats
     scores = {}
     for order, name in enumerate(BLEU, start=1):
         counts = matches[:order], totals[:order]
@@ -135,17 +142,14 @@ def scores_of(pairs):
 
 
 def score_trends(records, data, guess, processes):
-    """Scores described windows -> {group: {"windows", "answers", "guess"}}.
-
-    The groups are "all" and each channel that has windows. Each process gives its own records, and
-    every process takes part.
-    """
+    """This process's records -> {"all" or a channel: {"windows", "answers", "guess"}} of all."""
     groups = ["all", *data.tokens]
     sums = np.zeros((len(groups), 2, len(PAIRS), 2))
     for record in records:
-        column, true_text = data.tokens.index(record["channel"]), record["answer"]
+        column = data.tokens.index(record["channel"])
         line = trend_line(data.window(record)[:, column], data.dataset)
-        text, asked, n = record["generated"], parse_claims(true_text), len(line)
+        true_text, text, n = record["answer"], record["generated"], len(line)
+        asked = parse_claims(true_text)
         answer = text, parse_claims(text), record["ended"]
         guessed = guess.text(record["channel"], n), guess.claims(n), True
         for who, (text, claims, ended) in enumerate((answer, guessed)):
@@ -157,13 +161,16 @@ def score_trends(records, data, guess, processes):
     for group, (answers, guessed) in zip(groups, sums):
         n_windows = int(answers[-1, 1])                           # each counts in well_formed
         if n_windows:
-            scores[group] = {"windows": n_windows, "answers": scores_of(answers),
-                             "guess": scores_of(guessed)}
+            scores[group] = {
+                "windows": n_windows,
+                "answers": scores_of(answers),
+                "guess": scores_of(guessed),
+            }
     return scores
 
 
 def shown(group, name):
-    """A score of a group of score_trends as texts: of the answers, of the guess."""
+    """A score of a group, as two texts: the answers' and the guess's."""
     scores = group["answers"][name], group["guess"][name]
     if None in scores:
         return "n/a", "n/a"
@@ -174,21 +181,25 @@ def shown(group, name):
 def scores_table(scores):
     """The scores of score_trends as text: answers / guess, a line for each group."""
     import pandas as pd                                           # takes a second to import
-    table = pd.DataFrame({title: [" / ".join(shown(group, name)) for name in PAIRS[1:]]
-                          for title, group in scores.items()}, index=PAIRS[1:]).T
+    lines = {}
+    for title, group in scores.items():
+        lines[title] = {name: " / ".join(shown(group, name)) for name in (*TEXT, *TRUTH)}
+    table = pd.DataFrame(lines).T
     return f"{table[[*TEXT]].to_string()}\n\n{table[[*TRUTH]].to_string()}"
 
 
 def in_one_line(scores):
-    """The truth scores of all windows, of the answers and of the guess, as a sentence."""
+    """The truth scores of all windows, the answers' and the guess's, as a sentence."""
     parts = []
     for name in TRUTH:
         score, guess = shown(scores["all"], name)
+        if score == "n/a":
+            continue
         if name == "direction":
             parts.append(f"direction right for {score} of the time, guessing gets {guess}")
         else:
             parts.append(f"{name.replace('_', ' ')} {score} (guess {guess})")
-    return "; ".join(part for part in parts if "n/a" not in part)
+    return "; ".join(parts)
 
 
 def draw_answers(path, records, data, say):
@@ -200,6 +211,5 @@ def draw_answers(path, records, data, say):
         title = f"window {record['window']}, subject {record['subject']}: {spoken}"
         series = data.window(record)[:, column]
         windows.append((title, series, parse_segments(record["generated"])))
-    if windows:
-        draw_descriptions(path, windows, data.dataset)
-        say(f"wrote {path}: true trends and those that the model claims")
+    draw_descriptions(path, windows, data.dataset)
+    say(f"wrote {path}: true trends and those that the model claims")

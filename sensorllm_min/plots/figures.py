@@ -10,10 +10,10 @@ from ..data.wording import FALLING, RISING, STEADY
 from ..files import write_bytes
 
 RED, BLUE, ORANGE, GREY = "#c0392b", "#2471a3", "#f5b041", "#7f8c8d"     # for the colour-blind, too
-PALE_BLUE, PALE_GREY = "#aed6f1", "#bdc3c7"
+PALE_GREY = "#bdc3c7"
 COLOURS = {RISING: RED, FALLING: BLUE, STEADY: GREY}
 TREND_LEGEND = {"rising": RED, "falling": BLUE, "steady": GREY}
-MOST_POINTS = 20_000                    # of a line in a picture; more would not be seen
+MOST_POINTS = 20_000                    # of a line in a picture; more cannot be seen
 STYLE = {
     "figure.constrained_layout.use": True,
     "font.size": 8,
@@ -33,8 +33,7 @@ def plotting():
 
 def panels(rows, size, columns=1, **settings):
     """A figure of (width, height) inches -> (figure, its axes as a list)."""
-    settings |= {"figsize": size, "squeeze": False}
-    figure, axes = plotting().subplots(rows, columns, **settings)
+    figure, axes = plotting().subplots(rows, columns, figsize=size, squeeze=False, **settings)
     return figure, list(axes.flat)
 
 
@@ -46,7 +45,7 @@ def add_legend(figure, colours):
 
 
 def png_of(figure, dpi=192):
-    """Closes a figure -> the bytes of a PNG, by default at twice a screen's 96 dots per inch."""
+    """The bytes of a PNG, by default at twice a screen's 96 dots per inch; closes the figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi)
     plotting().close(figure)
@@ -54,22 +53,17 @@ def png_of(figure, dpi=192):
 
 
 def save(figure, path):
-    """Writes a PNG whole or not at all."""
     with write_bytes(path) as file:
         file.write(png_of(figure, dpi=110))
 
 
-# ---- windows and recordings ----
-
 def draw_window(path, window, dataset, chronos, title, texts):
-    """Draws a window (S, C) to a PNG: a panel per channel, with the line that shows its trends.
-
-    The steps behind it are the bins of Chronos. texts: what stands below each panel.
-    """
+    """Draws a window (S, C) to a PNG: a panel per channel, with trend line, bins, and its text."""
     n = len(dataset.channels)
     columns = 3 if n % 3 == 0 else min(n, 2)
     rows = -(-n // columns)
-    figure, axes = panels(rows, (5.2 * columns, 2.9 * rows), columns)
+    size = 5.2 * columns, 2.9 * rows
+    figure, axes = panels(rows, size, columns)
     seconds = np.arange(len(window)) / dataset.rate
     series = torch.tensor(window.T, dtype=torch.float64)          # (C, S)
     ids, _, offset, scale = chronos.encode(series)                # (C, S+1)
@@ -87,10 +81,7 @@ def draw_window(path, window, dataset, chronos, title, texts):
 
 
 def draw_trend_line(axis, series, dataset):
-    """Draws the trend line of a series (S,), coloured by trend, over the series in grey.
-
-    A series that is its own trend line is drawn once.
-    """
+    """Draws a series (S,) in grey and its trend line, coloured by trend."""
     seconds = np.arange(len(series)) / dataset.rate
     line = trend_line(series, dataset)
     if line is not series:
@@ -101,10 +92,7 @@ def draw_trend_line(axis, series, dataset):
 
 
 def draw_descriptions(path, windows, dataset):
-    """Draws windows (title, series (S,), claimed segments in seconds) to a PNG, one below another.
-
-    Under each window are two bars: the true trends, and those that the model claims.
-    """
+    """Draws windows (title, series (S,), claimed segments in seconds) and true trends to a PNG."""
     figure, axes = panels(len(windows), (8, 2.6 * len(windows)))
     for axis, (title, series, claimed) in zip(axes, windows):
         draw_trend_line(axis, series, dataset)
@@ -116,10 +104,10 @@ def draw_descriptions(path, windows, dataset):
             bottom = float(np.min(series)) - drop * height
             axis.text(-0.01 * last, bottom + 0.03 * height, name, ha="right")
             for start, end, direction in segments:
-                start, end = min(start, last), min(end, last)
+                start, end = np.minimum((start, end), last)       # a claim may lie behind the end
                 bar = start, max(end - start, 0)
-                axis.broken_barh([bar], (bottom, 0.12 * height), color=COLOURS[direction],
-                                 edgecolor="white", linewidth=0.5)
+                colour = COLOURS[direction]
+                axis.broken_barh([bar], (bottom, 0.12 * height), color=colour, edgecolor="white")
         axis.set_title(title)
         axis.set_xlim(-0.07 * last, last)
         axis.set_ylim(bottom - 0.05 * height)
@@ -129,12 +117,12 @@ def draw_descriptions(path, windows, dataset):
 
 
 def units_of(dataset):
-    """The units of its channels, each once, in order."""
+    """The units of a dataset's channels, each once, in order."""
     return list(dict.fromkeys(channel.unit for channel in dataset.channels))
 
 
 def draw_units(axes, seconds, samples, dataset):
-    """Draws samples (N, C) at `seconds` (N,): an axis for each of units_of, a line per channel."""
+    """Draws samples (N, C) at `seconds` (N,): an axis for each unit, a line for each channel."""
     units = units_of(dataset)
     for channel, series in zip(dataset.channels, samples.T):
         axis = axes[units.index(channel.unit)]
@@ -147,22 +135,21 @@ def draw_units(axes, seconds, samples, dataset):
 
 
 def draw_recording(path, log, dataset, bars):
-    """Draws a Log to a PNG: its signals, above them a bar of activities for each of `bars`.
-
-    bars: {"predicted": [(start, end, activity), ...], ...}, in seconds.
-    """
+    """Draws a Log to a PNG, below bars {"predicted": [(start, end, activity), ...], ...}."""
     heights = [0.35 * len(bars)] + [1.9] * len(units_of(dataset))
     size = 11, 0.6 + sum(heights)
     figure, (top, *axes) = panels(len(heights), size, sharex=True, height_ratios=heights)
     every = len(log.samples) // MOST_POINTS + 1
     draw_units(axes, log.seconds[::every], log.samples[::every], dataset)
     paint = plotting().get_cmap("tab20")
-    colours = {name: paint(i % 20) for i, name in enumerate(dataset.classes)}
     shown = {}                                                    # activity -> colour
     for row, bar in enumerate(bars.values()):
         for start, end, activity in bar:
-            shown[activity] = colours.get(activity, "black")      # black: an answer names no class
-            top.broken_barh([(start, end - start)], (-row - 0.4, 0.8), color=shown[activity])
+            colour = "black"                                      # an answer that names no class
+            if activity in dataset.classes:
+                colour = paint(dataset.classes.index(activity) % 20)
+            shown[activity] = colour
+            top.broken_barh([(start, end - start)], (-row - 0.4, 0.8), color=colour)
     top.set_yticks(-np.arange(len(bars)), bars)
     top.margins(x=0)
     top.spines[:].set_visible(False)
@@ -170,8 +157,6 @@ def draw_recording(path, log, dataset, bars):
     add_legend(figure, shown)
     save(figure, path)
 
-
-# ---- training curves ----
 
 def draw_curves(path, metrics):
     """Draws the records of a metrics.jsonl to a PNG: losses (log), learning rate, scores, ..."""
@@ -182,10 +167,11 @@ def draw_curves(path, metrics):
     figure, axes = panels(1 + len(others), (8, 2.3 + 2.3 * len(others)), sharex=True)
     axis_of = dict(zip(others, axes[1:]))
     for name in table:
-        axis, values = axis_of.get(name, axes[0]), table[name].dropna()
+        axis = axis_of.get(name, axes[0])
+        values = table[name].dropna()
         if len(values) > 100 and name != "lr":                    # single steps jump
             axis.plot(values, color=PALE_GREY, linewidth=0.6)
-            values = running_mean(values)
+            values = values.rolling(len(values) // 50, min_periods=1).mean()
         marker = "o" if len(values) < 20 else None
         axis.plot(values, label=name.replace("_", " "), markersize=3, marker=marker)
         if "loss" in name and values.min() > 0:
@@ -197,19 +183,13 @@ def draw_curves(path, metrics):
     save(figure, path)
 
 
-def running_mean(values):
-    """A pandas Series -> each value's mean with those before it, about a fiftieth of all."""
-    return values.rolling(max(1, len(values) // 50), min_periods=1).mean()
-
-
-# ---- for a report: the bytes of a PNG ----
-
 def draw_confusion(confusion, classes):
     """Counts (n, n) or (n, n + 1) -> PNG: rows true, columns predicted, shaded by row fraction."""
     confusion = np.asarray(confusion)
     n, columns = confusion.shape
     fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    figure, (axis,) = panels(1, (2.5 + 0.5 * columns, 1.8 + 0.45 * n))
+    size = 2.5 + 0.5 * columns, 1.8 + 0.45 * n
+    figure, (axis,) = panels(1, size)
     axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(confusion):
         if count:
@@ -220,19 +200,6 @@ def draw_confusion(confusion, classes):
     axis.set_yticks(range(n), classes)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    return png_of(figure)
-
-
-def draw_class_bars(per_class, classes):
-    """per_class of class_scores.class_scores -> PNG: three bars per class."""
-    import pandas as pd
-    colours = {"precision": PALE_BLUE, "recall": ORANGE, "f1": BLUE}
-    figure, (axis,) = panels(1, (6.5, 1 + 0.42 * len(classes)))
-    table = pd.DataFrame(per_class, index=classes)[list(colours)]
-    table.plot.barh(ax=axis, color=colours, width=0.8, legend=False)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1)
-    add_legend(figure, colours)
     return png_of(figure)
 
 

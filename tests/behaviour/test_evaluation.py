@@ -1,7 +1,6 @@
 """What evaluate.py writes: seeded samples, scores of both stages, a report that stands alone, resuming after a kill."""
 import base64
 import json
-import os
 import re
 import shutil
 import signal
@@ -23,10 +22,9 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.texts import har_answer, reasoning_text, strongest_rhythm
 from sensorllm_min.evaluation import predict, report
 from sensorllm_min.evaluation.class_scores import class_scores, confusion_of, most_wrong
-from sensorllm_min.evaluation.predict import (
-    batches_of, keep_records, mean_loss, read_activities, score_classes)
+from sensorllm_min.evaluation.predict import keep_records, mean_loss, score_classes
 from sensorllm_min.evaluation.trend_scores import Guess, score_trends
-from sensorllm_min.files import InputError, write_json, write_text
+from sensorllm_min.files import InputError
 from sensorllm_min.sensorllm import SensorLLM
 
 ALIGN = ("--checkpoint", "out/align")
@@ -117,23 +115,18 @@ def test_the_split_that_is_asked_for_is_scored(folder, evaluated, unreported, da
     assert {record["subject"] for record in records} <= {"val": {8}, "test": {9, 10}}[split]
 
 
-@pytest.mark.parametrize("stage", ["align", "har"])
-def test_a_limit_takes_a_seeded_sample_and_not_the_first_windows(folder, evaluated, unreported, asked, stage):
-    samples = []
-    for seed in (3, 3, 4):
-        evaluated("--checkpoint", f"out/{stage}", "--limit", 10, "--seed", seed)
-        samples.append(windows_of(records_in(folder, stage)))
+@pytest.mark.parametrize("stage,default,n_all", [("align", 256, 300), ("har", 40, 40)])
+def test_a_limit_takes_a_seeded_sample_and_not_the_first_windows(
+        folder, evaluated, unreported, asked, stage, default, n_all):
+    """Without a limit stage 1 takes 256 windows and stage 2 all."""
+    def sample(*options):
+        evaluated("--checkpoint", f"out/{stage}", *options)
+        return windows_of(records_in(folder, stage))
+
+    samples = [sample("--limit", 10, "--seed", seed) for seed in (3, 3, 4)]
+    assert len(set(sample())) == default and sample("--limit", "all") == list(range(n_all))
     assert samples[0] == samples[1] != samples[2]
     assert all(len(set(sample)) == 10 and sample != list(range(10)) for sample in samples)
-
-
-def test_without_a_limit_stage_1_takes_256_windows_and_stage_2_all(folder, evaluated, unreported, asked):
-    evaluated(*ALIGN)
-    assert len(set(windows_of(records_in(folder, "align")))) == 256
-    evaluated(*ALIGN, "--limit", "all")
-    assert windows_of(records_in(folder, "align")) == list(range(300))
-    evaluated(*HAR)
-    assert windows_of(records_in(folder, "har")) == list(range(40))
 
 
 # ---- interrupted and resumed ----
@@ -157,56 +150,45 @@ def test_a_killed_evaluation_resumes_and_writes_the_same_bytes(folder, evaluated
     path.write_bytes(path.read_bytes()[:-25])
     done = (path.read_bytes().count(b"\n") - 1) // 4 * 4          # the first line holds the settings; whole batches
     assert 0 < done < 32
-    assert f"descriptions_test.jsonl holds {done} of 32 answers" in evaluated(*command)
-    assert path.read_bytes() == expected and scores_in(folder, "killed") == scores
+    assert f"descriptions_test.jsonl holds {done} of 32 answers" in evaluated(*command, "--show", 1)
+    assert path.read_bytes() == expected
+    assert scores_in(folder, "killed") | {"command": ""} == scores | {"command": ""}
 
 
 @pytest.fixture
 def interrupted(folder, evaluated, monkeypatch):
-    """An evaluation that ended after 5 of 12 records, in batches of 2 -> its options, and a scripted model's windows."""
-    first, then, options = [], [], (*ALIGN, "--limit", 12, "--max-new-tokens", 9, "--batch-size", 2)
+    """An evaluation that ended after 5 of 12 records -> its options, and the windows that a scripted model gets next."""
+    then, options = [], (*ALIGN, "--limit", 12, "--max-new-tokens", 9, "--batch-size", 2)
     evaluated_once = folder / "out/align/evaluation_test.json"
     evaluated_once.write_text("{}")
-    monkeypatch.setattr("evaluate.answer_batches", scripted(first, stop_after=5))
+    monkeypatch.setattr("evaluate.answer_batches", scripted([], stop_after=5))
     with pytest.raises(Interrupted):
         evaluated(*options)
     assert not evaluated_once.exists()                            # an interrupted evaluation is no result
     monkeypatch.setattr("evaluate.answer_batches", scripted(then))
-    return options, first, then
-
-
-def test_the_same_evaluation_resumes_after_its_whole_batches(folder, interrupted, evaluated):
-    options, first, then = interrupted
-    assert "descriptions_test.jsonl holds 4 of 12 answers" in evaluated(*options, "--show", 1)
-    assert len(then) == 8 and then[0] == first[4]
-    assert [record["window"] for record in records_in(folder, "align")] == first[:4] + then
-    then.clear()
-    assert "holds 12 of 12 answers" in evaluated(*options) and not then
+    return options, then
 
 
 @pytest.mark.parametrize("change", [
     ("--seed", 1), ("--limit", 11), ("--max-new-tokens", 8), ("--dtype", "bfloat16"), ("--temperature", 0.5),
-    ("--top-k", 3), ("--top-p", 0.5), ("--batch-size", 3)], ids=lambda change: change[0])
+    ("--top-k", 3), ("--top-p", 0.5), ("--batch-size", 3), ("checkpoint",), ("data",)], ids=lambda change: change[0])
 def test_an_interrupted_evaluation_is_not_resumed_with_another(interrupted, folder, evaluated, change):
-    options, _, then = interrupted
-    assert "answers; remove it" not in evaluated(*options, *change)               # the later option wins
-    assert sorted(then) == windows_of(records_in(folder, "align")) and len(then) in (11, 12)
-
-
-@pytest.mark.parametrize("what", ["out/align/best.safetensors", "data/demo/meta.json"])
-def test_an_interrupted_evaluation_is_not_resumed_with_other_files(interrupted, folder, evaluated, what):
-    options, _, then = interrupted
-    path = folder / what
-    original = path.read_bytes()
+    """With another option, checkpoint or dataset; the later of two options wins."""
+    options, then = interrupted
+    checkpoint, meta = folder / "out/align/best.safetensors", folder / "data/demo/meta.json"
+    original = checkpoint.read_bytes(), meta.read_bytes()
+    if change == ("checkpoint",):
+        save_untrained(checkpoint.parent, folder / "data/demo", "align", seed=5)
+    elif change == ("data",):
+        meta.write_bytes(original[1] + b"\n")
+    else:
+        options += change
     try:
-        if path.name == "meta.json":
-            path.write_bytes(original + b"\n")
-        else:
-            save_untrained(path.parent, folder / "data/demo", "align", seed=5)
         assert "answers; remove it" not in evaluated(*options)
     finally:
-        path.write_bytes(original)
-    assert len(then) == 12
+        checkpoint.write_bytes(original[0])
+        meta.write_bytes(original[1])
+    assert sorted(then) == windows_of(records_in(folder, "align")) and len(then) in (11, 12)
 
 
 def test_records_are_read_up_to_the_last_whole_batch_and_only_with_their_settings(tmp_path):
@@ -226,18 +208,6 @@ def test_records_are_read_up_to_the_last_whole_batch_and_only_with_their_setting
     path.write_text('{"seed": 2}\nnot a record\n{"window": 1}\n')
     with pytest.raises(InputError, match="some.jsonl .* remove it"):
         keep_records(path, {"seed": 2}, answer, 2)
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    """The old content stays in the old inode, and under the name until the new content is whole."""
-    path, kept = tmp_path / "scores.json", tmp_path / "kept"
-    write_json(path, {"score": 1})
-    os.link(path, kept)
-    write_json(path, {"score": 2})
-    assert [json.loads(file.read_text()) for file in (kept, path)] == [{"score": 1}, {"score": 2}]
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "half a file\udcff")
-    assert json.loads(path.read_text()) == {"score": 2}
 
 
 # ---- answers ----
@@ -374,14 +344,14 @@ def test_the_report_stands_alone_and_holds_the_scores(folder, evaluated, data, m
     assert "name=viewport" in page and page.count("<figure><img") == page.count("<figcaption>")
     pictures = re.findall(r"base64,([^'\"]+)", page)
     wrong = most_wrong(records)
-    assert len(pictures) == 2 + len(wrong) == page.count("<img") and wrong
+    assert len(pictures) == 1 + len(wrong) == page.count("<img") and wrong
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
     lines = json_lines(folder / f"data/demo/har_{split}.jsonl")
     for window, record in zip(drawn, wrong, strict=True):
         assert np.array_equal(window, data.window(lines[record["window"]]))
         assert f"Window {record['window']}, subject {record['subject']}:" in page
     low, high = scores["intervals"]["macro_f1"]
-    for words in (f"{scores['macro_f1']:.3f}", f"{low:.3f} to {high:.3f}", f"{scores['chance']:.3f}", "Cohen",
+    for words in (f"{scores['macro_f1']:.3f}", *(f"<td>{f1:.4f}</td>" for f1 in scores["per_class"]["f1"]), f"{low:.3f} to {high:.3f}", f"{scores['chance']:.3f}", "Cohen",
                   "python evaluate.py --checkpoint out/har", "smry", f"torch {torch.__version__}", "c0ffee",
                   "y-axis gyroscope (deg/s)", "torchrun train_har.py --epochs 3", "out/align/best.safetensors",
                   "val_loss</th>", "people who were not trained on"):
@@ -406,9 +376,7 @@ def test_names_and_answers_cannot_become_markup_of_the_report(folder, data, mode
 
 
 def test_intervals_are_drawn_over_subjects_and_chance_is_of_the_windows_scored(folder, evaluated, unreported):
-    """Of two subjects a quarter of the draws holds only the worse one, a quarter only the better one: the 95 % interval
-    of a share reaches from one subject's share to the other's.
-    """
+    """A quarter of the draws of two subjects holds only the worse one, a quarter only the better one."""
     out = evaluated(*HAR)
     scores, records = scores_in(folder, "har"), records_in(folder, "har")
     shares = sorted(np.mean([record["predicted"] == record["label"] for record in records if record["subject"] == subject])
@@ -444,7 +412,6 @@ def test_answers_in_words_are_prompted_by_a_dialogue_and_unreadable_ones_are_cou
 def test_words_are_scored_as_they_read(data, models, monkeypatch):
     """With a model that says the truth, a wrong class, or nonsense, in turns."""
     classes, model = data.dataset.classes, models["words"]
-    examples = HarExamples(data, "test", replace(model.prompts, answer="text"), 30)
 
     def said(model, batches, *args):
         for i, example in enumerate(example for batch in batches for example in batch):
@@ -452,13 +419,10 @@ def test_words_are_scored_as_they_read(data, models, monkeypatch):
             yield {**example.record, "generated": texts[i % 3]}
 
     monkeypatch.setattr(predict, "answer_batches", said)
-    first, second, third, *_ = read_activities(said(None, batches_of(examples, ALONE, 4)), classes)
-    assert first["predicted"] == first["label"] and second["predicted"] == (second["label"] + 1) % 5
-    assert third["predicted"] is None
     monkeypatch.setattr(predict, "mean_loss", lambda *_: 0.5)
-    confusion, loss = score_classes(model.model, examples, ALONE, 4, quiet)
-    assert loss == 0.5 and confusion.shape == (5, 6) and np.diag(confusion).sum() == 10 == confusion[:, 5].sum()
-    assert class_scores(confusion)["accuracy"] == pytest.approx(1 / 3)
+    confusion, loss = score_classes(model.model, HarExamples(data, "test", model.prompts, 30), ALONE, 4, quiet)
+    wrong = confusion[:, :5][range(5), [1, 2, 3, 4, 0]].sum()
+    assert loss == 0.5 and np.diag(confusion).sum() == wrong == confusion[:, 5].sum() == 10
 
 
 def test_reasoning_names_the_channel_of_each_unit_that_varies_most(demo):

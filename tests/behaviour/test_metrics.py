@@ -11,6 +11,7 @@ from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import align_pair
 from sensorllm_min.evaluation.class_scores import (
     bootstrap_intervals, class_report, class_scores, confusion_of, most_wrong)
+from sensorllm_min.evaluation.trend_scores import TRUTH, truth_sums
 
 CHANNEL = DATASETS["demo"].channels[0]
 TRIALS = pytest.mark.parametrize("trials", [105, pytest.param(700, marks=pytest.mark.slow)])
@@ -147,7 +148,10 @@ def read_summary(text):
 @pytest.mark.parametrize("kinds", [("simple_trend", "summary"), ("trend", "summary"), ("summary",), ("simple_trend",),
                                    ("simple_trend", "trend", "summary"), ("trend",)], ids="+".join)
 def test_every_claim_of_every_wording_is_read_back_and_true(kinds, trials):
-    """Segments, counts, totals, kinds, changes, span, overall direction, over random series, lengths and rates."""
+    """Segments, counts, totals, kinds, changes, span, overall direction, over random series, lengths and rates.
+
+    The truth gets full marks; segments are not scored where the true text lists none.
+    """
     rng = np.random.default_rng(0)
     for trial in range(2 * trials):
         length = 2 if trial % 10 == 0 else int(rng.integers(2, 260))
@@ -158,11 +162,15 @@ def test_every_claim_of_every_wording_is_read_back_and_true(kinds, trials):
         channel = DATASETS["pamap2"].channels[trial % 27]
         _, text = align_pair(series, channel, rate, kinds, random.Random(trial))
         claimed = parse_claims(text)
-        assert claimed.segments == (truth.pop("segments") if kinds != ("summary",) else []) and not claimed.unread, text
+        has_segments = kinds != ("summary",)
+        assert claimed.segments == (truth.pop("segments") if has_segments else []) and not claimed.unread, text
         counts = truth.pop("counts")
         assert read_counts(text) == (counts if kinds[0] == "simple_trend" and len(counts) > 1 else {}), text
         if "summary" in kinds:
             assert read_summary(text) == {name: truth[name] for name in ("span", "kinds", "changes", "totals", "overall")}, text
+        sums = truth_sums(claimed, claimed, series, rate)                     # the truth gets full marks
+        assert list(sums) == list(TRUTH if has_segments else TRUTH[-1:]), text
+        assert all(part == whole for part, whole in sums.values()), text
 
 
 def test_every_wording_is_whole_english_sentences():

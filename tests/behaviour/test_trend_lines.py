@@ -247,6 +247,7 @@ def test_bars_stand_where_the_true_trends_are_and_where_the_answer_claims_them(w
 
 
 def test_losses_are_drawn_smoothed_on_a_log_axis(tmp_path, monkeypatch):
+    """Each of 150 losses as the mean of a fiftieth: itself and the two before it."""
     drawn, save = {}, plots.save
 
     def look(figure, path):

@@ -1,10 +1,9 @@
-"""What a trend text is worth: full marks for the truth, worked-out marks for mistakes, the guess, sums that add up."""
-import random
+"""What a trend text is worth: worked-out marks for mistakes, the guess, sums that add up."""
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_metrics import CHANNEL, TRIALS, random_series
+from test_metrics import CHANNEL
 from untrained import ALONE, small_dataset
 
 from sensorllm_min.data.claims import parse_claims
@@ -24,19 +23,6 @@ def scored(text, true=LINES, series=SERIES, rate=10, ended=True):
     """{name: score} of one answer, for what the true text lists."""
     sums = truth_sums(parse_claims(text), parse_claims(true), series, rate, ended)
     return {name: part / whole for name, (part, whole) in sums.items()}
-
-
-@TRIALS
-@pytest.mark.parametrize("kinds", [("simple_trend", "summary"), ("trend", "summary"), ("summary",), ("simple_trend",),
-                                   ("trend",), ("simple_trend", "trend", "summary")], ids="+".join)
-def test_the_truth_gets_full_marks(kinds, trials):
-    """Every wording, many lengths and rates; segments are not scored where the true text lists none."""
-    rng = np.random.default_rng(0)
-    asked = TRUTH if kinds != ("summary",) else ("well_formed",)
-    for trial in range(trials):
-        series, rate = random_series(rng, int(rng.integers(2, 150))), (12.5, 20, 50, 100, 400)[trial % 5]
-        text = align_pair(series, CHANNEL, rate, kinds, random.Random(trial))[1]
-        assert scored(text, text, series, rate) == dict.fromkeys(asked, 1), text
 
 
 @pytest.mark.parametrize("text,direction,segment_f1", [
@@ -70,18 +56,11 @@ def test_segments_agree_within_the_tolerance_and_once():
     assert count_matches([(5, 10, -1)], true) == 1                # by a quarter
     assert count_matches([(5, 11, -1)], true) == 0 == count_matches([(2, 5, 1)], true)
     assert count_matches([(0, 3, 1)] * 3, true) == 1 and count_matches([(0, 3, -1)], true) == 0
+    alternating = [(3 * i, 3 * i + 3, (-1) ** i) for i in range(10)]
+    out_of_phase = [(start + 1, end + 1, direction) for start, end, direction in alternating]
+    assert count_matches(out_of_phase, alternating) == 0          # the right pace, without reading the signal
     # the earliest that fits, so that both find one
     assert count_matches([(2, 10, 1), (0, 8, 1)], [(0, 8, 1), (3, 12, 1)]) == 2
-
-
-def test_alternation_out_of_phase_matches_no_segment():
-    """As a model writes that has learnt the pace of a signal but does not read it."""
-    for length in (1, 2, 3, 5, 8):
-        true = [(at, at + length, 1 - 2 * (i % 2)) for i, at in enumerate(range(0, 10 * length, length))]
-        for shift in range(1, 2 * length):
-            claimed = [(start + shift, end + shift, direction) for start, end, direction in true]
-            if 4 * min(shift, 2 * length - shift) > length:
-                assert count_matches(claimed, true) == 0
 
 
 def test_wild_texts_raise_nothing():
