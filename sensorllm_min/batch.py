@@ -5,7 +5,6 @@ from functools import partial
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .chronos_tokenizer import pad_left
 from .layers import exact_device
 
 IGNORED = -100                          # a target that the loss ignores
@@ -39,8 +38,9 @@ class Batch:
         moved = {}
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
-                on_exact = name in ("series", "channels")
-                target = exact_device(device) if on_exact else device
+                target = device
+                if name in ("series", "channels"):
+                    target = exact_device(device)
                 moved[name] = value.to(target, non_blocking=True)
         return replace(self, **moved)
 
@@ -64,7 +64,8 @@ def collate(examples, pad_id, for_generation=False) -> Batch:
         ids=pad(ids, padding_value=pad_id),                       # (B, T)
         mask=pad(mask, padding_value=False),
         targets=pad(targets, padding_value=IGNORED),
-        series=pad_left(series),
+        series=pad_sequence(                                      # as in Chronos
+            series, batch_first=True, padding_value=float("nan"), padding_side="left"),
         series_lengths=torch.tensor([len(channel) for channel in series]),
         labels=torch.tensor([example.label for example in examples]),
         examples=[example.index for example in examples],

@@ -1,8 +1,4 @@
-"""The shapes of the two networks, read from a Hugging Face `config.json`.
-
-Everything downstream uses the names of the fields below; Hugging Face's names end here and in
-`weights.py`.
-"""
+"""The shapes of both networks, from config.json; Hugging Face's names end here and in weights."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +33,7 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, raw, where="config.json"):
-        """The config of a LLaMA-family checkpoint.
-
-        Raises an InputError for another family or rope type, and a ValueError or TypeError for a
-        value of another type.
-        """
+        """The config of a LLaMA-family checkpoint; another family or rope type is an InputError."""
         family = raw.get("model_type")
         if family != "llama":
             raise InputError(f"{where}: model_type '{brief(family)}' is not a LLaMA; give a "
@@ -51,11 +43,15 @@ class LlamaConfig:
         if raw.get("hidden_act", "silu") != "silu" or has_bias:
             raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented (hidden_act "
                              "silu, attention_bias and mlp_bias false)")
-        d_model, n_heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
+        d_model = int(raw["hidden_size"])
+        n_heads = int(raw["num_attention_heads"])
         theta, scaling = read_rope(raw, where)
-        bos, eos = raw.get("bos_token_id"), raw.get("eos_token_id")
-        if not isinstance(eos, list):
-            eos = [] if eos is None else [eos]
+        bos = raw.get("bos_token_id")
+        eos = raw.get("eos_token_id")
+        if eos is None:
+            eos = []
+        elif not isinstance(eos, list):
+            eos = [eos]
         return cls(
             vocab_size=int(raw["vocab_size"]),
             d_model=d_model,
@@ -104,10 +100,8 @@ class ChronosConfig:
     @classmethod
     def from_hf(cls, raw, where="config.json"):
         chronos = raw["chronos_config"]
-        is_seq2seq = chronos.get("model_type", "seq2seq") == "seq2seq"
-        if not is_seq2seq or not chronos.get("use_eos_token", True):
-            raise InputError(f"{where}: only Chronos T5 (model_type seq2seq, use_eos_token true) "
-                             "is implemented")
+        if not chronos.get("use_eos_token", True):
+            raise InputError(f"{where}: only a Chronos with use_eos_token true is implemented")
         limits = chronos["tokenizer_kwargs"]
         return cls(
             low_limit=float(limits["low_limit"]),
@@ -133,8 +127,9 @@ class T5Config:
 
     @classmethod
     def from_hf(cls, raw, where="config.json"):
-        """The encoder of a T5 checkpoint. InputError for another family or feed-forward."""
-        family, activation = raw.get("model_type"), raw.get("feed_forward_proj", "relu")
+        """The encoder of a T5 checkpoint; another family or feed-forward is an InputError."""
+        family = raw.get("model_type")
+        activation = raw.get("feed_forward_proj", "relu")
         if family != "t5":
             raise InputError(f"{where}: model_type '{brief(family)}' is not a T5; give a "
                              "chronos-t5 directory")
@@ -161,10 +156,7 @@ TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=2, n_h
 
 
 def read_model_config(directory):
-    """The path and content of a directory's config.json.
-
-    Raises an InputError for an adapter, a GGUF file and quantised weights.
-    """
+    """The path and content of config.json. InputError for adapters, GGUF and quantised weights."""
     directory = Path(directory)
     where = directory / "config.json"
     if not where.exists() and (directory / "adapter_config.json").exists():

@@ -1,10 +1,11 @@
 """Levels: mean and scale of a series, which standardising takes away, as numbers for the model."""
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import train_align
 from helpers import quiet
 from raw_files import write_small_own
 from untrained import save_untrained, small_dataset
@@ -19,7 +20,6 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation.ask import prepared_window
 from sensorllm_min.evaluation.interface import load_model
 from sensorllm_min.training.checkpoint import load_checkpoint
-from sensorllm_min.training.options import RunSettings
 
 # The usual mean and standard deviation of three channels.
 USUAL = ((1.0, 2.0), (-5.0, 0.5), (0.0, 1.0))
@@ -228,10 +228,9 @@ def test_the_checkpoint_keeps_them(stage_2):
     assert model.chronos.n_levels == 0
 
 
-def test_levels_are_on_by_default_with_the_built_in_encoder_alone():
-    settings = RunSettings(**dict.fromkeys(field.name for field in fields(RunSettings)))
-    assert settings.with_defaults().levels is True
-    public = replace(settings, encoder="amazon/chronos-t5-tiny")
-    assert public.with_defaults().levels is False
-    assert replace(public, levels=True).with_defaults().levels is True
-    assert replace(settings, levels=False).with_defaults().levels is False
+@pytest.mark.parametrize("options,levels", [
+    ((), True), (("--no-levels",), False), (("--encoder", "x"), False),
+    (("--encoder", "x", "--levels"), True)])
+def test_levels_are_on_by_default_with_the_built_in_encoder_only(monkeypatch, options, levels):
+    monkeypatch.setattr("sys.argv", ["train_align.py", *options])
+    assert train_align.read_arguments().levels is levels

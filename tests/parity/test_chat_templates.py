@@ -200,4 +200,4 @@ def test_the_shared_templates_give_the_expected_prompts(shared, with_markers):
         template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
         ours = load_text_tokenizer(kind.folder, kind.config(), ADDED, template=template)
         expected = (folder / "expected.txt").read_text().replace("{bos}", ours.bos)
-        assert ours.template.prompt("SYSTEM TEXT.", "USER TEXT?") == expected
+        assert ours.template.dialogue("SYSTEM TEXT.", "USER TEXT?") == expected

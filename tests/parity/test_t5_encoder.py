@@ -172,19 +172,6 @@ def test_features_equal_those_of_the_original(shared):
         np.testing.assert_allclose(ours, outputs[key], rtol=0, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.shared("weights")
-def test_loads_the_dummy_of_the_chronos_package(shared):
-    from transformers import T5EncoderModel
-    folder = shared / "weights" / "chronos-t5-dummy"
-    encoder, chronos = load_t5_encoder(folder, torch.float32)
-    ids = torch.randint(2, 32, (2, 50), generator=torch.Generator().manual_seed(0))
-    theirs = T5EncoderModel.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(ids, torch.ones(2, 50, dtype=torch.bool)), theirs(ids).last_hidden_state,
-                                   rtol=0, atol=1e-5)
-    assert chronos.n_tokens == 32
-
-
 def record():
     import tempfile
 
