@@ -163,8 +163,6 @@ class Llama(nn.Module):
             inputs = x, rotary, key_mask, cache, wanted if is_last else None
             if recompute:                                         # in the backward pass
                 x = checkpoint(layer, *inputs, use_reentrant=False)
-            elif cache is not None:
-                x = layer.forward(*inputs)                        # never compiled: shapes change
             else:
                 x = layer(*inputs)
         return self.norm(x)

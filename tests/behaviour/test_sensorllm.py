@@ -1,6 +1,5 @@
 """The splice with its checks, the losses against a plain computation, and who gets a gradient."""
 import copy
-import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.training.processes import share
 from sensorllm_min.training.step import epoch_order
-from sensorllm_min.generate import generate
 from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
 from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, new_tokens, train_backend
 from sensorllm_min.data.examples import sample_texts
@@ -309,41 +307,3 @@ def test_the_backward_pass_keeps_no_matrix_of_logits(data, parts):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         loss, n_tokens = model(batch)
     assert loss.requires_grad and max(kept) < n_tokens * 512
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sources", [False], ids=["own head"], indirect=True)    # no head is compiled
-@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
-def test_compiled_blocks_give_the_same(data, parts):
-    """Loss and gradients, at two batch shapes, in training and in validation."""
-    model, tokenizer = parts
-    model.train_only(("projector", "tokens"))
-    batches = [align_batch(data, tokenizer, indices) for indices in ((0, 100, 333), (5, 77))]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def results():
-        for batch in batches:
-            loss, _ = model(batch)
-            yield [loss, *torch.autograd.grad(loss, trained)]
-            with torch.no_grad():
-                yield [model(batch)[0]]
-    plain = list(results())
-    for layer in model.llm.layers:
-        layer.compile(dynamic=True)
-    for ours, expected in zip(results(), plain, strict=True):
-        for mine, reference in zip(ours, expected, strict=True):
-            torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
-
-
-def test_compiled_blocks_run_in_training_and_validation_but_not_in_generation(data, parts):
-    model, tokenizer = parts
-    batch, ran = align_batch(data, tokenizer), []
-    plain, _ = model(batch)
-    for layer in model.llm.layers:                                            # what torch.compile puts there
-        layer._compiled_call_impl = lambda *args, layer=layer: ran.append(layer) or layer.forward(*args)
-    assert torch.equal(model(batch)[0], plain) and ran == list(model.llm.layers)
-    with torch.no_grad():
-        model(batch)
-    prompts = align_batch(data, tokenizer, for_generation=True)
-    generate(model.llm, model.embed(prompts), prompts.mask, set(), 3)
-    assert ran == 2 * list(model.llm.layers)

@@ -8,7 +8,7 @@ import torch
 from helpers import make_chronos, make_llama
 from safetensors.torch import load_file, save_file
 
-from sensorllm_min.config import LlamaConfig
+from sensorllm_min.config import read_llama_config
 from sensorllm_min.files import InputError
 from sensorllm_min.weights import load_llama, load_t5_encoder
 
@@ -234,43 +234,39 @@ def test_public_chronos_encoders_equal_transformers(tmp_path, name):
         torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-def test_older_configs_leave_out_what_has_a_default():
-    """As transformers reads them: heads without groups, d_model / n_heads wide, untied, 2048
-    positions.
-    """
+SHAPE = {"model_type": "llama", "vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1,
+         "num_attention_heads": 4}
+
+
+def read_config(folder, **settings):
+    (folder / "config.json").write_text(json.dumps(SHAPE | settings))
+    return read_llama_config(folder)
+
+
+@pytest.mark.parametrize("given", [{}, {
+    "num_key_value_heads": 2, "head_dim": 20, "max_position_embeddings": 777, "tie_word_embeddings": True,
+    "rms_norm_eps": 0.5}])
+def test_older_configs_leave_out_what_has_a_default(tmp_path, given):
+    """As transformers reads them: heads without groups, d_model / n_heads wide, untied, 2048 positions."""
     from transformers import LlamaConfig as Theirs
-    shape = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1,
-             "num_attention_heads": 4}
-    given = {"num_key_value_heads": 2, "head_dim": 20, "max_position_embeddings": 777,
-             "tie_word_embeddings": True, "rms_norm_eps": 0.5}
-    for settings in (shape, shape | given):
-        ours, theirs = LlamaConfig.from_hf(settings | {"model_type": "llama"}), Theirs(**settings)
-        assert ours.n_kv_heads == theirs.num_key_value_heads
-        assert ours.head_dim == theirs.head_dim
-        assert ours.max_positions == theirs.max_position_embeddings
-        assert ours.tie_embeddings == theirs.tie_word_embeddings
-        assert ours.norm_eps == theirs.rms_norm_eps
-        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    ours, theirs = read_config(tmp_path, **given), Theirs(**SHAPE | given)
+    assert (ours.n_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
+    assert (ours.norm_eps, ours.rope_theta) == (theirs.rms_norm_eps, theirs.rope_parameters["rope_theta"])
 
 
-def test_every_spelling_of_rope_is_read():
-    shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-             "num_attention_heads": 2}
+def test_every_spelling_of_rope_is_read(tmp_path):
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    old = LlamaConfig.from_hf(shape | {"rope_theta": 5e5, "rope_scaling": scaling | {"rope_type": "llama3"}})
-    older = LlamaConfig.from_hf(shape | {"rope_theta": 5e5, "rope_scaling": scaling | {"type": "llama3"}})
-    new = LlamaConfig.from_hf(shape | {"rope_parameters": scaling | {"rope_type": "llama3", "rope_theta": 5e5}})
+    old = read_config(tmp_path, rope_theta=5e5, rope_scaling=scaling | {"rope_type": "llama3"})
+    older = read_config(tmp_path, rope_theta=5e5, rope_scaling=scaling | {"type": "llama3"})
+    new = read_config(tmp_path, rope_parameters=scaling | {"rope_type": "llama3", "rope_theta": 5e5})
     assert old == new == older and new.rope_theta == 5e5 and new.rope_scaling.factor == 8.0
 
 
-@pytest.mark.parametrize(
-    "eos,ids",
-    [(2, (2,)), ([128001, 128008, 128009], (128001, 128008, 128009)), (0, (0,)), (None, ())],
-)
-def test_all_end_tokens_of_a_config_are_read(eos, ids):
-    shape = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
-             "num_hidden_layers": 1, "num_attention_heads": 2}
-    assert LlamaConfig.from_hf(shape | {"eos_token_id": eos}).eos_ids == ids
+@pytest.mark.parametrize("eos,ids", [(2, (2,)), ([128001, 128008], (128001, 128008)), (0, (0,)), (None, ())])
+def test_all_end_tokens_of_a_config_are_read(tmp_path, eos, ids):
+    assert read_config(tmp_path, eos_token_id=eos).eos_ids == ids
 
 
 def test_t5_copies_and_decoder_are_known_by_name(tmp_path):
