@@ -134,19 +134,6 @@ def test_a_row_that_repeats_itself_is_continued_without_the_llm():
     assert sizes == [3] * 20 + [2] * 4 + [1] * 17                 # token 50 ends the third row, then the loop is seen
 
 
-def test_rows_that_stay_move_to_the_front(model):
-    """Every choice of rows out of five keeps its keys and values, in order."""
-    config = model[0].llm.config
-    for choice in range(1, 32):
-        rows = [row for row in range(5) if choice >> row & 1]
-        cache = KVCache(config, 5, 3, torch.float32, "cpu")
-        marked = torch.arange(5.0)[:, None, None, None].expand(5, config.n_kv_heads, 3, config.head_dim)
-        cache.extend(marked, -marked)
-        cache.keep(rows)
-        assert cache.keys[:len(rows), 0, 2, 0].tolist() == rows
-        assert cache.values[:len(rows), 1, 0, 3].tolist() == [-row for row in rows]
-
-
 def test_tokens_stream_as_they_are_made(model):
     """Row by row at each step, before the next step is computed."""
     ours, _, _, _ = model

@@ -23,7 +23,7 @@ from sensorllm_min.weights import load_t5_encoder
 @pytest.mark.parametrize("shape", [
     dict(), dict(num_layers=3, num_heads=3, d_kv=12), dict(relative_attention_num_buckets=16,
                                                            relative_attention_max_distance=40),
-    dict(layer_norm_epsilon=0.1)], ids=str)
+    dict(layer_norm_epsilon=0.1), dict(d_model=192, num_layers=6, num_heads=12, d_kv=16, d_ff=768)], ids=str)
 def test_features_equal_transformers(tmp_path, shape):
     from transformers import T5EncoderModel
     make_chronos(tmp_path, **shape)

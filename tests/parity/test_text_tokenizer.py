@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sensorllm_min.data import texts as trend_text
-from sensorllm_min.config import LlamaConfig, read_llama_config
+from sensorllm_min.config import LlamaConfig
 from sensorllm_min.files import InputError
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.text_tokenizer import (
@@ -170,16 +170,10 @@ def test_padding_and_truncation_of_a_tokenizer_json_are_not_applied(kinds, tmp_p
 
 
 @each_kind
-def test_every_end_of_text_of_config_json_stops_an_answer(kind, tmp_path):
+def test_every_end_of_text_of_config_json_stops_an_answer(kind):
     """Llama 3 names three; generation has to stop at each."""
-    import transformers
     further = (kind.eos, 41, 57)
-    llama = transformers.LlamaConfig(vocab_size=kind.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                     num_attention_heads=1, bos_token_id=kind.bos, eos_token_id=list(further))
-    llama.save_pretrained(tmp_path)
-    config = read_llama_config(tmp_path)
-    assert config.eos_ids == further
-    ours = load_text_tokenizer(kind.folder, config, ADDED)
+    ours = load_text_tokenizer(kind.folder, kind.config(eos_ids=further), ADDED)
     assert ours.stop_ids == {*further, ours.end_of_turn}
     assert ours.eos == kind.theirs().eos_token                                # what ends a turn is still the first
 
