@@ -223,6 +223,8 @@ def read_chat_template(directory):
     with understanding(path.with_name("tokenizer_config.json")):
         if isinstance(template, list):                            # several, by name
             template = {one["name"]: one["template"] for one in template}.get("default")
+        if not isinstance(template, str | None):
+            raise TypeError(f"chat_template is {template!r}")
     return template or None
 
 
