@@ -63,7 +63,7 @@ def collate(examples, pad_id, for_generation=False) -> Batch:
         ids=pad(ids, padding_value=pad_id),                       # (B, T)
         mask=pad(mask, padding_value=False),
         targets=pad(targets, padding_value=IGNORED),
-        series=pad_sequence(                                      # (N, S), as in Chronos
+        series=pad_sequence(                                      # as in Chronos
             series, batch_first=True, padding_value=float("nan"), padding_side="left"),
         series_lengths=torch.tensor([len(channel) for channel in series]),
         labels=torch.tensor([example.label for example in examples]),

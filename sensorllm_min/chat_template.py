@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from .files import InputError, brief, understanding
 
 HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-# The dialogue of Llama 3, for tokenizers that have HEADERS: the built-in one among them.
+# The dialogue of Llama 3, for tokenizers that have HEADERS (such as the built-in one).
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"
     "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n{{ message.content }}<|eot_id|>"
@@ -27,8 +27,7 @@ PLAIN = (
 
 DAY = date(2024, 7, 26)                 # the date that Llama 3.1's template falls back on
 ADVICE = "; repair its chat_template.jinja (or the entry in tokenizer_config.json)"
-# A dialogue that shows what a template does.
-SYSTEM, USER, ANSWER = "Be brief.", "What is it?", "It rises."
+SYSTEM, USER, ANSWER = "Be brief.", "What is it?", "It rises."    # shows what a template does
 
 
 class Generation(Extension):
@@ -49,17 +48,8 @@ def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=Fa
                       sort_keys=sort_keys)
 
 
-def environment():
-    """The Jinja environment of transformers' chat templates."""
-    jinja = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    jinja.filters["tojson"] = tojson
-    jinja.globals |= {"raise_exception": raise_exception, "strftime_now": DAY.strftime}
-    return jinja
-
-
 class ChatTemplate:
-    """A chat template, ready to write dialogues.
+    """A chat template in the Jinja environment of transformers.
 
     tokens: {"bos_token": text, ...}, which it may write; where: the model's directory, for
     messages. If the template refuses or drops the system text, that text comes before the question.
@@ -68,35 +58,42 @@ class ChatTemplate:
 
     def __init__(self, source, tokens, where):
         self.tokens, self.where = tokens, where
+        jinja = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+        jinja.filters["tojson"] = tojson
+        jinja.globals["raise_exception"] = raise_exception
+        jinja.globals["strftime_now"] = DAY.strftime
         with understanding(where, "has a chat template that cannot be run", ADVICE):
-            self.template = environment().from_string(source)
+            self.template = jinja.from_string(source)
         self.has_system = True
         try:
-            self.has_system = SYSTEM in self.render(SYSTEM, USER)
+            self.has_system = SYSTEM in self.dialogue(SYSTEM, USER)
         except InputError:
             self.has_system = False
-        self.example = self.render(SYSTEM, USER)                  # up to the answer
+        self.example = self.dialogue(SYSTEM, USER)                # up to the answer
         if USER not in self.example or SYSTEM not in self.example:
             raise InputError(f"{where} has a chat template that drops the question "
                              f"({brief(repr(self.example))}){ADVICE}")
 
-    def render(self, system, user, *answer) -> str:
-        """A dialogue with its answer; without one, up to where the assistant's answer begins."""
+    def dialogue(self, system, user, answer=None) -> str:
+        """A dialogue; without an answer it ends where the answer would begin."""
         turns = [("system", system), ("user", user)]
         if not self.has_system:
             turns = [("user", f"{system}\n\n{user}")]
-        turns += [("assistant", text) for text in answer]
+        if answer is not None:
+            turns.append(("assistant", answer))
         messages = [{"role": role, "content": text} for role, text in turns]
         with understanding(self.where, "has a chat template that fails", ADVICE):
-            return self.template.render(messages=messages, tools=None, documents=None,
-                                        add_generation_prompt=not answer, **self.tokens)
+            return self.template.render(
+                messages=messages, tools=None, documents=None,
+                add_generation_prompt=answer is None, **self.tokens)
 
     def answer(self, text) -> str:
         """What the template writes after the prompt: the answer and everything that follows it."""
-        whole = self.render(SYSTEM, USER, text)
+        whole = self.dialogue(SYSTEM, USER, text)
         if whole.startswith(self.example):
             return whole[len(self.example):]
-        start = whole.rfind(text)                                 # the prompt opens a thought, say
+        start = whole.rfind(text)                                 # if the prompt opens a thought
         if start < 0:
             raise InputError(f"{self.where} has a chat template that changes the answer "
                              f"{brief(repr(text))}{ADVICE}")

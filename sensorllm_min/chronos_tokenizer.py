@@ -16,23 +16,24 @@ import torch.nn.functional as F
 
 def mean_scale(samples, observed):
     """(offset, scale), each (B,): offset 0, scale = mean |x| of the observed samples, or 1."""
-    n_observed = observed.sum(-1)
-    scale = samples.abs().where(observed, 0).sum(-1) / n_observed
-    # NaN > 0 is false: without a sample the scale is 1
-    return torch.zeros_like(scale), scale.where(scale > 0, 1.0)
+    sizes = samples.abs().where(observed, 0)
+    scale = sizes.sum(-1) / observed.sum(-1)
+    scale = scale.where(scale > 0, 1.0)       # NaN > 0 is false: 1 also where there is no sample
+    return torch.zeros_like(scale), scale
 
 
 def stan_normalize(samples, observed):
     """(offset, scale), each (B,): mean and sqrt(population variance + 1e-8) of the observed."""
     n_observed = observed.sum(-1)
     mean = samples.where(observed, 0).sum(-1) / n_observed
-    variance = (samples - mean[:, None]).square().where(observed, 0).sum(-1) / n_observed
-    seen = n_observed > 0
-    return mean.where(seen, 0.0), (variance + 1e-8).sqrt().where(seen, 1.0)
+    squares = (samples - mean[:, None]).square()
+    variance = squares.where(observed, 0).sum(-1) / n_observed
+    scale = (variance + 1e-8).sqrt()
+    has_samples = n_observed > 0
+    return mean.where(has_samples, 0.0), scale.where(has_samples, 1.0)
 
 
 SCALINGS = {"MeanScaleUniformBins": mean_scale, "StanNormalizeUniformBins": stan_normalize}
-
 
 WAVELENGTHS = 1.5, 3.0, 6.0, 12.0, 24.0                           # of the sinusoids of a level
 
@@ -40,22 +41,23 @@ WAVELENGTHS = 1.5, 3.0, 6.0, 12.0, 24.0                           # of the sinus
 class ChronosTokenizer:
     """The uniform-bin tokenizer of a checkpoint with one of SCALINGS.
 
-    levels: the usual (mean, standard deviation) of each channel, the units of `level_features`;
-    None (as in the paper) if the model gets no levels. Reference: chronos-forecasting,
-    `MeanScaleUniformBins`. Computation stays in the dtype of the samples; centers and boundaries
-    are float32, as there.
+    levels: the usual (mean, standard deviation) of each channel; None (as in the paper) if the
+    model gets no levels. Centers and boundaries are float32, as in chronos-forecasting.
     """
 
     def __init__(self, config, scaling="StanNormalizeUniformBins", levels=None):
         self.config = config
-        self.levels = None if levels is None else torch.tensor(levels)            # (C, 2)
-        self.n_levels = 0 if levels is None else 4 * len(WAVELENGTHS)
         self.scaling = SCALINGS[scaling]
+        self.levels = None
+        self.n_levels = 0
+        if levels is not None:
+            self.levels = torch.tensor(levels)                    # (C, 2)
+            self.n_levels = 4 * len(WAVELENGTHS)
         n_bins = config.n_tokens - config.n_special_tokens - 1
         self.centers = torch.linspace(config.low_limit, config.high_limit, n_bins)       # (n_bins,)
         between = (self.centers[1:] + self.centers[:-1]) / 2
-        outermost = torch.tensor([-1e20]), torch.tensor([1e20])
-        self.boundaries = torch.cat([outermost[0], between, outermost[1]])        # (n_bins + 1,)
+        outermost = torch.tensor([1e20])
+        self.boundaries = torch.cat([-outermost, between, outermost])     # (n_bins + 1,)
 
     def encode(self, samples):
         """Samples (B, S) -> ids, mask, each (B, S'+1); offset, scale, each (B,). NaN: unobserved.
@@ -68,33 +70,41 @@ class ChronosTokenizer:
         observed = ~samples.isnan()
         offset, scale = self.scaling(samples, observed)
         scaled = (samples - offset[:, None]) / scale[:, None]
-        # right=True: a value equal to a boundary goes up
-        bins = torch.bucketize(scaled, self.boundaries.to(scaled), right=True)
-        ids = (bins + config.n_special_tokens).clamp(0, config.n_tokens - 1)
+        boundaries = self.boundaries.to(scaled)
+        bins = torch.bucketize(scaled, boundaries, right=True)    # on a boundary: the upper bin
+        ids = bins + config.n_special_tokens
+        ids = ids.clamp(0, config.n_tokens - 1)
         ids = ids.where(observed, config.pad_id)
         ids = F.pad(ids, (0, 1), value=config.eos_id)             # (B, S'+1)
-        return ids, F.pad(observed, (0, 1), value=True), offset, scale
+        mask = F.pad(observed, (0, 1), value=True)
+        return ids, mask, offset, scale
 
     def decode(self, ids, offset, scale):
         """Bin ids (B, S), offset and scale (B,) -> samples (B, S), exact to half a bin."""
-        bins = (ids - self.config.n_special_tokens - 1).clamp(0, len(self.centers) - 1)
-        return self.centers.to(ids.device)[bins] * scale[:, None] + offset[:, None]
+        bins = ids - self.config.n_special_tokens - 1
+        bins = bins.clamp(0, len(self.centers) - 1)
+        scaled = self.centers.to(ids.device)[bins]
+        return scaled * scale[:, None] + offset[:, None]
 
     def in_usual_units(self, values, scale, channels):
         """Converts values and scale of series, each (N, ...), to the units of their channels."""
         if self.levels is None:
             return values, scale
-        usual_mean, usual_scale = self.levels.to(values)[channels].T              # (N,) each
-        shape = (-1, *[1] * (values.dim() - 1))
-        return (values - usual_mean.view(shape)) / usual_scale.view(shape), scale / usual_scale
+        levels = self.levels.to(values)[channels]                 # (N, 2)
+        scale = scale / levels[:, 1]
+        ones = [1] * (values.dim() - 1)
+        usual_mean, usual_scale = levels.T.reshape(2, -1, *ones)  # (N, 1, ...) each
+        return (values - usual_mean) / usual_scale, scale
 
     def level_features(self, mean, scale, channels):
         """The mean and scale (N,) that scaling removes from series, as features (N, n_levels).
 
-        They are sines and cosines, of several wavelengths, of asinh(mean) and log10(scale + 1e-4):
-        small differences show in the short waves, large ones in the long waves.
+        Sines and cosines of asinh(mean) and log10(scale + 1e-4): small differences show in the
+        short waves, large ones in the long waves.
         """
         mean, scale = self.in_usual_units(mean, scale, channels)
         levels = torch.stack([mean.asinh(), torch.log10(scale + 1e-4)], -1)       # (N, 2)
-        angles = 2 * math.pi * levels[..., None] / torch.tensor(WAVELENGTHS).to(levels)
-        return torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
+        wavelengths = torch.tensor(WAVELENGTHS).to(levels)
+        angles = 2 * math.pi * levels[..., None] / wavelengths    # (N, 2, waves)
+        waves = torch.cat([angles.sin(), angles.cos()], -1)       # (N, 2, 2 * waves)
+        return waves.flatten(1)

@@ -1,8 +1,4 @@
-"""The shapes of the two networks, read from a Hugging Face `config.json`.
-
-Everything downstream uses the names of the fields below; Hugging Face's names end here and in
-`weights.py`.
-"""
+"""The shapes of both networks, from config.json; Hugging Face's names end here and in weights."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,42 +31,55 @@ class LlamaConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 
-    @classmethod
-    def from_hf(cls, raw, where="config.json"):
-        """The config of a LLaMA-family checkpoint.
 
-        Raises an InputError for another family or rope type, and a ValueError or TypeError for a
-        value of another type.
-        """
-        family = raw.get("model_type")
-        if family != "llama":
-            raise InputError(f"{where}: model_type '{brief(family)}' is not a LLaMA; give a "
-                             "directory of the LLaMA family (Llama 2, 3, 3.1, 3.2, TinyLlama, "
-                             "SmolLM2)")
-        has_bias = raw.get("attention_bias") or raw.get("mlp_bias")
-        if raw.get("hidden_act", "silu") != "silu" or has_bias:
-            raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented (hidden_act "
-                             "silu, attention_bias and mlp_bias false)")
-        d_model, n_heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
-        theta, scaling = read_rope(raw, where)
-        bos, eos = raw.get("bos_token_id"), raw.get("eos_token_id")
-        if not isinstance(eos, list):
-            eos = [] if eos is None else [eos]
-        return cls(
-            vocab_size=int(raw["vocab_size"]),
-            d_model=d_model,
-            d_ff=int(raw["intermediate_size"]),
-            n_layers=int(raw["num_hidden_layers"]),
-            n_heads=n_heads,
-            n_kv_heads=int(raw.get("num_key_value_heads") or n_heads),
-            head_dim=int(raw.get("head_dim") or d_model // n_heads),    # older files leave it out
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            max_positions=int(raw.get("max_position_embeddings", 2048)),
-            bos_id=None if bos is None else int(bos),
-            eos_ids=tuple(map(int, eos)))
+@dataclass(frozen=True)
+class ChronosConfig:
+    """How samples become ids: `chronos_config` in the checkpoint (arXiv 2403.07815)."""
+    low_limit: float = -15.0
+    high_limit: float = 15.0
+    n_tokens: int = 4096
+    n_special_tokens: int = 2
+    pad_id: int = 0
+    eos_id: int = 1
+    context_length: int = 512           # samples; the EOS id is added to them
+
+
+@dataclass(frozen=True)
+class T5Config:
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    head_dim: int                       # n_heads * head_dim need not equal d_model
+    n_buckets: int = 32                 # relative distances, half for each direction
+    max_distance: int = 128             # samples; all larger distances share a bucket
+    norm_eps: float = 1e-6
+
+
+# The built-in sizes, trained from scratch without --encoder or --llm, on two cores.
+TINY_ENCODER = T5Config(vocab_size=4096, d_model=64, d_ff=256, n_layers=2, n_heads=4, head_dim=16)
+TINY_CHRONOS = ChronosConfig()
+TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=2, n_heads=4,
+                         n_kv_heads=2, head_dim=32, tie_embeddings=True)
+
+
+def read_model_config(directory):
+    """The path and content of config.json. InputError for adapters, GGUF and quantised weights."""
+    directory = Path(directory)
+    where = directory / "config.json"
+    if not where.exists() and (directory / "adapter_config.json").exists():
+        raise InputError(f"{directory} is an adapter, not a model; merge it into its base model "
+                         "(peft: merge_and_unload, then save_pretrained) and give that directory")
+    if not where.exists() and list(directory.glob("*.gguf")):
+        raise InputError(f"{directory} holds a GGUF file; give the model in Hugging Face layout "
+                         "(config.json, safetensors)")
+    raw = read_json(where)
+    if raw.get("quantization_config"):
+        method = brief(raw["quantization_config"])
+        raise InputError(f"{where}: the weights are quantised ({method}); give the model they were "
+                         "made from")
+    return where, raw
 
 
 def read_rope(raw, where):
@@ -90,58 +99,57 @@ def read_rope(raw, where):
         original_max_positions=int(rope["original_max_position_embeddings"]))
 
 
-@dataclass(frozen=True)
-class ChronosConfig:
-    """How samples become ids: `chronos_config` in the checkpoint (arXiv 2403.07815)."""
-    low_limit: float = -15.0
-    high_limit: float = 15.0
-    n_tokens: int = 4096
-    n_special_tokens: int = 2
-    pad_id: int = 0
-    eos_id: int = 1
-    context_length: int = 512           # samples; the EOS id is added to them
+def read_llama_config(directory) -> LlamaConfig:
+    """The config of an LLM directory; InputError for another family, activation or rope type."""
+    where, raw = read_model_config(directory)
+    family = raw.get("model_type")
+    if family != "llama":
+        raise InputError(f"{where}: model_type '{brief(family)}' is not a LLaMA; give a directory "
+                         "of the LLaMA family (Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM2)")
+    has_bias = raw.get("attention_bias") or raw.get("mlp_bias")
+    if raw.get("hidden_act", "silu") != "silu" or has_bias:
+        raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented (hidden_act "
+                         "silu, attention_bias and mlp_bias false)")
+    with understanding(where):
+        d_model = int(raw["hidden_size"])
+        n_heads = int(raw["num_attention_heads"])
+        theta, scaling = read_rope(raw, where)
+        bos = raw.get("bos_token_id")
+        eos = raw.get("eos_token_id")
+        if eos is None:
+            eos = []
+        elif not isinstance(eos, list):
+            eos = [eos]
+        return LlamaConfig(
+            vocab_size=int(raw["vocab_size"]),
+            d_model=d_model,
+            d_ff=int(raw["intermediate_size"]),
+            n_layers=int(raw["num_hidden_layers"]),
+            n_heads=n_heads,
+            n_kv_heads=int(raw.get("num_key_value_heads") or n_heads),
+            head_dim=int(raw.get("head_dim") or d_model // n_heads),    # older files leave it out
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            max_positions=int(raw.get("max_position_embeddings", 2048)),
+            bos_id=None if bos is None else int(bos),
+            eos_ids=tuple(map(int, eos)))
 
-    @classmethod
-    def from_hf(cls, raw, where="config.json"):
-        chronos = raw["chronos_config"]
-        is_seq2seq = chronos.get("model_type", "seq2seq") == "seq2seq"
-        if not is_seq2seq or not chronos.get("use_eos_token", True):
-            raise InputError(f"{where}: only Chronos T5 (model_type seq2seq, use_eos_token true) "
-                             "is implemented")
-        limits = chronos["tokenizer_kwargs"]
-        return cls(
-            low_limit=float(limits["low_limit"]),
-            high_limit=float(limits["high_limit"]),
-            n_tokens=int(chronos["n_tokens"]),
-            n_special_tokens=int(chronos["n_special_tokens"]),
-            pad_id=int(chronos["pad_token_id"]),
-            eos_id=int(chronos["eos_token_id"]),
-            context_length=int(chronos["context_length"]))
 
-
-@dataclass(frozen=True)
-class T5Config:
-    vocab_size: int
-    d_model: int
-    d_ff: int
-    n_layers: int
-    n_heads: int
-    head_dim: int                       # n_heads * head_dim need not equal d_model
-    n_buckets: int = 32                 # relative distances, half for each direction
-    max_distance: int = 128             # samples; all larger distances share a bucket
-    norm_eps: float = 1e-6
-
-    @classmethod
-    def from_hf(cls, raw, where="config.json"):
-        """The encoder of a T5 checkpoint. InputError for another family or feed-forward."""
-        family, activation = raw.get("model_type"), raw.get("feed_forward_proj", "relu")
-        if family != "t5":
-            raise InputError(f"{where}: model_type '{brief(family)}' is not a T5; give a "
-                             "chronos-t5 directory")
-        if activation != "relu":
-            raise InputError(f"{where}: feed_forward_proj '{activation}' is not implemented; "
-                             "Chronos T5 uses 'relu'")
-        return cls(
+def read_chronos_configs(directory) -> tuple[T5Config, ChronosConfig]:
+    """The configs of a Chronos T5 directory; InputError for another family or feed-forward."""
+    where, raw = read_model_config(directory)
+    family = raw.get("model_type")
+    activation = raw.get("feed_forward_proj", "relu")
+    if family != "t5":
+        raise InputError(f"{where}: model_type '{brief(family)}' is not a T5; give a chronos-t5 "
+                         "directory")
+    if activation != "relu":
+        raise InputError(f"{where}: feed_forward_proj '{activation}' is not implemented; Chronos "
+                         "T5 uses 'relu'")
+    with understanding(where):
+        encoder = T5Config(
             vocab_size=int(raw["vocab_size"]),
             d_model=int(raw["d_model"]),
             d_ff=int(raw["d_ff"]),
@@ -151,45 +159,15 @@ class T5Config:
             n_buckets=int(raw.get("relative_attention_num_buckets", 32)),
             max_distance=int(raw.get("relative_attention_max_distance", 128)),
             norm_eps=float(raw.get("layer_norm_epsilon", 1e-6)))
-
-
-# The built-in sizes, trained from scratch without --encoder or --llm, on two cores.
-TINY_ENCODER = T5Config(vocab_size=4096, d_model=64, d_ff=256, n_layers=2, n_heads=4, head_dim=16)
-TINY_CHRONOS = ChronosConfig()
-TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=2, n_heads=4,
-                         n_kv_heads=2, head_dim=32, tie_embeddings=True)
-
-
-def read_model_config(directory):
-    """The path and content of a directory's config.json.
-
-    Raises an InputError for an adapter, a GGUF file and quantised weights.
-    """
-    directory = Path(directory)
-    where = directory / "config.json"
-    if not where.exists() and (directory / "adapter_config.json").exists():
-        raise InputError(f"{directory} is an adapter, not a model; merge it into its base model "
-                         "(peft: merge_and_unload, then save_pretrained) and give that directory")
-    if not where.exists() and list(directory.glob("*.gguf")):
-        raise InputError(f"{directory} holds a GGUF file; give the model in Hugging Face layout "
-                         "(config.json, safetensors)")
-    raw = read_json(where)
-    if raw.get("quantization_config"):
-        method = brief(raw["quantization_config"])
-        raise InputError(f"{where}: the weights are quantised ({method}); give the model they were "
-                         "made from")
-    return where, raw
-
-
-def read_llama_config(directory) -> LlamaConfig:
-    """The config of an LLM directory in Hugging Face layout."""
-    where, raw = read_model_config(directory)
-    with understanding(where):
-        return LlamaConfig.from_hf(raw, where)
-
-
-def read_chronos_configs(directory) -> tuple[T5Config, ChronosConfig]:
-    """The configs of a Chronos T5 directory in Hugging Face layout."""
-    where, raw = read_model_config(directory)
-    with understanding(where):
-        return T5Config.from_hf(raw, where), ChronosConfig.from_hf(raw, where)
+        chronos = raw["chronos_config"]
+        limits = chronos["tokenizer_kwargs"]
+        if not chronos.get("use_eos_token", True):
+            raise InputError(f"{where}: only a Chronos with use_eos_token true is implemented")
+        return encoder, ChronosConfig(
+            low_limit=float(limits["low_limit"]),
+            high_limit=float(limits["high_limit"]),
+            n_tokens=int(chronos["n_tokens"]),
+            n_special_tokens=int(chronos["n_special_tokens"]),
+            pad_id=int(chronos["pad_token_id"]),
+            eos_id=int(chronos["eos_token_id"]),
+            context_length=int(chronos["context_length"]))

@@ -16,9 +16,7 @@ class Sampling:
     top_k: int = 0                      # only this many of the likeliest tokens; 0: all
     top_p: float = 1.0                  # only the fewest likeliest that reach top_p together
     seed: int = 0
-    # A whole number for each row (default: its index in the batch). With the seed it fixes what the
-    # row draws, so that its answer is the same in any batch.
-    row_seeds: tuple | None = None
+    row_seeds: tuple | None = None      # one for each row, so that a row draws alike in any batch
     patience: int = 0                   # tokens of a loop that are computed; 0: all of them
 
 
@@ -27,23 +25,21 @@ LONGEST_LOOP = 32                       # tokens
 
 
 def loop_of(ids, patience):
-    """The shortest loop, of at most LONGEST_LOOP tokens, that the last `patience` ids repeat.
+    """The shortest loop that fills the last `patience` ids, or None.
 
-    [7, 1, 2, 1, 2, 1, 2] with a patience of 6 -> [1, 2]; None if they repeat nothing.
+    [7, 1, 2, 1, 2, 1, 2] with a patience of 6 -> [1, 2].
     """
     if not 0 < patience <= len(ids):
         return None
-    for n in range(1, min(LONGEST_LOOP, patience // 2) + 1):
-        if ids[-1] == ids[-1 - n] and ids[n - patience:] == ids[-patience:-n]:
+    longest = min(LONGEST_LOOP, patience // 2)
+    for n in range(1, longest + 1):
+        if ids[n - patience:] == ids[-patience:-n]:
             return ids[-n:]
     return None
 
 
 def token_probabilities(logits, sampling):
-    """Logits (B, V) -> the distribution a token is drawn from, (B, V) float32.
-
-    The logits are tempered, then cut to top_k, then to top_p (arXiv 1904.09751).
-    """
+    """Logits (B, V) -> probabilities (B, V) float32: tempered, then cut to top_k, then to top_p."""
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]        # (B, 1)
@@ -51,7 +47,7 @@ def token_probabilities(logits, sampling):
     if sampling.top_p < 1:
         ranked, tokens = logits.sort(-1, descending=True)
         probs = ranked.softmax(-1)
-        before = probs.cumsum(-1) - probs                         # sum over all likelier tokens
+        before = probs.cumsum(-1) - probs                         # the sum over likelier tokens
         ranked = ranked.masked_fill(before >= sampling.top_p, float("-inf"))
         logits = torch.empty_like(logits).scatter_(-1, tokens, ranked)
     return logits.softmax(-1)
@@ -64,10 +60,12 @@ def next_tokens(logits, sampling, generators):
     probs = token_probabilities(logits, sampling)
     probs = probs.to(exact_device(probs.device)).double()
     reached = probs.cumsum(-1)                                    # (B, V): the end of each token
-    drawn = torch.tensor([[generator.random()] for generator in generators],
-                         dtype=torch.float64, device=probs.device)                # (B, 1)
-    tokens = (reached <= drawn * reached[:, -1:]).sum(-1)
-    return tokens.clamp(max=logits.shape[-1] - 1).to(logits.device)
+    drawn = [[generator.random()] for generator in generators]
+    drawn = torch.tensor(drawn, dtype=torch.float64, device=probs.device)         # (B, 1)
+    drawn = drawn * reached[:, -1:]                               # rounding: not quite 1
+    tokens = (reached <= drawn).sum(-1)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens.to(logits.device)
 
 
 @torch.no_grad()
@@ -79,17 +77,17 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
     A row that has looped for `sampling.patience` tokens is assumed to keep looping: its remaining
     tokens are copied, not computed.
     """
-    B, T, _ = embeds.shape
     if max_new_tokens == 0:
         return
+    B, T, _ = embeds.shape
     device, dtype = embeds.device, embeds.dtype
     if torch.is_autocast_enabled(device.type):                    # keys then have its dtype
         dtype = torch.get_autocast_dtype(device.type)
     caches = [KVCache(llm.config, B, T + max_new_tokens, dtype, device) for _ in llm.layers]
     is_padded = not mask.all()
     mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], 1)         # (B, T + max_new_tokens)
-    generators = [np.random.default_rng([sampling.seed, row_seed])
-                  for row_seed in sampling.row_seeds or range(B)]
+    row_seeds = sampling.row_seeds or range(B)
+    generators = [np.random.default_rng([sampling.seed, row_seed]) for row_seed in row_seeds]
     rows = list(range(B))                                         # rows that still run, b of them
     answers = [[] for _ in rows]
     x = embeds
@@ -107,7 +105,8 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
             if loop is None:
                 running.append(index)
                 continue
-            for token in islice(cycle(loop), max_new_tokens - step - 1):
+            n_left = max_new_tokens - step - 1
+            for token in islice(cycle(loop), n_left):
                 yield row, token
         if not running:
             return
@@ -116,15 +115,13 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
                 cache.keep(running)
             rows = [rows[index] for index in running]
             generators = [generators[index] for index in running]
-            tokens, mask = tokens[running], mask[running]
-        x = llm.embed_tokens(tokens)[:, None].to(embeds.dtype)    # (b, 1, D)
+            tokens = tokens[running]
+            mask = mask[running]
+        x = llm.embed_tokens(tokens[:, None]).to(embeds.dtype)    # (b, 1, D)
 
 
 def generate(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
-    """`stream`, collected -> a list of id lists without stop tokens.
-
-    A list shorter than max_new_tokens ended with a stop token.
-    """
+    """`stream`, collected: a list of ids for each row, without the stop token that ended it."""
     answers = [[] for _ in embeds]
     for row, token in stream(llm, embeds, mask, set(stop_ids), max_new_tokens, sampling):
         answers[row].append(token)

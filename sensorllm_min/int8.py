@@ -20,7 +20,8 @@ class Int8Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, scale = ctx.saved_tensors
-        return (grad * scale.to(grad.dtype)) @ q.to(grad.dtype), None, None   # (..., O) -> (..., I)
+        grad = (grad * scale.to(grad.dtype)) @ q.to(grad.dtype)               # (..., O) -> (..., I)
+        return grad, None, None
 
 
 class Int8Linear(nn.Module):
@@ -30,7 +31,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = weight.detach().float()
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)           # a row of zeros stays zeros
-        self.register_buffer("q", (weight / scale[:, None]).round().to(torch.int8))
+        q = (weight / scale[:, None]).round()
+        self.register_buffer("q", q.to(torch.int8))
         self.register_buffer("scale", scale)
 
     def forward(self, x):

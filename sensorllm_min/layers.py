@@ -13,8 +13,7 @@ from .files import InputError
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (arXiv 1910.07467).
 
-    x (..., D), weight (D,) -> (..., D) in x's dtype. T5 calls it "layer norm", but takes no mean
-    and has no bias either.
+    x (..., D), weight (D,) -> (..., D) in x's dtype. T5 calls it "layer norm".
     """
 
     def __init__(self, width, eps):
@@ -24,17 +23,15 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        mean_square = x32.square().mean(-1, keepdim=True)
+        normed = x32 * torch.rsqrt(mean_square + self.eps)
         return self.weight * normed.to(x.dtype)         # rounded, then scaled: as the references do
 
 
 # ---- attention ----
 
 def allowed_keys(n_queries, n_keys, causal, key_mask, device):
-    """Which keys a query may look at: bool, broadcastable to (B, H, Tq, Tk); None: all of them.
-
-    With fewer queries than keys (a cache holds the earlier ones) the queries are the last ones.
-    """
+    """The keys that a query may see, bool (B or 1, 1, Tq or 1, Tk); None: all. See `attend`."""
     allowed = None
     if key_mask is not None:
         allowed = key_mask[:, None, None, :]                      # (B, 1, 1, Tk)
@@ -93,10 +90,11 @@ def default_backend(q):
     """Returns "triton" on NVIDIA GPUs from Ampere on, where its kernels take q; else "torch"."""
     if not (torch.version.cuda and has_triton()):
         return "torch"
-    ampere = torch.cuda.get_device_capability(q.device) >= (8, 0)
+    is_ampere = torch.cuda.get_device_capability(q.device) >= (8, 0)
     known_dtype = q.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    narrow = q.shape[-1] <= 128
-    return "triton" if ampere and known_dtype and narrow else "torch"
+    if is_ampere and known_dtype and q.shape[-1] <= 128:
+        return "triton"
+    return "torch"
 
 
 @functools.cache
@@ -110,13 +108,16 @@ WITHOUT_FLOAT64 = {"mps"}               # kinds of device
 def exact_device(device) -> torch.device:
     """The device itself, or the CPU if it lacks float64."""
     device = torch.device(device)
-    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+    if device.type in WITHOUT_FLOAT64:
+        return torch.device("cpu")
+    return device
 
 
 def use_backend(model, backend):
     """Sets the attention backend of every layer: "torch", "triton", or None to choose for each."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if backend == "triton" and not (has_triton() and (torch.cuda.is_available() or interpreted)):
+    can_run = has_triton() and (interpreted or torch.cuda.is_available())
+    if backend == "triton" and not can_run:
         raise InputError("--attention triton needs a GPU and the package triton; leave the option "
                          "out, or set TRITON_INTERPRET=1 to run the kernels, slowly, on the CPU")
     for module in model.modules():
@@ -124,19 +125,17 @@ def use_backend(model, backend):
             module.backend = backend
 
 
-# ---- initial weights ----
-
-def init_from_scratch(network, n_layers):
+def init_from_scratch(network):
     """Initialises a network at random: every matrix keeps the size of what flows through it.
 
-    Linear weights are drawn from N(0, 1/fan_in). Those that write into the residual stream are
-    smaller by sqrt(2 n_layers), so that the stream does not grow with depth (GPT-2's rule).
-    Embeddings have length 1.
+    Linear weights are drawn from N(0, 1/fan_in), embeddings have length 1. Weights that write into
+    the residual stream are smaller by sqrt(2 n_layers), so that it does not grow (GPT-2's rule).
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
-            into_stream = name.endswith(("o_proj", "down_proj"))
-            shrink = (2 * n_layers) ** -0.5 if into_stream else 1.0
-            nn.init.normal_(module.weight, std=shrink * module.in_features ** -0.5)
+            std = module.in_features ** -0.5
+            if name.endswith(("o_proj", "down_proj")):
+                std = (2 * network.config.n_layers) ** -0.5 * std
+            nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim ** -0.5)

@@ -13,16 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .layers import RMSNorm, attend, init_from_scratch
 
-# ---- rotary embedding: a token's position turns its queries and keys ----
-
 
 @functools.cache
 def rotary_frequencies(config):
-    """Radians per token for each pair of dimensions: theta^(-2i/Dh), i < Dh/2 -> (Dh/2,) float32.
+    """Rotary embedding: radians per token for each pair of dimensions, (Dh/2,): theta^(-2i/Dh).
 
-    Llama 3.1 (rope_scaling) divides by `factor` the frequencies whose wavelength exceeds its first
-    training context, keeps the high ones, and blends between them: wavelengths from original/high
-    to original/low (reference: transformers' "llama3").
+    Llama 3.1 divides low frequencies by `factor`, keeps high ones, and blends between them: from
+    low_freq_factor to high_freq_factor waves in the first training context.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta ** exponents
@@ -31,17 +28,16 @@ def rotary_frequencies(config):
     scaling = config.rope_scaling
     n_waves = scaling.original_max_positions * frequencies / (2 * math.pi)    # in that context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = ((n_waves - low) / (high - low)).clamp(0, 1)           # 1: unchanged, 0: divided
+    keep = (n_waves - low) / (high - low)
+    keep = keep.clamp(0, 1)                                       # 1: unchanged, 0: divided
     return frequencies * (keep + (1 - keep) / scaling.factor)
 
 
 def rotary_angles(config, positions):
-    """positions (B, T) int -> cos and sin, each (B, 1, T, Dh), in float32.
-
-    In bfloat16 the angles are wrong after a few hundred tokens.
-    """
+    """positions (B, T) int -> cos and sin, each (B, 1, T, Dh), float32: bfloat16 is too coarse."""
     frequencies = rotary_frequencies(config).to(positions.device)
-    angles = positions[:, None, :, None].float() * frequencies    # (B, 1, T, Dh/2)
+    positions = positions[:, None, :, None].float()               # (B, 1, T, 1)
+    angles = positions * frequencies                              # (B, 1, T, Dh/2)
     angles = torch.cat([angles, angles], -1)                      # (B, 1, T, Dh)
     return angles.cos(), angles.sin()
 
@@ -49,10 +45,9 @@ def rotary_angles(config, positions):
 def rotate(x, cos, sin):
     """Turns each pair (x[i], x[i + Dh/2]) by its angle: half-split, no weight is permuted."""
     first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
+    turned = torch.cat([-second, first], -1)                      # by a quarter of a circle
+    return (x * cos + turned * sin).to(x.dtype)
 
-
-# ---- the key-value cache of generation ----
 
 class KVCache:
     """Keys and values of a layer's tokens so far, allocated once: (B, Hkv, max_length, Dh)."""
@@ -65,7 +60,8 @@ class KVCache:
 
     def extend(self, k, v):
         """Appends k, v (b, Hkv, T, Dh) to the first b rows -> all their keys and values."""
-        b, end = k.shape[0], self.length + k.shape[2]
+        b = k.shape[0]
+        end = self.length + k.shape[2]
         self.keys[:b, :, self.length:end] = k
         self.values[:b, :, self.length:end] = v
         self.length = end
@@ -77,8 +73,6 @@ class KVCache:
             stored[:len(rows), :, :self.length] = stored[rows, :, :self.length]
 
 
-# ---- the network ----
-
 class LlamaAttention(nn.Module):
     """Grouped-query attention: n_heads queries share n_kv_heads keys and values."""
 
@@ -86,7 +80,8 @@ class LlamaAttention(nn.Module):
         super().__init__()
         self.config = config
         self.backend = None                                       # see layers.use_backend
-        d_queries, d_keys = (n * config.head_dim for n in (config.n_heads, config.n_kv_heads))
+        d_queries = config.n_heads * config.head_dim
+        d_keys = config.n_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.d_model, d_queries, bias=False)
         self.k_proj = nn.Linear(config.d_model, d_keys, bias=False)
         self.v_proj = nn.Linear(config.d_model, d_keys, bias=False)
@@ -117,7 +112,8 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate = F.silu(self.gate_proj(x))                          # (..., D_ff)
+        return self.down_proj(gate * self.up_proj(x))
 
 
 class LlamaBlock(nn.Module):
@@ -155,21 +151,22 @@ class Llama(nn.Module):
         extends by T tokens. wanted (B, T) bool: the n tokens whose hidden states are used; the
         others are dropped after the last attention, and the result is (n, D).
         """
+        T = x.shape[1]
         if key_mask is None:
             past = caches[0].length if caches else 0
-            positions = torch.arange(past, past + x.shape[1], device=x.device)[None]      # (1, T)
+            positions = torch.arange(past, past + T, device=x.device)[None]       # (1, T)
         else:
-            positions = (key_mask.long().cumsum(-1) - 1).clamp(min=0)                     # (B, Tk)
-            positions = positions[:, -x.shape[1]:]                                        # (B, T)
+            n_real = key_mask.long().cumsum(-1)                   # (B, Tk)
+            positions = (n_real - 1).clamp(min=0)[:, -T:]         # (B, T)
         rotary = rotary_angles(self.config, positions)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for index, layer in enumerate(self.layers):
-            inputs = [x, rotary, key_mask, caches[index] if caches else None]
-            if index == len(self.layers) - 1:
-                inputs.append(wanted)
+        caches = caches or [None] * len(self.layers)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            is_last = layer is self.layers[-1]
+            inputs = x, rotary, key_mask, cache, wanted if is_last else None
             if recompute:                                         # in the backward pass
                 x = checkpoint(layer, *inputs, use_reentrant=False)
-            elif caches:
+            elif cache:
                 x = layer.forward(*inputs)                        # never compiled: shapes change
             else:
                 x = layer(*inputs)
@@ -178,11 +175,13 @@ class Llama(nn.Module):
     @property
     def head_weight(self):
         """(V, D): the output head, which may be the embedding matrix."""
-        return (self.embed_tokens if self.config.tie_embeddings else self.lm_head).weight
+        if self.config.tie_embeddings:
+            return self.embed_tokens.weight
+        return self.lm_head.weight
 
     def logits(self, hidden):
         """Hidden states (..., D) -> next-token scores (..., V)."""
         return F.linear(hidden, self.head_weight)
 
     def init_from_scratch(self):
-        init_from_scratch(self, self.config.n_layers)
+        init_from_scratch(self)

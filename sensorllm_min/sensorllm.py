@@ -20,10 +20,7 @@ PARTS = ("encoder", "llm", "projector", "tokens", "head")         # what can be 
 
 
 class Projector(nn.Sequential):
-    """An MLP from the encoder's width to the LLM's, with GELU between its layers.
-
-    hidden: the hidden widths, (2048,) in the paper, (2048, 3072) in its ablation.
-    """
+    """An MLP with GELU; hidden: its hidden widths, (2048,) or, in an ablation, (2048, 3072)."""
 
     def __init__(self, d_in, hidden, d_out):
         widths = [d_in, *hidden, d_out]
@@ -39,26 +36,30 @@ class SensorLLM(nn.Module):
 
     The loss is that of stage 2 if there is a class head (n_classes), else that of stage 1. The
     special tokens (<ts>, channel markers, padding) have embeddings of their own, (n_special, D),
-    which learn while the vocabulary gets neither gradients nor optimizer state.
-
-    With levels (chronos.levels) each feature also carries the mean and scale of its series. Without
-    them (as in the paper), standardisation discards the mean (gravity) and the scale (energy), and
-    only the text can state them.
+    which learn while the vocabulary gets neither gradients nor optimizer state. With levels
+    (chronos.levels) each feature also carries the mean and scale of its series, which
+    standardisation discards.
     """
 
     def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
         super().__init__()
-        self.encoder, self.chronos, self.llm = encoder, chronos, llm
+        self.encoder = encoder
+        self.chronos = chronos
+        self.llm = llm
         self.tokenizer = tokenizer
-        self.vocab_size, self.sensor_id = tokenizer.vocab_size, tokenizer.sensor_id
-        self.markers = tokenizer.markers                          # {start id: end id}
+        self.vocab_size = tokenizer.vocab_size
+        self.sensor_id = tokenizer.sensor_id
         d_model = llm.config.d_model
         self.d_features = encoder.config.d_model + chronos.n_levels
         self.projector = Projector(self.d_features, projector_hidden, d_model)
-        mean_embedding = llm.embed_tokens.weight.detach().mean(0, dtype=torch.float32)        # (D,)
+        words = llm.embed_tokens.weight.detach()                  # (V, D)
+        mean_embedding = words.mean(0, dtype=torch.float32)       # (D,)
         self.special_embeddings = nn.Parameter(mean_embedding.repeat(len(tokenizer.added), 1))
-        self.head = self.new_head(len(self.markers), n_classes) if n_classes else None
-        weights = torch.ones(n_classes) if n_classes else None    # in the loss, (n_classes,)
+        self.head = None
+        weights = None
+        if n_classes:
+            self.head = self.new_head(len(tokenizer.markers), n_classes)
+            weights = torch.ones(n_classes)                       # of the classes in the loss
         self.register_buffer("class_weights", weights)
 
     def new_head(self, n_channels, n_classes):
@@ -85,9 +86,11 @@ class SensorLLM(nn.Module):
     def class_logits(self, batch):
         """Scores (B, n_classes) of the activities, from the hidden state of the last real token."""
         x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
-        is_last = F.one_hot(batch.mask.sum(1) - 1, x.shape[1]).bool()     # (B, T)
+        last = batch.mask.sum(1) - 1                              # (B,)
+        is_last = F.one_hot(last, x.shape[1]).bool()              # (B, T)
         hidden = self.llm(x, wanted=is_last)                      # decode: (B, D)
-        return self.head(hidden.to(self.special_embeddings.dtype))        # score
+        hidden = hidden.to(self.special_embeddings.dtype)
+        return self.head(hidden)                                  # score: (B, n_classes)
 
     def embed(self, batch):
         """The prompts as the decoder reads them, (B, T, D); generation starts here, too."""
@@ -98,16 +101,16 @@ class SensorLLM(nn.Module):
     def encode(self, batch):
         """Samples -> features (steps, D_enc) of all series of the batch, one after another.
 
-        All channels of all rows go through the encoder at once, as (N, S+1) ids with padding on the
-        left. Levels, if there are any, are the same at each step of a series.
+        All channels of all rows go through the encoder at once, padded on the left to (N, S+1).
         """
         ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
-        ids, observed = ids.to(batch.ids.device), observed.to(batch.ids.device)
+        ids = ids.to(batch.ids.device)
+        observed = observed.to(batch.ids.device)
         features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
         if self.chronos.n_levels:
             levels = self.chronos.level_features(mean, scale, batch.channels)     # (N, n_levels)
-            levels = levels[:, None].expand(-1, features.shape[1], -1)    # (N, S+1, n_levels)
             levels = levels.to(features.dtype).to(features.device)
+            levels = levels[:, None].expand(-1, ids.shape[1], -1)         # (N, S+1, n_levels)
             features = torch.cat([features, levels], -1)
         steps = torch.arange(ids.shape[1], device=ids.device)
         first = ids.shape[1] - 1 - batch.series_lengths           # (N,): where each series begins
@@ -118,10 +121,12 @@ class SensorLLM(nn.Module):
         """Embeds the prompt's tokens and writes the sensors (steps, D) over its <ts>, in order."""
         self.check_prompt(batch.ids, batch.series_lengths)
         is_special = batch.ids >= self.vocab_size                 # (B, T)
-        x = self.llm.embed_tokens(batch.ids.masked_fill(is_special, 0))           # (B, T, D)
+        word_ids = batch.ids.masked_fill(is_special, 0)
+        x = self.llm.embed_tokens(word_ids)                       # (B, T, D)
         special_ids = batch.ids[is_special] - self.vocab_size
-        # F.embedding, not indexing: its gradient does not depend on the number of threads
-        x[is_special] = F.embedding(special_ids, self.special_embeddings).to(x.dtype)
+        # unlike that of indexing, the gradient does not depend on the number of threads
+        special = F.embedding(special_ids, self.special_embeddings)
+        x[is_special] = special.to(x.dtype)
         x[batch.ids == self.sensor_id] = sensors.to(x.dtype)
         return x
 
@@ -141,7 +146,7 @@ class SensorLLM(nn.Module):
         around = F.pad(ids, (1, 1), value=-1)
         opening = around[starts[:, 0], starts[:, 1]].tolist()
         closing = around[ends[:, 0], ends[:, 1] + 2].tolist()
-        if closing != [self.markers.get(marker) for marker in opening]:
+        if closing != [self.tokenizer.markers.get(marker) for marker in opening]:
             raise ValueError("a run of <ts> does not stand between the start and the end marker of "
                              "one channel")
 
@@ -150,8 +155,8 @@ class SensorLLM(nn.Module):
     @staticmethod
     def part_of(name):
         """The part (of PARTS) that a parameter or the class weights belong to."""
-        moved = {"special_embeddings": "tokens", "class_weights": "head"}
-        return moved.get(name, name.split(".")[0])
+        parts = {"special_embeddings": "tokens", "class_weights": "head"}
+        return parts.get(name, name.split(".")[0])
 
     def train_only(self, parts):
         """Freezes everything but `parts`. Trained parameters become float32."""

@@ -16,16 +16,17 @@ def distance_bucket(distance, n_buckets, max_distance):
     """The bucket (of n_buckets) of a relative distance (key position - query position, int).
 
     Half of the buckets are for keys after the query. In each half, the first half of the buckets
-    hold one distance each; the others widen logarithmically up to max_distance, and the last one
-    also holds all larger distances.
+    hold one distance each; the others widen logarithmically up to max_distance and beyond.
     """
     half = n_buckets // 2
     exact = half // 2
     side = (distance > 0).long() * half
     distance = distance.abs()
     # log(distance / exact) / log(max_distance / exact) runs from 0 to 1 over the widening buckets
-    fraction = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    wide = (exact + (fraction * (half - exact)).long()).clamp(max=half - 1)
+    ratio = distance.clamp(min=1).float() / exact
+    fraction = torch.log(ratio) / math.log(max_distance / exact)
+    wide = exact + (fraction * (half - exact)).long()
+    wide = wide.clamp(max=half - 1)
     return side + torch.where(distance < exact, distance, wide)
 
 
@@ -38,12 +39,13 @@ class RelativeBias(nn.Module):
         self.bias = nn.Embedding(config.n_buckets, config.n_heads)
 
     def forward(self, n_steps):
-        steps = torch.arange(-(-n_steps // 16) * 16, device=self.bias.weight.device)
+        n_stored = math.ceil(n_steps / 16) * 16                   # a GPU loads 16 bytes at once
+        steps = torch.arange(n_stored, device=self.bias.weight.device)
         distance = steps[None, :] - steps[:, None]                # (S, S)
         buckets = distance_bucket(distance, self.config.n_buckets, self.config.max_distance)
-        bias = self.bias(buckets).permute(2, 0, 1)[None]          # (S, S, H) -> (1, H, S, S)
-        # the row stride is a multiple of 16, so that a GPU loads 16 bytes at once
-        return bias.contiguous()[:, :, :n_steps, :n_steps]
+        bias = self.bias(buckets)                                 # (S, S, H)
+        bias = bias.permute(2, 0, 1)[None].contiguous()           # (1, H, S, S)
+        return bias[:, :, :n_steps, :n_steps]
 
 
 class T5Attention(nn.Module):
@@ -73,7 +75,8 @@ class T5FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x):
-        return self.down_proj(self.up_proj(x).relu())
+        hidden = self.up_proj(x).relu()                           # (..., D_ff)
+        return self.down_proj(hidden)
 
 
 class T5Block(nn.Module):
@@ -110,26 +113,23 @@ class T5Encoder(nn.Module):
     def init_from_scratch(self, centers, n_special_tokens):
         """Initialises at random, except for two things that are slow to learn.
 
-        Bin embeddings start as smooth functions of their centers (n_bins,): sines and cosines 2 to
-        20 standard deviations long, so that neighbouring bins start alike. Independent random rows
-        never learn that 2.31 is close to 2.32.
-        Heads start local: half of them attend to the previous sample, half to the next one; half of
-        each sharply, half broadly. A slope is a difference of neighbours.
+        Bin embeddings start as smooth functions of their centers (n_bins,), so that neighbouring
+        bins start alike: independent rows never learn that 2.31 is close to 2.32. Heads start
+        local: half of them attend to the previous sample, half to the next one; half of each
+        sharply, half broadly. A slope is a difference of neighbours.
         """
-        init_from_scratch(self, self.config.n_layers)
-        for layer in self.layers:
-            # T5 scales these weights once instead of the scores each time
+        init_from_scratch(self)
+        for layer in self.layers:                                 # T5 does not scale its scores
             layer.attn.q_proj.weight.data *= self.config.head_dim ** -0.5
 
         waves = torch.logspace(math.log10(2), math.log10(20), self.config.d_model // 2)
         angles = 2 * math.pi * centers[:, None] / waves           # (n_bins, D/2)
-        first = n_special_tokens + 1                              # the id of the first bin
         smooth = torch.cat([angles.sin(), angles.cos()], -1)      # (n_bins, D)
+        first = n_special_tokens + 1                              # the id of the first bin
         self.embed_tokens.weight.data[first:first + len(centers)] = smooth
 
-        half = self.config.n_buckets // 2
-        # the distance of each bucket if all buckets held one distance
-        distance = torch.cat([-torch.arange(half), torch.arange(half)])
+        steps = torch.arange(self.config.n_buckets // 2)
+        distance = torch.cat([-steps, steps])                     # as if each bucket held one
         for head in range(self.config.n_heads):
             neighbour = (-1, 1)[head % 2]
             slope = (4.0, 0.5)[head % 4 // 2]

@@ -1,9 +1,8 @@
 """Text <-> token ids: the tokenizer of an LLM's directory, our special tokens, and dialogues.
 
 Special tokens (<ts>, channel markers) never reach the underlying tokenizer: text is cut at them,
-and they get the ids after the LLM's embedding matrix, however many entries the tokenizer itself
-has. So nothing depends on how a tokenizer adds tokens, and their embeddings live in a small matrix
-of their own.
+and they get the ids after the LLM's embedding matrix. So nothing depends on how a tokenizer adds
+tokens, and their embeddings live in a small matrix of their own.
 """
 import re
 from itertools import groupby
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from .chat_template import ANSWER, HEADERS, LLAMA3, PLAIN, ChatTemplate
 from .files import InputError, brief, read_json, understanding
@@ -20,21 +20,19 @@ PAD = "[PAD]"
 
 
 def new_tokens(channels):
-    """A dataset's special tokens in the order of their ids: padding, <ts>, two for each channel."""
+    """A dataset's special tokens in the order of their ids."""
     tokens = [PAD, SENSOR]
     for channel in channels:
         tokens += [channel.start, channel.end]
     return tokens
 
 
-# ---- the two kinds of underlying tokenizer, behind the same methods ----
-
 class BytePairs:
     """A tokenizer of the package tokenizers: tokenizer.json, as of Llama 3 and SmolLM."""
 
     def __init__(self, backend):
-        backend.no_padding()                                      # some files carry both from
-        backend.no_truncation()                                   # their training
+        backend.no_padding()                                      # some files ask for both
+        backend.no_truncation()
         self.backend = backend
         added = backend.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
@@ -81,15 +79,12 @@ class Pieces:
         return texts.get(index) or self.backend.id_to_piece(index)
 
 
-# ---- the tokenizer of a model ----
-
 class TextTokenizer:
     """Text with special tokens <-> ids, and dialogues as the LLM was taught to read them.
 
-    backend: BytePairs or Pieces. special: ids of begin and end of text, (bos_id, eos_ids). added:
-    our special tokens (see new_tokens); token i gets the id vocab_size + i. template: the Jinja
-    source of a chat template; None: LLAMA3 if the tokenizer has its headers, else PLAIN. tokens:
-    {"bos_token": text, ...}, further tokens that the template may write; where: for messages.
+    backend: BytePairs or Pieces; special: the ids (bos_id, eos_ids); added: our special tokens (see
+    new_tokens), of which token i gets the id vocab_size + i; template: the Jinja source of a chat
+    template, None for LLAMA3 or PLAIN; where: the model's directory, for messages.
     """
 
     def __init__(self, backend, vocab_size, special, added, template=None, where="the tokenizer"):
@@ -101,12 +96,14 @@ class TextTokenizer:
         self.pad_id, self.sensor_id, *markers = new_ids.values()
         self.markers = dict(zip(markers[::2], markers[1::2]))     # {start id: end id} of channels
 
-        self.bos, self.eos = backend.piece(self.bos_id), backend.piece(eos_ids[0])
+        self.bos = backend.piece(self.bos_id)
+        self.eos = backend.piece(eos_ids[0])
         self.whole = new_ids | backend.extra                      # texts that are one token
         for text, index in ((self.bos, self.bos_id), (self.eos, eos_ids[0])):
             if backend.encode(text) != [index]:                   # sentencepiece spells out </s>
                 self.whole[text] = index
-        self.cut = re.compile("(" + "|".join(map(re.escape, self.whole)) + ")")
+        alternatives = "|".join(map(re.escape, self.whole))
+        self.cut = re.compile(f"({alternatives})")
 
         if template is None:
             has_headers = all(backend.piece_id(header) is not None for header in HEADERS)
@@ -115,14 +112,12 @@ class TextTokenizer:
         self.template = ChatTemplate(template, tokens, where)
         self.example_ids = self.encode(self.template.example)
         self.starts_with_bos = self.example_ids[:1] == [self.bos_id]
-        self.end_of_turn = self.first_special_after_an_answer(eos_ids[0])
+        ending = self.template.answer(ANSWER).rpartition(ANSWER)[2]
+        special_ids = {*self.whole.values(), *backend.special.values()}
+        ends = [index for index in self.encode(ending) if index in special_ids]
+        self.end_of_turn = ends[0] if ends else eos_ids[0]
         self.stop_ids = {*eos_ids, self.end_of_turn}
 
-    def first_special_after_an_answer(self, default):
-        """The id that ends an answer: what the template writes there, or `default`."""
-        special = {*self.whole.values(), *self.backend.special.values()}
-        end = self.template.answer(ANSWER).rpartition(ANSWER)[2]
-        return next((index for index in self.encode(end) if index in special), default)
 
     def encode(self, text) -> list[int]:
         """Text with special tokens in it -> ids. Adds no begin-of-text."""
@@ -141,17 +136,20 @@ class TextTokenizer:
     def as_text(self, text) -> str:
         """What a person typed, without control tokens: a space breaks each, "<ts>" to "< ts>"."""
         text = text.encode("utf-8", "replace").decode("utf-8")    # a terminal may give half letters
-        for token in sorted({*self.whole, *self.backend.special}, key=len, reverse=True):
+        control = {*self.whole, *self.backend.special}
+        for token in sorted(control, key=len, reverse=True):
             if len(token) > 1:
                 text = text.replace(token, token[0] + " " + token[1:])
         return text
 
     def decode(self, ids) -> str:
         """Ids -> text. Our special tokens are written out, those of the LLM are left out."""
-        text, run = "", []
+        text = ""
+        run = []
         for index in map(int, ids):
             if index >= self.vocab_size:
-                text += self.backend.decode(run) + self.added[index - self.vocab_size]
+                text += self.backend.decode(run)
+                text += self.added[index - self.vocab_size]
                 run = []
             elif index < self.backend.n_pieces:           # rows that pad the vocabulary are no text
                 run.append(index)
@@ -165,47 +163,47 @@ class TextTokenizer:
             run = list(run)
             if name is None:
                 text += self.backend.decode(run, with_special=True)
+            elif len(run) == 1:
+                text += name
             else:
-                text += name if len(run) == 1 else f"{name}*{len(run)}"
+                text += f"{name}*{len(run)}"
         return text
 
     def chat(self, system, user) -> list[int]:
         """The ids of a dialogue up to where the assistant's answer begins."""
-        return self.encode(self.template.render(system, user))
+        return self.encode(self.template.dialogue(system, user))
 
     def answer(self, text) -> list[int]:
         """The ids of the assistant's answer with the token that ends it: what is supervised."""
         after = self.template.answer(text)
-        ids, n = self.encode(self.template.example + after), len(self.example_ids)
-        # if the answer's first letters merge with the prompt's last ones, it is encoded separately
-        ids = ids[n:] if ids[:n] == self.example_ids else self.encode(after)
-        end = ids.index(self.end_of_turn) if self.end_of_turn in ids else len(ids)
-        return ids[:end] + [self.end_of_turn]
-
-
-# ---- the tokenizer of a directory ----
-
-def read_sentencepiece(path):
-    """A tokenizer.model with the added_tokens.json beside it."""
-    backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    added, extra = path.with_name("added_tokens.json"), {}
-    if added.exists():
-        n_pieces = backend.vocab_size()                           # some repeat the model's own
-        with understanding(added):
-            extra = {text: index for text, index in read_json(added).items() if index >= n_pieces}
-    return Pieces(backend, extra)
+        ids = self.encode(self.template.example + after)
+        n = len(self.example_ids)
+        if ids[:n] == self.example_ids:
+            ids = ids[n:]
+        else:                                                     # letters merge with the prompt's
+            ids = self.encode(after)
+        if self.end_of_turn in ids:
+            ids = ids[:ids.index(self.end_of_turn)]
+        return ids + [self.end_of_turn]
 
 
 def load_backend(directory):
     """The BytePairs or Pieces of a directory. Raises an InputError if it has neither."""
-    json_path, model_path = (Path(directory, f"tokenizer.{kind}") for kind in ("json", "model"))
-    path = json_path if json_path.exists() else model_path
+    path = Path(directory, "tokenizer.json")
+    if path.exists():
+        with understanding(path, "is not a tokenizer that can be read"):
+            return BytePairs(tokenizers.Tokenizer.from_file(str(path)))
+    path = Path(directory, "tokenizer.model")
     if not path.exists():
         raise InputError(f"{directory} holds neither tokenizer.json nor tokenizer.model")
     with understanding(path, "is not a tokenizer that can be read"):
-        if path == json_path:
-            return BytePairs(tokenizers.Tokenizer.from_file(str(path)))
-        return read_sentencepiece(path)
+        backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    path = Path(directory, "added_tokens.json")
+    added = read_json(path) if path.exists() else {}
+    n_pieces = backend.vocab_size()                               # some repeat the model's own
+    with understanding(path):
+        extra = {text: index for text, index in added.items() if index >= n_pieces}
+    return Pieces(backend, extra)
 
 
 def tokenizer_config(directory):
@@ -232,7 +230,8 @@ def declared_token(directory, key):
     """The text of bos_token or eos_token in tokenizer_config.json; None if it names none."""
     with understanding(Path(directory, "tokenizer_config.json")):
         token = tokenizer_config(directory).get(key)
-        token = token["content"] if isinstance(token, dict) else token
+        if isinstance(token, dict):
+            token = token["content"]
         if not isinstance(token, str | None):
             raise TypeError(f"{key} is {token!r}")
     return token
@@ -241,25 +240,24 @@ def declared_token(directory, key):
 def special_id(backend, directory, key, own, fallback):
     """The id of bos_token or eos_token: as declared, or the tokenizer's own, or config.json's."""
     token = declared_token(directory, key)
-    index = backend.piece_id(token) if token else fallback if own is None else own
+    if token:
+        index = backend.piece_id(token)
+    else:
+        index = fallback if own is None else own
     if index is None or index < 0:
-        named = f" '{brief(token)}'" if token else ""
-        raise InputError(f"{directory}: the tokenizer has no {key}{named}; one begins every "
-                         "prompt, one ends every answer")
+        raise InputError(f"{directory}: the tokenizer has no {key} ({brief(token)}); one begins "
+                         "every prompt, one ends every answer")
     return index
 
 
 def load_text_tokenizer(
         directory, llama_config, added=(PAD, SENSOR), template=None) -> TextTokenizer:
-    """The tokenizer of an LLM directory with our special tokens `added` (see new_tokens).
-
-    template: the source of a chat template, as `read_chat_template` returns it.
-    """
+    """The tokenizer of an LLM directory; added, template: see TextTokenizer."""
     backend = load_backend(directory)
     first_eos = next(iter(llama_config.eos_ids), None)
     bos_id = special_id(backend, directory, "bos_token", backend.bos_id, llama_config.bos_id)
     eos_id = special_id(backend, directory, "eos_token", backend.eos_id, first_eos)
-    eos_ids = list(dict.fromkeys([eos_id, *llama_config.eos_ids]))
+    eos_ids = [eos_id, *llama_config.eos_ids]
     vocab_size = llama_config.vocab_size
     if max(bos_id, *eos_ids, *backend.extra.values()) >= vocab_size:
         raise InputError(f"{directory}: a special token has an id beyond the {vocab_size} "
@@ -267,27 +265,28 @@ def load_text_tokenizer(
     return TextTokenizer(backend, vocab_size, (bos_id, eos_ids), added, template, directory)
 
 
-# ---- a tokenizer for a model trained from scratch ----
-
 # The largest pieces of text before byte pairs are merged: a time, a word, a digit, a sign.
 PIECES = r" ?\d+\.\d+(?=s| s)s?|[ \n]?\p{L}+|\d| ?[^\s\p{L}\d]+|\s+"
 
 
 def train_backend(texts, vocab_size):
     """A byte-level BPE tokenizer with Llama 3's headers, trained on `texts`."""
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-        tokenizers.pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated"),
-        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(HEADERS), show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    split = pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(HEADERS),
+        initial_alphabet=as_bytes.alphabet(),
+        show_progress=False)
     backend.train_from_iterator(texts, trainer)
     return backend
 
 
 def built_tokenizer(backend, added, vocab_size) -> TextTokenizer:
     """The TextTokenizer around a backend of `train_backend`."""
-    special = backend.token_to_id("<|begin_of_text|>"), [backend.token_to_id("<|eot_id|>")]
-    return TextTokenizer(BytePairs(backend), vocab_size, special, added)
+    bos_id = backend.token_to_id("<|begin_of_text|>")
+    eos_id = backend.token_to_id("<|eot_id|>")
+    return TextTokenizer(BytePairs(backend), vocab_size, (bos_id, [eos_id]), added)

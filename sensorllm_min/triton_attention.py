@@ -2,8 +2,7 @@
 
     S = scale Q K^T + bias        P = softmax(S)        O = P V
 
-For one head Q is (Tq, Dh), K and V are (Tk, Dh), S and P are (Tq, Tk). `layers.attend` runs this on
-a GPU; `torch.nn.attention.flex_attention` is for those who do not want to see how it works.
+For one head Q is (Tq, Dh), K and V are (Tk, Dh), S and P are (Tq, Tk).
 
 S of one Llama 3 layer at 4096 tokens takes 1 GB for each row of the batch, but it need never exist:
 a program holds one tile of queries, walks over the tiles of keys and keeps three things for each
@@ -44,7 +43,6 @@ import triton
 import triton.language as tl
 
 MAX_HEAD_DIM = 128
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTHS = ("n_queries", "n_keys")       # one compiled kernel serves all values of these
 LOG2_E = tl.constexpr(math.log2(math.e))
 HIDDEN = tl.constexpr(float("-inf"))    # the score of a key that a query may not see
@@ -66,8 +64,8 @@ def find_tile(n_rows, n_heads, R: tl.constexpr):
     """Returns the tile of R rows, the head and the batch row that this program works on."""
     n_tiles = tl.cdiv(n_rows, R)
     program = tl.program_id(0)          # tiles of one head run together: what they share is cached
-    head_index = program // n_tiles
-    return program % n_tiles, head_index % n_heads, head_index // n_heads
+    head = program // n_tiles           # of all heads of the batch
+    return program % n_tiles, head % n_heads, head // n_heads
 
 
 @triton.jit
@@ -75,15 +73,14 @@ def locate(x, batch, head, rows, columns):
     """The addresses of x[batch, head, rows, columns]. A batch may span 2^31 elements: int64."""
     batch = tl.cast(batch, tl.int64)
     head = tl.cast(head, tl.int64)
-    return x.data + batch * x.batch + head * x.head + rows * x.row + columns * x.column
+    start = x.data + batch * x.batch + head * x.head
+    return start + rows * x.row + columns * x.column
 
 
 @triton.jit
 def load_tile(x, batch, head, rows, n_rows, HEAD_DIM: tl.constexpr, D: tl.constexpr):
-    """x[batch, head, rows, :] for rows (R,) -> (R, D). Beyond n_rows the last row is repeated: what
-    comes of it is hidden, weighs 0 or is not stored, and this takes fewer registers than a mask.
-    """
-    rows = tl.minimum(rows, n_rows - 1)
+    """x[batch, head, rows, :] for rows (R,) -> (R, D); the last row is repeated beyond n_rows."""
+    rows = tl.minimum(rows, n_rows - 1)             # this takes fewer registers than a mask
     columns = tl.arange(0, D)[None, :]
     at = locate(x, batch, head, rows[:, None], columns)           # (R, D)
     return tl.load(at, mask=columns < HEAD_DIM, other=0.0)
@@ -105,18 +102,6 @@ def load_row(x, batch, head, rows, n_rows, beyond):
 
 
 @triton.jit
-def load_bias(bias, batch, head, queries, keys, n_queries, n_keys, scale, EDGE: tl.constexpr):
-    """bias / scale for queries (M, 1) and keys (1, N) -> (M, N) float32."""
-    rows = tl.minimum(queries, n_queries - 1)
-    at = locate(bias, batch, head, rows, keys)
-    if EDGE:
-        tile = tl.load(at, mask=keys < n_keys, other=0.0)
-    else:
-        tile = tl.load(at)
-    return tile.to(tl.float32) * (1 / scale)
-
-
-@triton.jit
 def find_seen(key_mask, batch, keys, n_keys):
     """bool, in the shape of keys: True for keys that exist and are not masked."""
     if key_mask is None:
@@ -127,10 +112,7 @@ def find_seen(key_mask, batch, keys, n_keys):
 
 @triton.jit
 def hide(s, positions, keys, key_mask, batch, n_keys, CAUSAL: tl.constexpr):
-    """The scores s, HIDDEN where a query may not see a key.
-
-    s (M, N), positions of the queries (M, 1), keys (1, N); or all three transposed.
-    """
+    """Hides scores s (M, N) by the queries' positions (M, 1) and keys (1, N), or all transposed."""
     s += tl.where(find_seen(key_mask, batch, keys, n_keys), 0.0, HIDDEN)
     if CAUSAL:
         s = tl.where(keys <= positions, s, HIDDEN)
@@ -140,8 +122,9 @@ def hide(s, positions, keys, key_mask, batch, n_keys, CAUSAL: tl.constexpr):
 @triton.jit
 def find_keys(
         position, key_mask, batch, n_keys, CAUSAL: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """The keys that M queries from `position` on visit -> (first, edge, end). Padding at either end
-    is left out. All queries see all keys from first to edge; from edge to end some are hidden.
+    """The keys that M queries from `position` on visit, without padding -> (first, edge, end).
+
+    All queries see all keys from first to edge; from edge to end some are hidden.
     """
     first = 0
     end = n_keys
@@ -194,8 +177,13 @@ def forward_kernel(
             k_tile = load_tile(k, batch, kv_head, keys, n_keys, HEAD_DIM, D)
             s = tl.zeros((M, N), tl.float32)
             if bias is not None:
-                s = load_bias(bias, batch, head, queries[:, None], keys[None, :],
-                              n_queries, n_keys, scale, EDGE)
+                rows = tl.minimum(queries, n_queries - 1)
+                at = locate(bias, batch, head, rows[:, None], keys[None, :])
+                if EDGE:
+                    bias_tile = tl.load(at, mask=keys[None, :] < n_keys, other=0.0)
+                else:
+                    bias_tile = tl.load(at)
+                s = bias_tile.to(tl.float32) * (1 / scale)        # (M, N)
             s = tl.dot(q_tile, tl.trans(k_tile), s, input_precision="ieee")       # (M, N)
             if EDGE:
                 s = hide(s, positions[:, None], keys[None, :], key_mask, batch, n_keys, CAUSAL)
@@ -208,8 +196,7 @@ def forward_kernel(
             a = tl.dot(p.to(v_tile.dtype), v_tile, a, input_precision="ieee")     # (M, D)
             m = m_new
 
-    # a query that has seen no key gets zeros, and lse = inf, so that 2^(c s - lse) is 0 as well
-    l = tl.where(l > 0, l, float("inf"))
+    l = tl.where(l > 0, l, float("inf"))            # without a key: zeros, lse = inf, and so p = 0
     store_tile(out, batch, head, queries, n_queries, a / l[:, None], HEAD_DIM, D)
     lse_at = locate(lse, batch, head, queries, 0)
     tl.store(lse_at, m + tl.log2(l), mask=queries < n_queries)
@@ -305,15 +292,12 @@ def key_gradients_kernel(
 # ---- launching ----
 
 def choose_tiles(kernel, q, biased):
-    """-> (M, N, warps): tiles that spill no register on Ampere or Hopper and fit into the 99 KB of
-    shared memory of consumer GPUs. tests/parity/test_triton_compiled.py compiles them.
-    """
+    """(M, N, warps) that spill no register and fit the 99 KB of shared memory of consumer GPUs."""
     if q.dtype == torch.float32 and q.device.type != "cpu":
         return 16, 16, 4                # no exact matrix instruction exists: multiply-adds only
-    # A program keeps 128 rows of its own, 16 for each warp, and visits 64 at a time; or 32, where a
-    # wide head meets a tile of bias or the further tiles of the backward pass.
-    plain = kernel is forward_kernel and not biased
-    visited = 64 if plain or q.shape[3] <= 64 else 32
+    # 128 rows of its own, 16 for each warp; fewer to visit if a wide head meets further tiles
+    is_plain = kernel is forward_kernel and not biased
+    visited = 64 if is_plain or q.shape[3] <= 64 else 32
     if kernel is key_gradients_kernel:
         return visited, 128, 8
     if kernel is forward_kernel and q.shape[2] <= 32:
@@ -321,16 +305,14 @@ def choose_tiles(kernel, q, biased):
     return 128, visited, 8
 
 
-def strided(x):
-    """x as a kernel gets it. A dimension of size 1 has stride 0: all indices read one entry."""
-    if x is None:
-        return None
-    strides = [0 if size == 1 else stride for size, stride in zip(x.shape, x.stride())]
-    return Strided(x, *strides)
-
-
 def launch(kernel, tensors, scale, causal, biased=False):
     """Runs a kernel on its tensors, which begin with q and k."""
+    arguments = []
+    for x in tensors:
+        if x is not None:                       # size 1: all indices read the one entry
+            strides = [0 if size == 1 else stride for size, stride in zip(x.shape, x.stride())]
+            x = Strided(x, *strides)
+        arguments.append(x)
     q, k = tensors[:2]
     batch, n_heads, n_queries, head_dim = q.shape
     n_kv_heads, n_keys = k.shape[1:3]
@@ -341,10 +323,16 @@ def launch(kernel, tensors, scale, causal, biased=False):
         n_programs = batch * n_heads * triton.cdiv(n_queries, M)
     with torch.cuda.device_of(q):
         kernel[(n_programs,)](
-            *map(strided, tensors), scale, n_heads, n_queries, n_keys,
-            GROUP=n_heads // n_kv_heads, CAUSAL=causal, HEAD_DIM=head_dim,
-            M=M, N=N, D=max(16, triton.next_power_of_2(head_dim)),
-            num_warps=warps, num_stages=2, enable_fp_fusion=True)
+            *arguments, scale, n_heads, n_queries, n_keys,
+            GROUP=n_heads // n_kv_heads,
+            CAUSAL=causal,
+            HEAD_DIM=head_dim,
+            M=M,
+            N=N,
+            D=max(16, triton.next_power_of_2(head_dim)),
+            num_warps=warps,
+            num_stages=2,
+            enable_fp_fusion=True)
 
 
 class FusedAttention(torch.autograd.Function):
@@ -370,12 +358,9 @@ class FusedAttention(torch.autograd.Function):
 
 
 def fused_attention(q, k, v, *, scale, causal=False, key_mask=None, bias=None):
-    """`layers.attend` in one pass, with the same shapes, any strides, and heads up to 128 wide.
-
-    q, k and v are all float32, float16 or bfloat16. Raises ValueError for what the kernels do not
-    take, such as a bias where gradients are needed.
-    """
-    one_dtype = q.dtype in DTYPES and q.dtype == k.dtype == v.dtype
+    """`layers.attend` for heads up to 128 wide. Raises a ValueError for what it does not take."""
+    known_dtype = q.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    one_dtype = known_dtype and q.dtype == k.dtype == v.dtype
     if not one_dtype or q.shape[3] > MAX_HEAD_DIM or scale <= 0:
         raise ValueError(f"fused attention takes heads up to {MAX_HEAD_DIM} wide of one dtype, "
                          f"float32, float16 or bfloat16, and a scale > 0; not {q.shape[3]}, "

@@ -1,8 +1,7 @@
 """Public weights -> our modules: safetensors files, two tables of names, nothing left over.
 
-A safetensors file is memory-mapped: a tensor that keeps its dtype is a view of the file, so a model
-is never in memory twice, and processes on one machine share the pages. Nothing here can run code
-(no pickle).
+A tensor that keeps its dtype is a view of the memory-mapped file: a model is never in memory twice,
+and processes share its pages. Nothing here can run code (no pickle).
 """
 import re
 from pathlib import Path
@@ -52,23 +51,21 @@ def open_safetensors(path):
     except OSError:
         raise InputError(f"{path} not found or not readable")
     except SafetensorError as error:
-        raise InputError(f"{path} is truncated or not a safetensors file ({brief(error)}); it must "
-                         "be fetched, or made, again")
+        raise InputError(f"{path} is truncated or not a safetensors file ({brief(error)}); fetch "
+                         "it again")
 
 
 def safetensors_files(directory):
     """The weight files of a directory: `model.safetensors`, or the shards that its index names."""
     directory = Path(directory)
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
     if single.exists():
         return [single]
     if not index.exists():
-        pickled = ""
-        if list(directory.glob("*.bin")):
-            pickled = ", only pickles (.bin), which can run code when they are loaded"
-        raise InputError(f"{directory} holds neither {single.name} nor {index.name}{pickled}; take "
-                         "a revision of the model with safetensors (of a hub id: NAME@REVISION, "
-                         "often @refs/pr/1)")
+        raise InputError(f"{directory} holds neither {single.name} nor {index.name}, and pickles "
+                         "(.bin) are not read, since they can run code; take a revision of the "
+                         "model with safetensors (of a hub id: NAME@REVISION, often @refs/pr/1)")
     with understanding(index):
         shards = sorted(set(read_json(index)["weight_map"].values()))
         outside = [name for name in shards if Path(name).name != name]
@@ -83,26 +80,27 @@ def rename_tensors(directory, names, dtype):
     for path in safetensors_files(directory):
         with open_safetensors(path) as file, understanding(path):
             for name in file.keys():
-                pattern = next((p for p in names if re.fullmatch(p, name)), None)
-                if pattern is None:
+                patterns = [pattern for pattern in names if re.fullmatch(pattern, name)]
+                if not patterns:
                     unknown.append(name)
                     continue
+                pattern = patterns[0]
                 if names[pattern] is None:
                     continue
                 tensor = file.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise InputError(f"{path}: {name} is {tensor.dtype}; quantised weights are not "
                                      "supported")
-                tensors[re.sub(pattern, names[pattern], name)] = tensor.to(dtype or tensor.dtype)
+                our_name = re.sub(pattern, names[pattern], name)
+                tensors[our_name] = tensor.to(dtype or tensor.dtype)
     return tensors, unknown
 
 
 class Unfilled(TorchFunctionMode):
-    """Modules made in this context are not initialised, which saves time."""
+    """Modules made in this context are not initialised: on "meta" that would import a compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        # on the meta device, initialisation would import a compiler
         if getattr(function, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return function(*args, **kwargs)

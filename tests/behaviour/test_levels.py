@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import train_align
 from helpers import quiet
 from raw_files import write_small_own
 from untrained import save_untrained, small_dataset

@@ -42,13 +42,12 @@ class Driver:
 
 
 def disassemble(cubin):
-    """Machine code -> (registers of a thread, the instructions)."""
+    """Machine code -> its instructions."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "-sass", file.name]
+        command = [knobs.nvidia.cuobjdump.path, "-sass", file.name]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers = int(re.search(r"REG:(\d+)", printed)[1])
-    return registers, re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.+?);", printed, re.M)
+    return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.+?);", printed, re.M)
 
 
 def run_attention(head_dim, dtype, use):
@@ -76,14 +75,13 @@ def compile_case(case):
 
     def compile_only(kernel, *arguments, **options):
         binary = kernel.warmup(*arguments, grid=(1,), **options)
-        registers, code = disassemble(binary.asm["cubin"])
+        code = disassemble(binary.asm["cubin"])
         counts = {name: sum(name in instruction for instruction in code)
-                  for name in ("HGMMA", "HMMA", "MUFU.EX2", "LDL", "STL")}
-        tile = [options["M"], options["N"], options["num_warps"]]
+                  for name in ("HGMMA", "HMMA", "LDL", "STL")}
         rows.append(dict(
-            case=case, kernel=kernel.__name__, tile=tile, registers=registers,
+            case=case, kernel=kernel.__name__,
             spilled=counts["LDL"] + counts["STL"], shared=binary.metadata.shared,
-            wgmma=counts["HGMMA"], mma=counts["HMMA"], exp2=counts["MUFU.EX2"]))
+            wgmma=counts["HGMMA"], mma=counts["HMMA"]))
 
     triton.runtime.driver.set_active(Driver(capability))
     JITFunction.__getitem__ = lambda kernel, grid: functools.partial(compile_only, kernel)

@@ -11,8 +11,9 @@ import tokenizers
 import transformers
 from test_text_tokenizer import ADDED, Kind, kinds  # noqa: F401
 
+from sensorllm_min.batch import IGNORED, collate
 from sensorllm_min.config import LlamaConfig
-from sensorllm_min.data.examples import PromptFormat, har_prompt
+from sensorllm_min.data.examples import AlignExamples, PromptFormat, har_prompt
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.files import InputError
 from sensorllm_min.text_tokenizer import load_text_tokenizer, new_tokens
@@ -43,16 +44,10 @@ TEMPLATES = {
         "{% set day = strftime_now('%d %b %Y') if strftime_now is defined else '' %}" + turns(
             HEADER + "{% if m.role == 'system' %}Today Date: {{ date_string | default(day) }}\n\n{% endif %}",
             "<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n", BOS), "<|eot_id|>"),
-    "headers, other roles": (
-        "{% set names = {'system': 'System', 'user': 'Expert User', 'assistant': 'Expert Assistant'} %}" + turns(
-            "<|start_header_id|>{{ names[m.role] }}<|end_header_id|>\n\n", "<|eot_id|>",
-            "<|start_header_id|>Expert Assistant<|end_header_id|>\n\n", BOS), "<|eot_id|>"),
     "headers, content stripped": (turns(HEADER, "{{ '' | trim }}<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n",
                                         BOS).replace("m.content", "m['content'] | trim"), "<|eot_id|>"),
     "chatml": (CHATML, "<|im_end|>"),
     "chatml with bos": (BOS + CHATML, "<|im_end|>"),
-    "chatml with a default system text": (
-        "{% if messages[0].role != 'system' %}<|im_start|>system\nHelp.<|im_end|>\n{% endif %}" + CHATML, "<|im_end|>"),
     "chatml in a macro": (
         "{%- macro turn(m) -%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{%- endmacro -%}\n" + LOOP
         + "{{ turn(m) }}\n{% endfor %}\n" + GENERATE + "<|im_start|>assistant\n{% endif %}", "<|im_end|>"),
@@ -61,9 +56,6 @@ TEMPLATES = {
         "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + GENERATE
         + "<|im_start|>assistant\n{% endif %}", "<|im_end|>"),
     "zephyr": (turns("<|{{ m.role }}|>\n", "{{ eos_token }}\n", "<|assistant|>\n"), None),
-    "tulu, no end after a question": (by_role(
-        "<|system|>\n{{ m.content }}\n", "<|user|>\n{{ m.content }}\n", "<|assistant|>\n{{ m.content }}{{ eos_token }}\n",
-        "<|assistant|>\n"), None),
     "falcon 3, the end only if it is not the last": (by_role(
         "<|system|>\n{{ m.content }}\n", "<|user|>\n{{ m.content }}\n",
         "<|assistant|>\n{{ m.content }}{% if not loop.last %}{{ eos_token }}\n{% else %}{{ eos_token }}{% endif %}",
@@ -72,13 +64,8 @@ TEMPLATES = {
         "{{ m.content }}", "<｜User｜>{{ m.content }}",
         "<｜Assistant｜>{{ m.content.split('</think>')[-1] }}<｜end▁of▁sentence｜>", "<｜Assistant｜>", BOS),
         "<｜end▁of▁sentence｜>"),
-    "openchat": (by_role(
-        "{{ m.content }}<|end_of_turn|>", "GPT4 Correct User: {{ m.content }}<|end_of_turn|>",
-        "GPT4 Correct Assistant: {{ m.content }}<|end_of_turn|>", "GPT4 Correct Assistant:", BOS), "<|end_of_turn|>"),
     "vicuna": (by_role("{{ m.content }} ", "USER: {{ m.content }} ", "ASSISTANT: {{ m.content }}{{ eos_token }}",
                        "ASSISTANT:", BOS), None),
-    "granite": (turns("<|start_of_role|>{{ m.role }}<|end_of_role|>", "{{ eos_token }}\n",
-                      "<|start_of_role|>assistant<|end_of_role|>"), None),
     "inst and sys": (by_role("{{ bos_token }}[INST] <<SYS>>\n{{ m.content }}\n<</SYS>>\n\n", "{{ m.content }} [/INST]",
                              " {{ m.content }} {{ eos_token }}", ""), None),
     "the system text before the first question": (
@@ -102,11 +89,17 @@ def with_markers(kinds, tmp_path_factory):                                    # 
         bos, eos = (backend.id_to_token(index) for index in (kind.bos, kind.eos))
         transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos).save_pretrained(folder)
         made[name] = Kind(folder, False, backend.get_vocab_size(), kind.bos, kind.eos)
-    return made
+    folder = tmp_path_factory.mktemp("llama2")
+    kinds["llama2"].theirs().save_pretrained(folder)              # as tokenizer.json
+    return made | {"llama2": kinds["llama2"]._replace(folder=folder)}
 
 
-@pytest.mark.parametrize("kind", ["llama3", "smollm"])
-@pytest.mark.parametrize("name", TEMPLATES)
+SENTENCEPIECE = ("zephyr", "vicuna", "inst and sys")               # templates of models of Llama 2's kind
+
+
+@pytest.mark.parametrize("name,kind", [
+    *((name, "llama3") for name in TEMPLATES), ("chatml", "smollm"), ("headers", "smollm"),
+    *((name, "llama2") for name in SENTENCEPIECE)])
 def test_ids_equal_apply_chat_template(with_markers, name, kind):
     """The prompt; the answer up to the token that ends it, which is added where the template has none."""
     kind, (template, end) = with_markers[kind], TEMPLATES[name]
@@ -128,6 +121,26 @@ def test_ids_equal_apply_chat_template(with_markers, name, kind):
     assert answer[-1] == ours.end_of_turn == (theirs.convert_tokens_to_ids(end) if end else kind.eos)
     assert answer.count(ours.end_of_turn) == 1 and ours.stop_ids == {kind.eos, ours.end_of_turn}
     assert ours.starts_with_bos == (prompt[0] == kind.bos)
+
+
+@pytest.mark.parametrize("kind,name", [("llama3", "headers"), ("smollm", "chatml"), ("llama2", "inst and sys"), ("llama2", None)])
+def test_the_answer_and_its_end_alone_are_supervised(with_markers, demo, kind, name):
+    """A whole training example, sensors included; None is the plain format."""
+    data, kind = PreparedData(demo), with_markers[kind]
+    template, end = TEMPLATES[name] if name else (None, None)
+    ours = load_text_tokenizer(kind.folder, kind.config(), new_tokens(data.dataset.channels), template)
+    examples = AlignExamples(data, "test", PromptFormat(ours, 512, 4096), limit=60)
+    chosen = [examples[0], examples[50]]
+    batch = collate(chosen, ours.pad_id)
+    for targets, ids, mask, example in zip(batch.targets, batch.ids, batch.mask, chosen):
+        supervised = targets[targets != IGNORED].tolist()
+        assert supervised == example.answer and (targets != IGNORED).nonzero()[0] == len(example.prompt)
+        assert supervised[-1] == ours.end_of_turn == (ours.backend.piece_id(end) if end else kind.eos)
+        assert ours.decode(supervised[:-1]).strip() == example.record["answer"]
+        assert ids.tolist().count(ours.sensor_id) == example.record["length"] + 1
+        before = ours.decode(ids[:len(example.prompt)].tolist())
+        assert example.record["question"] in before and example.record["answer"] not in before
+        assert (ids[~mask] == ours.pad_id).all()
 
 
 def test_a_prompt_that_opens_a_thought_keeps_it_and_the_answer_follows(with_markers):
@@ -200,4 +213,4 @@ def test_the_shared_templates_give_the_expected_prompts(shared, with_markers):
         template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
         ours = load_text_tokenizer(kind.folder, kind.config(), ADDED, template=template)
         expected = (folder / "expected.txt").read_text().replace("{bos}", ours.bos)
-        assert ours.template.render("SYSTEM TEXT.", "USER TEXT?") == expected
+        assert ours.template.dialogue("SYSTEM TEXT.", "USER TEXT?") == expected

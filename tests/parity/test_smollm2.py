@@ -1,11 +1,7 @@
-"""A trained public LLM, SmolLM2-135M-Instruct, against transformers: logits, words, chat, loading, int8.
+"""A trained public LLM, SmolLM2-135M-Instruct, against transformers: logits, words, chat, int8.
 
 Random weights cannot show that the words come out right. The directory is made by tests/smollm2.py.
 """
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,21 +88,6 @@ def test_chat_ids_equal_transformers(tokenizer):
         answer = tokenizer.answer("It falls for 0.75s.")
         assert whole[:len(prompt) + len(answer)] == prompt + answer
     assert len(tokenizer.encode("0.75")) == 4                     # each digit is a token
-
-
-def test_loading_takes_neither_longer_nor_more_memory_than_transformers():
-    """Each in a process of its own, in turns: the better of three."""
-    runs = {"ours": [], "transformers": []}
-    for _ in range(3):
-        for way, results in runs.items():
-            command = [sys.executable, ROOT / "tests/bench/load.py", "--load", way, FOLDER]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-    seconds = {way: min(result["loaded"] for result in results) for way, results in runs.items()}
-    memory = {way: min(result["all"] for result in results) for way, results in runs.items()}
-    print(f"loading: {seconds} s, {memory} bytes")
-    assert seconds["ours"] <= seconds["transformers"]
-    assert memory["ours"] <= 1.02 * memory["transformers"]        # both map the same file
 
 
 def test_int8_costs_little_on_a_real_text(ours, tokenizer):

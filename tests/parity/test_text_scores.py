@@ -61,3 +61,5 @@ def test_edges_score_as_in_the_references():
     assert_same(*map(list, zip(*pairs)))
     reordered = scored(["the gunman kill police"], ["police killed the gunman"])            # Lin's example
     assert (reordered["rouge_1"], reordered["rouge_l"]) == (75, 50)
+    nothing_shared = scored(["", "a"], ["", "b"])
+    assert [nothing_shared[name] for name in TEXT] == [0] * 6

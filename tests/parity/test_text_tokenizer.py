@@ -14,11 +14,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sensorllm_min.data import texts as trend_text
-from sensorllm_min.config import LlamaConfig, read_llama_config
+from sensorllm_min.config import LlamaConfig
 from sensorllm_min.files import InputError
-from sensorllm_min.batch import IGNORED, collate
-from sensorllm_min.data.examples import AlignExamples, PromptFormat
-from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.text_tokenizer import (
     SENSOR, built_tokenizer, load_text_tokenizer, new_tokens, read_chat_template, train_backend)
@@ -173,16 +170,10 @@ def test_padding_and_truncation_of_a_tokenizer_json_are_not_applied(kinds, tmp_p
 
 
 @each_kind
-def test_every_end_of_text_of_config_json_stops_an_answer(kind, tmp_path):
+def test_every_end_of_text_of_config_json_stops_an_answer(kind):
     """Llama 3 names three; generation has to stop at each."""
-    import transformers
     further = (kind.eos, 41, 57)
-    llama = transformers.LlamaConfig(vocab_size=kind.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                     num_attention_heads=1, bos_token_id=kind.bos, eos_token_id=list(further))
-    llama.save_pretrained(tmp_path)
-    config = read_llama_config(tmp_path)
-    assert config.eos_ids == further
-    ours = load_text_tokenizer(kind.folder, config, ADDED)
+    ours = load_text_tokenizer(kind.folder, kind.config(eos_ids=further), ADDED)
     assert ours.stop_ids == {*further, ours.end_of_turn}
     assert ours.eos == kind.theirs().eos_token                                # what ends a turn is still the first
 
@@ -203,56 +194,13 @@ def test_ids_of_config_json_serve_where_the_tokenizer_declares_none(kinds, tmp_p
 
 # ---- chat formats ----
 
-# Each format as its models declare it, in words of our own: what apply_chat_template makes of it is the reference.
-TURNS = "{% for m in messages %}"
-TEMPLATES = {
-    "llama3": "{{ bos_token }}" + TURNS + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
-              "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
-    "llama3.1": "{{ bos_token }}" + TURNS + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{% if m.role == 'system' %}"
-                "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n{% endif %}{{ m.content }}<|eot_id|>"
-                "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
-    "chatml": TURNS + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-              "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    "zephyr": TURNS + "{% if m.role == 'user' %}<|user|>\n{% elif m.role == 'system' %}<|system|>\n{% else %}<|assistant|>\n"
-              "{% endif %}{{ m.content + eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
-    "llama2": TURNS + "{% if m.role == 'system' %}{{ bos_token }}[INST] <<SYS>>\n{{ m.content }}\n<</SYS>>\n\n"
-              "{% elif m.role == 'user' %}{{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
-              "{% endfor %}"}
-KIND_OF = {"llama3": "llama3", "llama3.1": "llama3", "chatml": "smollm", "zephyr": "llama2", "llama2": "llama2"}
-ENDS = {"llama3": "<|eot_id|>", "llama3.1": "<|eot_id|>", "chatml": "<|im_end|>", "zephyr": "</s>", "llama2": "</s>",
-        "plain": "</s>"}
-STARTS_WITH_BOS = {"llama3": True, "llama3.1": True, "chatml": False, "zephyr": False, "llama2": True, "plain": True}
-SYSTEM, USER, ANSWER = "Be true. 3.5 Hz", "What rises?\nAnd when?", "0.0s to 0.4s: rising\n\nIt rises."
-SPELLINGS = ("in tokenizer_config.json", "in chat_template.jinja")
-
-
-def check_chat_format(kind, name, spelling, folder):
-    """Prompt and answer are what transformers makes of the template, token for token, up to the token that ends the answer."""
-    theirs = kind.theirs()
-    theirs.chat_template = TEMPLATES[name]
-    theirs.save_pretrained(folder, save_jinja_files=spelling == "in chat_template.jinja")
-    assert (folder / "chat_template.jinja").exists() == (spelling == "in chat_template.jinja")
-    assert read_chat_template(folder) == TEMPLATES[name]
-    ours = load_text_tokenizer(folder, kind.config(), ADDED, TEMPLATES[name])
-    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
-    prompt = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    turns.append({"role": "assistant", "content": ANSWER})
-    whole = theirs.apply_chat_template(turns, return_dict=False)
-    assert ours.chat(SYSTEM, USER) == prompt
-    assert prompt.count(theirs.bos_token_id) == STARTS_WITH_BOS[name] == (prompt[0] == theirs.bos_token_id)
-    supervised = ours.answer(ANSWER)
-    assert prompt + supervised == whole[:len(prompt) + len(supervised)]
-    after = whole[len(prompt) + len(supervised):]
-    assert theirs.decode(after).strip() == "" and len(after) <= 2             # a newline after the end, at most
-    assert supervised[-1] == theirs.convert_tokens_to_ids(ENDS[name]) == ours.end_of_turn
-    assert supervised.count(ours.end_of_turn) == 1 and ours.end_of_turn in ours.stop_ids
-    assert ours.decode(supervised).strip() == ANSWER
-
-
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_chat_formats_equal_transformers(kinds, tmp_path, name, spelling):
-    check_chat_format(kinds[KIND_OF[name]], name, spelling, tmp_path)
+@pytest.mark.parametrize("in_jinja_file", [True, False])
+def test_a_chat_template_is_read_from_either_file(kinds, tmp_path, in_jinja_file):
+    theirs = kinds["smollm"].theirs()
+    theirs.chat_template = "{{ messages[0].content }}\n"
+    theirs.save_pretrained(tmp_path, save_jinja_files=in_jinja_file)
+    assert (tmp_path / "chat_template.jinja").exists() == in_jinja_file
+    assert read_chat_template(tmp_path) == theirs.chat_template
 
 
 def test_llama3_headers_are_used_where_the_tokenizer_knows_them(kinds):
@@ -266,11 +214,14 @@ def test_llama3_headers_are_used_where_the_tokenizer_knows_them(kinds):
 
 def test_a_sentencepiece_model_without_tokenizer_json_gives_the_dialogue_of_llama2(kinds):
     """As Llama 2 was trained: begin-of-text, the sentencepiece ids of the whole dialogue, end of text after a space."""
-    ours = kinds["llama2"].ours(TEMPLATES["llama2"])
+    ours = kinds["llama2"].ours(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ bos_token }}[INST] <<SYS>>\n{{ m.content }}\n<</SYS>>\n\n"
+        "{% elif m.role == 'user' %}{{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}")
     reference = sentencepiece.SentencePieceProcessor(model_file=str(kinds["llama2"].folder / "tokenizer.model"))
-    prompt = f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{USER} [/INST]"
-    assert ours.chat(SYSTEM, USER) == [1] + reference.encode(prompt)
-    assert ours.chat(SYSTEM, USER) + ours.answer(ANSWER) == [1] + reference.encode(f"{prompt} {ANSWER} ") + [2]
+    prompt = "[INST] <<SYS>>\nBe true.\n<</SYS>>\n\nWhat rises? [/INST]"
+    ids = ours.chat("Be true.", "What rises?")
+    assert ids == [1] + reference.encode(prompt)
+    assert ids + ours.answer("It rises.") == [1] + reference.encode(f"{prompt} It rises. ") + [2]
 
 
 def test_the_plain_format_begins_and_ends_a_text(kinds):
@@ -279,23 +230,6 @@ def test_the_plain_format_begins_and_ends_a_text(kinds):
     assert ids[0] == 1 and ids.count(1) == 1
     assert ours.decode(ids[1:]) == "Be true.\n\nResearcher: What rises?\n\nAssistant: "
     assert ours.answer("Yes.")[-1] == 2 and ours.decode(ours.answer("Yes.")) == "Yes."
-
-
-@pytest.mark.parametrize("name", [*TEMPLATES, "plain"])
-def test_the_answer_and_its_end_alone_are_supervised(kinds, demo, name):
-    """A whole training example of each format, sensors included."""
-    data, kind = PreparedData(demo), kinds[KIND_OF.get(name, "llama2")]
-    ours = load_text_tokenizer(kind.folder, kind.config(), new_tokens(data.dataset.channels), TEMPLATES.get(name))
-    examples = AlignExamples(data, "test", PromptFormat(ours, 512, 4096), limit=60)
-    chosen = [examples[0], examples[50]]
-    batch = collate(chosen, ours.pad_id)
-    for targets, ids, example in zip(batch.targets, batch.ids, chosen):
-        supervised = targets[targets != IGNORED].tolist()
-        assert supervised[-1] == ours.end_of_turn == ours.backend.piece_id(ENDS[name])
-        assert ours.decode(supervised[:-1]).strip() == example.record["answer"]
-        assert ids.tolist().count(ours.sensor_id) == example.record["length"] + 1
-        before = ours.decode(ids[:len(example.prompt)].tolist())
-        assert example.record["question"] in before and example.record["answer"] not in before
 
 
 def test_the_default_of_several_templates_is_read(tmp_path):
@@ -377,13 +311,10 @@ REAL = {"llama3": ("llama3-tiktoken", 128256, 128000, 128001), "smollm": ("smoll
 
 @pytest.mark.slow
 @pytest.mark.shared("tokenizers")
-def test_real_tokenizers_pass_the_same_checks(shared, tmp_path):
-    """Those of Llama 3, SmolLM and Llama 2: ids, new tokens, visible prompts, each chat format in one spelling."""
+def test_real_tokenizers_pass_the_same_checks(shared):
+    """Those of Llama 3, SmolLM and Llama 2: ids, new tokens, visible prompts."""
     for name, (folder, vocab_size, bos, eos) in REAL.items():
         kind = Kind(shared / "tokenizers" / folder, name == "llama2", vocab_size, bos, eos)
         check_ids(kind)
         check_new_tokens(kind)
         check_visible(kind)
-        for chat_format in [row for row in TEMPLATES if KIND_OF[row] == name]:
-            (tmp_path / chat_format).mkdir()
-            check_chat_format(kind, chat_format, "in chat_template.jinja", tmp_path / chat_format)

@@ -95,14 +95,6 @@ def test_output_and_gradients_equal_the_equation(
         inputs, scale=head_dim ** -0.5, causal=bool(causal), key_mask=mask, bias=bias)
 
 
-def test_neighbouring_query_heads_share_a_key_head():
-    """Three key heads of two query heads each, in two rows of the batch: no head reads another's
-    keys.
-    """
-    inputs = random_inputs(17, 17, 6, 2, 16)
-    assert_equal_the_equation(inputs, scale=0.25, causal=True, key_mask=padding(17))
-
-
 @pytest.mark.parametrize("n_queries", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_mask_of_more_than_1024_keys_is_read_to_its_end(n_queries):
     """A program scans the mask 1,024 keys at a time; here the visible keys begin or end in the

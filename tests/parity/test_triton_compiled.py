@@ -76,12 +76,3 @@ def test_products_use_matrix_instructions_unless_in_float32(rows):
 @pytest.mark.slow
 def test_shared_memory_is_that_of_consumer_gpus(rows):
     assert max(row["shared"] for row in rows) <= SHARED_MEMORY
-
-
-@pytest.mark.slow
-def test_the_forward_pass_computes_no_exp2_twice(rows):
-    """In each of its two loops one for a score and one for each of a thread's two queries."""
-    rows = [row for row in rows if row["case"] == [HOPPER, 128, "bfloat16", "training"]]
-    m, n, warps = rows[0]["tile"]
-    assert rows[0]["kernel"] == "forward_kernel"
-    assert rows[0]["exp2"] == 2 * (m * n // (32 * warps) + 2)

@@ -1,7 +1,7 @@
 """Whole networks on the Triton kernels, and without them."""
 import pytest
 import torch
-from helpers import DEVICE, ROOT, launch, losses, make_chronos, make_llama, run
+from helpers import DEVICE, ROOT, launch, make_chronos, make_llama
 
 from sensorllm_min.generate import generate
 from sensorllm_min.layers import use_backend
@@ -10,8 +10,6 @@ from sensorllm_min.weights import load_llama, load_t5_encoder
 
 pytest.importorskip("triton")
 
-
-# ---- the whole networks
 
 @pytest.mark.parametrize("recompute,length,n_layers", [
     (True, 20, 2), pytest.param(False, 70, 1, marks=pytest.mark.slow)])
@@ -91,20 +89,6 @@ def test_a_frozen_t5_encoder_is_that_of_pytorch_attention(tmp_path):
     tolerance = 1e-5 * max(1, results[1].abs().max().item())
     torch.testing.assert_close(*results, rtol=0, atol=tolerance)
 
-
-@pytest.mark.slow
-def test_training_on_two_processes_has_the_losses_of_pytorch_attention(demo, tmp_path):
-    """`train_align.py` under DDP: the loss of every step is that of PyTorch's attention."""
-    found = {}
-    for backend in ("triton", "torch"):
-        run("train_align.py", "--data", demo, "--out", backend, "--train-limit", 8, "--epochs", 1,
-            "--batch-size", 2, "--eval-limit", 2, "--test-limit", 1, "--max-new-tokens", 2,
-            "--attention", backend, cwd=tmp_path, processes=2)
-        found[backend] = losses(tmp_path / backend)
-    assert found["triton"] == pytest.approx(found["torch"], abs=1e-5) and len(found["torch"]) >= 2
-
-
-# ---- without Triton
 
 def test_triton_is_not_needed_and_not_imported():
     launch("-c", "import sys; sys.modules['triton'] = None\n"
