@@ -8,7 +8,7 @@ from sacrebleu.metrics import BLEU
 
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import align_pair
-from sensorllm_min.evaluation.trend_scores import PAIRS, scores_of, word_pairs
+from sensorllm_min.evaluation.trend_scores import PAIRS, TEXT, scores_of, word_pairs
 
 EDGES = ["", "\n", ".", "a", "a b c", "a b c d", "a a a a a", "A B C D", ".5", "\u6570\u636e", "it's 1,5-2.0s"]
 
