@@ -18,9 +18,9 @@ ROWS = {
     "sensors-only": {"text": ()},
 }
 # The columns of the table, and what it shows of each.
-COLUMNS = {"macro_f1": ["mean", "std"], "less": ["mean", "std"], "accuracy": ["mean", "std"],
-           "balanced_accuracy": ["mean", "std"], "trained_parameters": ["max"],
-           "seconds": ["median"]}
+SCORES = ("macro_f1", "less", "accuracy", "balanced_accuracy")
+COLUMNS = dict.fromkeys(SCORES, ["mean", "std"])
+COLUMNS |= {"trained_parameters": ["max"], "seconds": ["median"]}
 # Settings that may change when a comparison is continued, by more rows or seeds for example.
 FREE = ("out", "resume", "compare", "seeds")
 
@@ -53,18 +53,15 @@ def plan_folds(settings, data):
     if settings.align != "none":
         raise InputError("--folds: stage 1 has seen all the subjects that folds leave out; give "
                          "--align none")
-    if data.dataset.split:
-        raise InputError(f"--folds leaves people out; {settings.data} is split by "
-                         f"{data.dataset.split}, within each person")
     n_subjects = len(data.subjects_of("train")) + len(data.subjects_of("val"))
-    if not 2 <= settings.folds <= n_subjects:
-        raise InputError(f"--folds {settings.folds}: give 2 to {n_subjects}, the number of "
-                         "subjects that are not for the test")
+    if data.dataset.split or not 2 <= settings.folds <= n_subjects:
+        raise InputError(f"--folds {settings.folds}: give 2 to the number of people that are not "
+                         f"for the test ({n_subjects}), and data that is split by people")
     return [(k, settings.folds) for k in range(settings.folds)]
 
 
 def claim_comparison(settings):
-    """Writes the settings to --out. Raises an InputError if a comparison with others is there."""
+    """Writes the settings to --out; raises an InputError if a comparison with others is there."""
     path = Path(settings.out, "settings.json")
     given = {name: value for name, value in asdict(settings).items() if name not in FREE}
     given = json.loads(json.dumps(given))                         # tuples -> lists
@@ -86,9 +83,9 @@ def score_majority(train, test, n_classes):
 
 
 def comparison_table(results) -> str:
-    """{row: [scores of each run]} -> a table of means and, over several runs, deviations.
+    """{row: [scores of each run]} -> a table of means and standard deviations over the runs.
 
-    "less" is how much less macro F1 a run has than the first row's run of the same seed and fold.
+    less: the macro F1 of the first row's run of the same seed and fold, minus this run's.
     """
     import pandas                                                 # takes a second
     records = []

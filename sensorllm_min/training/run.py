@@ -95,9 +95,10 @@ class Run:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         seconds = time.monotonic() - self.clock
         self.log(f"step {step + 1:5}  validation: {shown}  ({seconds:.0f} s)")
-        improved = is_better(scores[key], self.progress["best"], higher_is_better)
+        score, best = scores[key], self.progress["best"]
+        improved = best is None or (score > best if higher_is_better else score < best)
         if improved:
-            self.progress |= {"best": scores[key], "best_step": step + 1}
+            self.progress |= {"best": score, "best_step": step + 1}
         self.save(step, improved)
         self.clock = time.monotonic()
 
@@ -144,28 +145,21 @@ def introduction(recipe, settings, loader, n_trained) -> str:
     """What a run prints at its start."""
     train = loader.examples
     parts = ", ".join(settings.train)
-    lines = [
-        f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}",
-        f"{recipe.dataset}: {len(train)} training {train.called}, {loader.n_steps} steps of "
-        f"{loader.step_size}; trained: {parts}, {n_trained:,} parameters"]
+    text = f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}"
     if recipe.llm and not recipe.chat_template:
-        lines.append(f"{recipe.llm} has no chat template: dialogues are written as for Llama 3 if "
-                     "its tokenizer has those tokens, else in a plain format")
-    return "\n".join(lines)
+        text += ("\nthe LLM has no chat template: dialogues are written as for Llama 3 if its "
+                 "tokenizer has those tokens, else in a plain format")
+    return (f"{text}\n{recipe.dataset}: {len(train)} training {train.called}, {loader.n_steps} "
+            f"steps of {loader.step_size}; trained: {parts}, {n_trained:,} parameters")
 
 
 def step_line(done, n_steps, lr, recent, memory) -> str:
     """What is printed about recent steps: (loss, tokens, seconds) of each; memory in bytes."""
     loss, tokens, seconds = np.mean(recent, 0)
+    rate = tokens / seconds
     minutes = seconds * (n_steps - done) / 60
-    return (f"step {done:5}/{n_steps}  loss {loss:.4f}  lr {lr:.2e}  "
-            f"{tokens / seconds:7.0f} tokens/s  {minutes:.1f} min left  {memory / 1e9:.2f} GB")
-
-
-def is_better(score, best, higher_is_better) -> bool:
-    if best is None:
-        return True
-    return score > best if higher_is_better else score < best
+    return (f"step {done:5}/{n_steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:7.0f} tokens/s  "
+            f"{minutes:.1f} min left  {memory / 1e9:.2f} GB")
 
 
 def new_progress(settings, processes, loader) -> dict:
@@ -175,18 +169,27 @@ def new_progress(settings, processes, loader) -> dict:
     a resumed run must share, and where the run comes from.
     """
     shared = {name: getattr(settings, name, None) for name in SAME_ON_RESUME}
-    shared = json.loads(json.dumps(shared | {"batch": loader.step_size}))        # tuples -> lists
-    origin = provenance(processes.device, processes.world) | {"trained": shared["train"]}
-    return {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
-            "settings": shared, "provenance": origin}
+    shared["batch"] = loader.step_size
+    origin = provenance(processes.device, processes.world)
+    origin["trained"] = settings.train
+    progress = {
+        "step": 0,
+        "best": None,
+        "best_step": None,
+        "seconds": 0.0,
+        "settings": shared,
+        "provenance": origin,
+    }
+    return json.loads(json.dumps(progress))                       # tuples -> lists, as when read
 
 
 def check_unchanged(path, before, now):
     """Raises an InputError unless a run that resumes from `path` has its settings and its model."""
     for name, value in now.items():
-        if before.get(name) != value:
-            raise InputError(f"{path} was trained with {name} {brief(before.get(name))}, this run "
-                             f"has {brief(value)}; --resume needs the same settings")
+        old = before.get(name)
+        if old != value:
+            raise InputError(f"{path} was trained with {name} {brief(old)}, this run has "
+                             f"{brief(value)}; --resume needs the same settings")
 
 
 def cut_metrics(path, last_step):

@@ -1,11 +1,10 @@
 """The training step: which examples it has, at which learning rate, and what it does.
 
 The cost of one step in FLOPs. Let n be the number of real tokens, a of which are answer tokens, and
-s the number of sensor steps. The LLM's blocks hold N weights, its head V x D, the trained parts P,
-most of them in the projector:
+s the number of sensor steps. The LLM's blocks hold N weights, its head V x D, the trained parts P:
 
-    LLM, frozen     2 N n forward, 2 N n backward for the gradient of the activations. That of the
-                    weights, another 2 N n, is never computed: 4 N n in all instead of 6 N n
+    LLM, frozen     4 N n: forward, and the gradient of the activations; that of the weights,
+                    another 2 N n, is never computed
     head            4 V D a in stage 1: only answers need logits
     attention       2 T^2 D forward (causal: half of 4), 5 T^2 D backward, for each row and layer
     encoder         forward only, all channels of all rows at once
@@ -13,7 +12,6 @@ most of them in the projector:
 
 For each token and layer the backward pass keeps the block's input, the inputs of both norms, q, k,
 v, the attention's output, gate and up; with --gradient-checkpointing only the block's input.
-tests/bench/train.py measures all of it.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +30,8 @@ def learning_rate(step, n_steps, peak, warmup):
     n_warmup = math.ceil(warmup * n_steps)
     if step < n_warmup:
         return peak * (step + 1) / n_warmup
-    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    n_decay = max(1, n_steps - n_warmup)
+    progress = (step - n_warmup) / n_decay
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -72,7 +71,8 @@ def epoch_order(sizes, step_size, seed, epoch):
     starts = range(0, len(order), step_size)
     steps = [order[start:start + step_size] for start in starts]
     steps = [steps[index] for index in rng.permutation(len(steps))]
-    largest = np.argmax([sizes[step].sum() for step in steps])
+    totals = [sizes[step].sum() for step in steps]
+    largest = int(np.argmax(totals))
     steps[0], steps[largest] = steps[largest], steps[0]
     return steps
 
@@ -84,7 +84,9 @@ class Loader:
     """
 
     def __init__(self, examples, settings, processes):
-        self.examples, self.settings, self.processes = examples, settings, processes
+        self.examples = examples
+        self.settings = settings
+        self.processes = processes
         self.step_size = settings.batch_size * settings.accumulate * processes.world
         self.steps_per_epoch = math.ceil(len(examples) / self.step_size)
         self.n_steps = math.ceil(self.steps_per_epoch * settings.epochs)

@@ -17,9 +17,12 @@ from ..batch import IGNORED
 from ..data.texts import trend_line, trend_segments
 from .step import Loader, learning_rate, new_optimizer, train_step
 
-LONGEST = 40                            # samples; a trend that lasts longer counts as this
-BATCH_SIZE, LR, BETAS, WARMUP = 32, 2e-3, (0.9, 0.95), 0.05
 N_DIRECTIONS = 3                        # falling, steady, rising
+LONGEST = 40                            # samples; a trend that lasts longer counts as this
+BATCH_SIZE = 32
+LR = 2e-3
+BETAS = (0.9, 0.95)
+WARMUP = 0.05
 
 
 def trends_ahead(series, dataset):
@@ -30,8 +33,9 @@ def trends_ahead(series, dataset):
     """
     starts, ends, directions = trend_segments(trend_line(series, dataset))
     lengths = ends - starts
+    direction = np.repeat(directions + 1, lengths)
     samples_left = np.repeat(ends, lengths) - np.arange(len(series) - 1)
-    return np.stack([np.repeat(directions + 1, lengths), samples_left.clip(max=LONGEST)])
+    return np.stack([direction, samples_left.clip(max=LONGEST)])
 
 
 def targets_of(batch, dataset):
@@ -41,9 +45,11 @@ def targets_of(batch, dataset):
     """
     n_series, longest = batch.series.shape
     targets = torch.full((2, n_series, longest + 1), IGNORED)
-    for row, (series, length) in enumerate(zip(batch.series, batch.series_lengths.tolist())):
-        ahead = trends_ahead(series[longest - length:].cpu().numpy(), dataset)
-        targets[:, row, longest - length:longest - 1] = torch.from_numpy(ahead)
+    for row, length in enumerate(batch.series_lengths.tolist()):
+        start = longest - length                                  # padding is on the left
+        series = batch.series[row, start:].cpu().numpy()
+        ahead = torch.from_numpy(trends_ahead(series, dataset))
+        targets[:, row, start:longest - 1] = ahead
     return targets
 
 
@@ -55,9 +61,11 @@ class TrendProbe(nn.Module):
 
     def __init__(self, model, dataset):
         super().__init__()
-        self.encoder, self.chronos, self.dataset = model.encoder, model.chronos, dataset
+        self.encoder = model.encoder
+        self.chronos = model.chronos
+        self.dataset = dataset
         self.probe = nn.Linear(model.encoder.config.d_model, N_DIRECTIONS + LONGEST + 1)
-        self.accuracy = 0.0                                       # of the directions, last batch
+        self.accuracy = 0.0                                       # of directions in the last batch
 
     def forward(self, batch):
         device = batch.ids.device
@@ -71,9 +79,10 @@ class TrendProbe(nn.Module):
         direction_logits, left_logits = logits.split([N_DIRECTIONS, LONGEST + 1], -1)
         loss = F.cross_entropy(direction_logits, direction, reduction="sum")
         loss = loss + F.cross_entropy(left_logits, samples_left, reduction="sum")
-        self.accuracy = (direction_logits.argmax(-1) == direction).float().mean().item()
-        n = max(len(logits), 1)                                   # a batch may hold no trend
-        return loss / n, torch.tensor(1.0)
+        is_right = direction_logits.argmax(-1) == direction
+        self.accuracy = is_right.float().mean().item()
+        n_samples = max(len(logits), 1)                           # a batch may hold no trend
+        return loss / n_samples, torch.tensor(1.0)
 
 
 def warm_up(model, examples, settings, processes, log):
@@ -91,7 +100,8 @@ def warm_up(model, examples, settings, processes, log):
         for step, batches in loader.steps():
             lr = learning_rate(step, loader.n_steps, LR, WARMUP)
             train_step(probe, optimizer, batches, lr, alone)
-            if step % 200 == 199 or step + 1 == loader.n_steps:
-                log(f"the encoder warms up: step {step + 1}/{loader.n_steps}, direction right at "
+            done = step + 1
+            if done % 200 == 0 or done == loader.n_steps:
+                log(f"the encoder warms up: step {done}/{loader.n_steps}, direction right at "
                     f"{probe.accuracy:.0%} of samples")
     processes.copy_from_first(model.encoder.parameters())
