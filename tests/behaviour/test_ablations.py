@@ -1,7 +1,6 @@
 """The comparison of ablations: what is planned, what each ablation changes, what learns, and the table at the end."""
 import json
 import re
-from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from sensorllm_min.ablations import ABLATIONS, N_STATISTICS, window_statistics
 from sensorllm_min.batch import collate
 from sensorllm_min.data.examples import HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation.compare import ROWS, claim_comparison, comparison_table, plan_runs, score_majority
+from sensorllm_min.evaluation.compare import ROWS, claim_comparison, comparison_table, plan_runs
 from sensorllm_min.files import InputError
 from sensorllm_min.recipe import build_model
 from sensorllm_min.sensorllm import SensorLLM
@@ -147,19 +146,6 @@ def test_window_statistics_equal_numpy():
         found = window_statistics(torch.tensor(series))
         assert found.shape == (5, N_STATISTICS) and found.isfinite().all()
         np.testing.assert_allclose(found, [numpy_statistics(one) for one in series], rtol=0, atol=1e-9)      # float64 sums
-
-
-def test_the_bands_of_frequencies_miss_none_and_tell_a_tone():
-    """Of 500 samples: a tone stands out in one band, and a higher tone in no lower one."""
-    n_samples, bands = 500, []
-    noise = torch.tensor(np.random.default_rng(0).normal(size=(1, n_samples)))
-    energy = 10 ** window_statistics(noise)[0, -8:] - 1e-4
-    total = (noise - noise.mean()).square().sum() / 2             # each frequency stands for two
-    assert energy.sum() == pytest.approx(float(total), rel=0.01)  # but the highest
-    for cycles in (1, 3, 6, 15, 30, 60, 120, 240):
-        tone = np.sin(2 * np.pi * cycles * np.arange(n_samples) / n_samples)
-        bands.append(int(window_statistics(torch.tensor(tone[None]))[0, -8:].argmax()))
-    assert bands == list(range(8))
 
 
 def test_statistics_are_of_the_series_in_usual_units_alone(folder, compared):
@@ -297,14 +283,6 @@ def test_the_table_takes_differences_seed_by_seed():
     assert lines[-1][:5] == ["no-llm", "0.500", "0.141", "0.100", "0.000"]
     alone = comparison_table({"full": [run_of(0.5)]}).splitlines()[-1].split()
     assert alone == ["full", "0.500", "0.000", "0.500", "0.500", "7", "3.000"]        # no deviation of one run
-
-
-def test_the_majority_baseline_names_the_commonest_class_of_training():
-    """Class 1, which one of four test windows has; the test's own commonest class, 0, would be right twice."""
-    train, test = (Namespace(labels=lambda labels=labels: labels) for labels in ([1, 1, 0], [0, 0, 2, 1]))
-    scores = score_majority(train, test, 3)
-    assert (scores["accuracy"], scores["chance"], scores["trained_parameters"]) == (0.25, 0.5, 0)
-    assert scores["macro_f1"] == pytest.approx(2 / 5 / 3)
 
 
 def test_an_ablation_is_evaluated_like_any_model(folder, compared):

@@ -90,14 +90,6 @@ def test_validation_chooses_the_checkpoint(align, har, stage, score, best):
     assert len(validations) > 2 and chosen["step"] > validations[0]["step"]
 
 
-def test_losses_fall(align, har):
-    """The mean of the last tenth of the steps is far below the first tenth's, in stage 1 by more than half."""
-    for out, share in ((align, 0.5), (har, 0.8)):
-        losses = [line["loss"] for line in metrics(out) if "loss" in line]
-        tenth = len(losses) // 10
-        assert sum(losses[-tenth:]) < share * sum(losses[:tenth])
-
-
 def test_all_that_stage_2_trains_moves(align, har):
     first, second = load_file(align / "best.safetensors"), load_file(har / "best.safetensors")
     moved = {name.split(".")[0] for name in first if not first[name].equal(second[name])}

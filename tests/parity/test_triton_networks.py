@@ -94,7 +94,7 @@ def test_a_frozen_t5_encoder_is_that_of_pytorch_attention(tmp_path):
 
 @pytest.mark.slow
 def test_training_on_two_processes_has_the_losses_of_pytorch_attention(demo, tmp_path):
-    """`train_align.py` under DDP: the loss of every step is that of PyTorch's attention."""
+    """`train_align.py` on several processes: the loss of every step is that of PyTorch's attention."""
     found = {}
     for backend in ("triton", "torch"):
         run("train_align.py", "--data", demo, "--out", backend, "--train-limit", 8, "--epochs", 1,
