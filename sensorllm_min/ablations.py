@@ -15,8 +15,7 @@ class TextOnly(SensorLLM):
     """Every sample is 0: windows differ only by their text."""
 
     def encode(self, batch):
-        zeros = batch.series * 0                                  # NaN, the padding, stays NaN
-        return super().encode(replace(batch, series=zeros))
+        return super().encode(replace(batch, series=batch.series * 0))    # NaN, padding, stays
 
 
 class Shuffled(SensorLLM):
@@ -27,8 +26,7 @@ class Shuffled(SensorLLM):
         rows = sensors.split(is_sensor.sum(1).tolist())
         shuffled = []
         for index, row in zip(batch.examples, rows):
-            rng = np.random.default_rng(index)
-            order = rng.permutation(len(row))
+            order = np.random.default_rng(index).permutation(len(row))
             shuffled.append(row[order])
         return super().splice(batch, torch.cat(shuffled))
 
@@ -41,8 +39,7 @@ class NoLLM(SensorLLM):
     """No LLM: the projector's output, averaged over each channel, goes into the head."""
 
     def new_head(self, n_channels, n_classes):
-        d_model = self.llm.config.d_model
-        return nn.Linear(n_channels * d_model, n_classes, bias=False)
+        return nn.Linear(n_channels * self.llm.config.d_model, n_classes, bias=False)
 
     def class_logits(self, batch):
         sensors = self.projector(self.encode(batch))              # (B*C*(S+1), D)
@@ -81,8 +78,7 @@ N_STATISTICS = 3 + len(QUANTILES) + N_BANDS
 
 def window_statistics(series):
     """Series (N, S) -> (N, N_STATISTICS): mean, quantiles, deviation, change, energy of bands."""
-    mean = series.mean(1)
-    deviation = series.std(1, correction=0)
+    mean, deviation = series.mean(1), series.std(1, correction=0)
     change = series.diff(dim=1).abs().mean(1)
     quantiles = series.quantile(series.new_tensor(QUANTILES), dim=1).T            # (N, 7)
     spectrum = torch.fft.rfft(series - mean[:, None])             # (N, S//2+1)
@@ -99,8 +95,7 @@ def window_statistics(series):
 
 def channel_means(vectors, batch):
     """Vectors (B*C*(S+1), width) of windows of one length -> their means, (B, C*width)."""
-    vectors = vectors.unflatten(0, (len(batch.series), -1))       # (B*C, S+1, width)
-    means = vectors.mean(1)                                       # (B*C, width)
+    means = vectors.unflatten(0, (len(batch.series), -1)).mean(1)                 # (B*C, width)
     return means.reshape(len(batch.labels), -1)
 
 

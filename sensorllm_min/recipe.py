@@ -82,12 +82,10 @@ def as_tuples(value):
 
 
 def build_model(recipe, dtype="float32") -> SensorLLM:
-    """Builds the model of a recipe.
+    """Builds the model of a recipe, from its sources or at random: seed torch first.
 
-    Networks without pretrained weights are initialised at random, so seed torch first. dtype: that
-    of pretrained weights, one of DTYPES; "int8" keeps the matrices of a frozen LLM in int8, all
-    else in bfloat16. Raises an InputError if a source is missing or holds other weights than those
-    of the recipe.
+    dtype: that of pretrained weights, one of DTYPES; "int8" keeps the matrices of a frozen LLM in
+    int8, all else in bfloat16. Raises an InputError if a source is missing or has other weights.
     """
     if dtype == "int8" and "llm" in recipe.saved_parts:
         raise InputError("--dtype int8 is for a pretrained --llm that stays frozen; this one is "
@@ -118,7 +116,7 @@ def build_model(recipe, dtype="float32") -> SensorLLM:
     if dtype == "int8":
         quantize(llm)
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)
-    model_class = ABLATIONS[recipe.ablation][0] if recipe.ablation else SensorLLM
+    model_class, _ = ABLATIONS.get(recipe.ablation, (SensorLLM, set()))
     return model_class(encoder, chronos, llm, tokenizer, recipe.projector, recipe.n_classes)
 
 

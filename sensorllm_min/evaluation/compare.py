@@ -26,9 +26,9 @@ FREE = ("out", "resume", "compare", "seeds")
 
 
 def plan_runs(settings, data):
-    """Yields (row, settings) of each run: all rows of a seed and fold, then those of the next.
+    """Yields (row, settings) of each run; one that left a checkpoint is resumed.
 
-    A run that left a checkpoint is resumed. Raises an InputError for settings that do not compare.
+    Raises an InputError for settings that cannot be compared.
     """
     if settings.answer != "class":
         raise InputError("--compare compares class heads; leave --answer out")
@@ -83,10 +83,7 @@ def score_majority(train, test, n_classes):
 
 
 def comparison_table(results) -> str:
-    """{row: [scores of each run]} -> a table of means and standard deviations over the runs.
-
-    less: the macro F1 of the first row's run of the same seed and fold, minus this run's.
-    """
+    """{row: [scores of each run]} -> a table; "less": by how much the first row's run is better."""
     import pandas                                                 # takes a second
     records = []
     for row, runs in results.items():

@@ -32,8 +32,7 @@ class Run:
         self.out, self.processes = Path(settings.out), processes
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.n_steps = loader.n_steps
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.n_trained = sum(parameter.numel() for parameter in trained)
+        self.n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         every = settings.eval_every or math.ceil(self.n_steps / 8)
         self.validated = {*range(every - 1, self.n_steps, every), self.n_steps - 1}     # steps
         self.progress = new_progress(settings, processes, loader)
@@ -54,13 +53,16 @@ class Run:
         self.log(introduction(recipe, settings, loader, self.n_trained))
 
     def resume(self):
-        """Continues from last.safetensors. Metrics of later steps are removed: they come again."""
+        """Continues from last.safetensors, with the same settings and the same model."""
         path = self.out / "last.safetensors"
         recipe, progress, tensors = read_checkpoint(path)
         # Networks may have moved; their fingerprints show if they are the same.
         moved = replace(recipe, llm=self.recipe.llm, encoder=self.recipe.encoder)
-        check_unchanged(path, progress["settings"] | vars(moved),
-                        self.progress["settings"] | vars(self.recipe))
+        before = progress["settings"] | vars(moved)
+        for name, value in (self.progress["settings"] | vars(self.recipe)).items():
+            if before.get(name) != value:
+                raise InputError(f"{path} was trained with {name} {brief(before.get(name))}, this "
+                                 f"run has {brief(value)}; --resume needs the same settings")
         fill_model(self.model, recipe, tensors, path)
         fill_optimizer(self.model, self.optimizer, tensors, path)
         self.progress = progress
@@ -122,9 +124,8 @@ class Run:
         """Puts the best checkpoint's tensors into the model."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)             # everything is saved by now
         self.processes.wait()                                     # the first one writes it
-        path = self.out / "best.safetensors"
-        recipe, _, tensors = read_checkpoint(path)
-        fill_model(self.model, recipe, tensors, path)
+        recipe, _, tensors = read_checkpoint(self.out / "best.safetensors")
+        fill_model(self.model, recipe, tensors, self.out / "best.safetensors")
 
     def finish(self, results) -> dict:
         """Writes curves.png and results.json, which marks the run as finished -> the results."""
@@ -142,9 +143,7 @@ class Run:
 
 
 def introduction(recipe, settings, loader, n_trained) -> str:
-    """What a run prints at its start."""
-    train = loader.examples
-    parts = ", ".join(settings.train)
+    train, parts = loader.examples, ", ".join(settings.train)
     text = f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}"
     if recipe.llm and not recipe.chat_template:
         text += ("\nthe LLM has no chat template: dialogues are written as for Llama 3 if its "
@@ -163,37 +162,18 @@ def step_line(done, n_steps, lr, recent, memory) -> str:
 
 
 def new_progress(settings, processes, loader) -> dict:
-    """The progress of a run that begins, as a JSON object.
-
-    It holds the steps done, the best validation score and its step, the seconds, the settings that
-    a resumed run must share, and where the run comes from.
-    """
+    """The progress of a run that begins, as a JSON object; "best" is a validation score."""
     shared = {name: getattr(settings, name, None) for name in SAME_ON_RESUME}
     shared["batch"] = loader.step_size
     origin = provenance(processes.device, processes.world)
     origin["trained"] = settings.train
-    progress = {
-        "step": 0,
-        "best": None,
-        "best_step": None,
-        "seconds": 0.0,
-        "settings": shared,
-        "provenance": origin,
-    }
+    progress = {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
+                "settings": shared, "provenance": origin}
     return json.loads(json.dumps(progress))                       # tuples -> lists, as when read
 
 
-def check_unchanged(path, before, now):
-    """Raises an InputError unless a run that resumes from `path` has its settings and its model."""
-    for name, value in now.items():
-        old = before.get(name)
-        if old != value:
-            raise InputError(f"{path} was trained with {name} {brief(old)}, this run has "
-                             f"{brief(value)}; --resume needs the same settings")
-
-
 def cut_metrics(path, last_step):
-    """Removes the records of later steps, and the last line if a kill has cut it."""
+    """Removes later steps, which come again, and the last line if a kill has cut it."""
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     kept = [line + "\n" for line in lines if json.loads(line)["step"] <= last_step]
     write_text(path, "".join(kept))

@@ -30,8 +30,7 @@ def learning_rate(step, n_steps, peak, warmup):
     n_warmup = math.ceil(warmup * n_steps)
     if step < n_warmup:
         return peak * (step + 1) / n_warmup
-    n_decay = max(1, n_steps - n_warmup)
-    progress = (step - n_warmup) / n_decay
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -56,10 +55,9 @@ def new_optimizer(model, settings):
 def epoch_order(sizes, step_size, seed, epoch):
     """The examples of each step of an epoch: index arrays of step_size each, one of them shorter.
 
-    The examples are shuffled, then sorted by size within pools of 32 steps, so that the rows of a
-    step have similar lengths and need little padding; then the steps are shuffled. The largest one
-    comes first, so that the memory a run needs shows at once. The order depends only on (seed,
-    epoch), not on the number of processes.
+    The examples are shuffled, then sorted by size within pools of 32 steps, so that a step needs
+    little padding; then the steps are shuffled. The largest one comes first, so that the memory a
+    run needs shows at once. The number of processes does not matter.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))
@@ -68,11 +66,9 @@ def epoch_order(sizes, step_size, seed, epoch):
         pool = order[start:start + pool_size]
         by_size = np.argsort(sizes[pool], kind="stable")
         order[start:start + pool_size] = pool[by_size]
-    starts = range(0, len(order), step_size)
-    steps = [order[start:start + step_size] for start in starts]
+    steps = [order[start:start + step_size] for start in range(0, len(order), step_size)]
     steps = [steps[index] for index in rng.permutation(len(steps))]
-    totals = [sizes[step].sum() for step in steps]
-    largest = int(np.argmax(totals))
+    largest = int(np.argmax([sizes[step].sum() for step in steps]))
     steps[0], steps[largest] = steps[largest], steps[0]
     return steps
 
@@ -84,9 +80,7 @@ class Loader:
     """
 
     def __init__(self, examples, settings, processes):
-        self.examples = examples
-        self.settings = settings
-        self.processes = processes
+        self.examples, self.settings, self.processes = examples, settings, processes
         self.step_size = settings.batch_size * settings.accumulate * processes.world
         self.steps_per_epoch = math.ceil(len(examples) / self.step_size)
         self.n_steps = math.ceil(self.steps_per_epoch * settings.epochs)
@@ -163,7 +157,7 @@ def train_step(model, optimizer, batches, lr, processes):
 
 
 def stop_at(what, value, batches=()):
-    """Raises the InputError for a value that is not finite; it names the examples."""
+    """Raises an InputError for a value that is not finite."""
     examples = [str(index) for batch in batches for index in batch.examples]
     seen = f" (training examples {brief(', '.join(examples))})" if examples else ""
     raise InputError(f"the {what} is {value}{seen}; stopped, and the checkpoints saved until now "

@@ -1,10 +1,9 @@
 """Teaches the built-in encoder to see trends before the LLM learns to describe them.
 
 A public Chronos is pretrained on many series. The built-in encoder starts at random, and an LLM
-cannot learn where to look in features that hold nothing yet: it falls back on the usual lengths of
-trends and stays there for hundreds of steps. So a linear probe first reads, at each sample of stage
-1's training windows, the direction of the trend and how long it still lasts. Encoder and probe are
-trained together; then the probe is discarded.
+cannot learn where to look in features that hold nothing yet: it repeats the usual lengths of trends
+for hundreds of steps. So the encoder first learns with a linear probe that reads the direction of
+the trend at each sample, and how long it still lasts; then the probe is discarded.
 """
 from dataclasses import replace
 
@@ -19,17 +18,12 @@ from .step import Loader, learning_rate, new_optimizer, train_step
 
 N_DIRECTIONS = 3                        # falling, steady, rising
 LONGEST = 40                            # samples; a trend that lasts longer counts as this
-BATCH_SIZE = 32
-LR = 2e-3
-BETAS = (0.9, 0.95)
-WARMUP = 0.05
 
 
 def trends_ahead(series, dataset):
     """The trend at each sample of a series (S,) but the last -> (2, S-1) whole numbers.
 
-    The first row is its direction (0 falling, 1 steady, 2 rising), the second the samples left
-    until it ends.
+    Directions (0 falling, 1 steady, 2 rising), and the samples left until the trend ends.
     """
     starts, ends, directions = trend_segments(trend_line(series, dataset))
     lengths = ends - starts
@@ -39,10 +33,7 @@ def trends_ahead(series, dataset):
 
 
 def targets_of(batch, dataset):
-    """Targets for a batch, (2, N, S+1): direction and samples left.
-
-    They are IGNORED at padding, at the last sample and at the end of series.
-    """
+    """`trends_ahead` of a batch, (2, N, S+1), IGNORED where a series has no trend."""
     n_series, longest = batch.series.shape
     targets = torch.full((2, n_series, longest + 1), IGNORED)
     for row, length in enumerate(batch.series_lengths.tolist()):
@@ -61,9 +52,7 @@ class TrendProbe(nn.Module):
 
     def __init__(self, model, dataset):
         super().__init__()
-        self.encoder = model.encoder
-        self.chronos = model.chronos
-        self.dataset = dataset
+        self.encoder, self.chronos, self.dataset = model.encoder, model.chronos, dataset
         self.probe = nn.Linear(model.encoder.config.d_model, N_DIRECTIONS + LONGEST + 1)
         self.accuracy = 0.0                                       # of directions in the last batch
 
@@ -92,13 +81,13 @@ def warm_up(model, examples, settings, processes, log):
     """
     if processes.first:
         alone = replace(processes, world=1, bf16=False)
-        settings = replace(settings, batch_size=BATCH_SIZE, accumulate=1, lr=LR, betas=BETAS,
-                           weight_decay=0.0)
+        settings = replace(settings, batch_size=32, accumulate=1, lr=2e-3, betas=(0.9, 0.95),
+                           weight_decay=0.0, warmup=0.05)
         loader = Loader(examples, settings, alone)
         probe = TrendProbe(model, examples.data.dataset).to(processes.device)
         optimizer = new_optimizer(probe, settings)
         for step, batches in loader.steps():
-            lr = learning_rate(step, loader.n_steps, LR, WARMUP)
+            lr = learning_rate(step, loader.n_steps, settings.lr, settings.warmup)
             train_step(probe, optimizer, batches, lr, alone)
             done = step + 1
             if done % 200 == 0 or done == loader.n_steps:

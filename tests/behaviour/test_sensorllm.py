@@ -13,7 +13,6 @@ from sensorllm_min.files import InputError
 from sensorllm_min.batch import IGNORED, collate
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.training.processes import share
 from sensorllm_min.training.step import epoch_order
 from sensorllm_min.generate import generate
 from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
@@ -328,7 +327,6 @@ def test_an_epoch_takes_each_example_once_in_steps_of_like_length():
     assert 0.3 < (means[1:] > means[:-1]).mean() < 0.7  # long steps come anywhere in an epoch
     spread = np.mean([np.ptp(sizes[step]) for step in steps])
     assert spread < np.ptp(sizes) / 5                                         # rows of a step are of like length
-    assert [part.tolist() for part in share(np.arange(5), 3)] == [[0, 3], [1, 4], [2]]
 
 
 def test_the_backward_pass_keeps_no_matrix_of_logits(data, parts):
