@@ -1,6 +1,5 @@
 """What a model is made of (its recipe), and how the model is built from it."""
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import tokenizers
 import torch
@@ -53,11 +52,6 @@ class Recipe:
         return "har" if self.classes else "align"
 
     @property
-    def n_classes(self):
-        """The width of the class head; None if there is none."""
-        return len(self.classes) if self.classes and self.answer == "class" else None
-
-    @property
     def saved_parts(self):
         """The parts of the model that a checkpoint holds."""
         scratch = [part for part in ("llm", "encoder") if getattr(self, part) is None]
@@ -77,7 +71,7 @@ class Recipe:
 
 
 def as_tuples(value):
-    """Lists become tuples at every depth: [[0.0, 1.0]] -> ((0.0, 1.0),)."""
+    """[[0.0, 1.0]] -> ((0.0, 1.0),): lists become tuples."""
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
@@ -117,7 +111,8 @@ def build_model(recipe, dtype="float32") -> SensorLLM:
         quantize(llm)
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)
     model_class, _ = ABLATIONS.get(recipe.ablation, (SensorLLM, set()))
-    return model_class(encoder, chronos, llm, tokenizer, recipe.projector, recipe.n_classes)
+    n_classes = len(recipe.classes) if recipe.answer == "class" else 0
+    return model_class(encoder, chronos, llm, tokenizer, recipe.projector, n_classes or None)
 
 
 def find_source(option, source, known_fingerprint):

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file that describes itself.
 
-    tensors      what was trained: projector, special-token embeddings, head with the class
-                 weights of its loss; encoder and LLM only if they were trained or are built in;
-                 in last.safetensors also the optimizer's moments, as optimizer.*
+    tensors      projector, special-token embeddings, head with the class weights of its loss;
+                 encoder and LLM only if they were trained or are built in; in last.safetensors
+                 also the optimizer's moments, as optimizer.*
     metadata     the recipe of the model, the progress of the run, its settings
 
 For an 8B LLM a file takes about 42 MB: frozen networks are read from their source, and refused if

@@ -27,12 +27,12 @@ BUILT_IN = SHARED | {"projector": (256,), "accumulate": 1, "lr": 1e-3, "betas": 
 
 
 def widths(text):
-    """A type of option: whole numbers of at least 1, joined by ','."""
+    """Whole numbers of at least 1, joined by ','."""
     return tuple(count(width) for width in text.split(","))
 
 
 def two_fractions(text):
-    """A type of option: two numbers below 1, joined by ','."""
+    """Two numbers below 1, joined by ','."""
     first, second = map(amount, text.split(","))
     if max(first, second) >= 1:
         raise ValueError
@@ -40,7 +40,7 @@ def two_fractions(text):
 
 
 def positive(text):
-    """A type of option: a finite number above 0."""
+    """A finite number above 0."""
     if amount(text) == 0:
         raise ValueError
     return amount(text)
@@ -145,7 +145,7 @@ def default_parts(settings, *parts):
 
 @functools.cache
 def hold(folder):
-    """Locks a folder until this process ends. Raises an InputError if another process has it."""
+    """Locks a folder until this process ends."""
     lock = locked(folder)
     lock.__enter__()
     return lock

@@ -63,27 +63,20 @@ class Processes:
 
 
 def choose_device(name=None) -> torch.device:
-    """cpu, cuda, cuda:N or mps; None chooses an NVIDIA GPU if there is one, else the CPU.
+    """cpu, cuda, cuda:N or mps; None: an NVIDIA GPU if there is one, else the CPU.
 
     Raises an InputError if this machine has no such device.
     """
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    if name is None:
-        name = "cuda" if "cuda" in devices else "cpu"
-    if name not in devices:
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    devices = [*(["cuda"] if gpus else []), "cpu", *gpus, *mps]
+    if name is not None and name not in devices:
         raise InputError(f"there is no device {brief(name)} here; give one of {', '.join(devices)}")
-    return torch.device(name)
+    return torch.device(name or devices[0])
 
 
 def start_processes(bf16=False, device=None) -> Processes:
-    """Joins the processes that torchrun started, if it did; on GPUs each process uses one.
-
-    device: as for `choose_device`.
-    """
+    """Joins the processes that torchrun started, if it did; on GPUs each process uses one."""
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -1,10 +1,9 @@
 """The training step: which examples it has, at which learning rate, and what it does.
 
-The cost of one step in FLOPs. Let n be the number of real tokens, a of which are answer tokens, and
-s the number of sensor steps. The LLM's blocks hold N weights, its head V x D, the trained parts P:
+The cost of a step in FLOPs, of n real tokens, a of them answers, and s sensor steps, where the
+LLM's blocks hold N weights, its head V x D, the trained parts P:
 
-    LLM, frozen     4 N n: forward, and the gradient of the activations; that of the weights,
-                    another 2 N n, is never computed
+    LLM, frozen     4 N n: forward, and the gradient of the activations, not of the weights
     head            4 V D a in stage 1: only answers need logits
     attention       2 T^2 D forward (causal: half of 4), 5 T^2 D backward, for each row and layer
     encoder         forward only, all channels of all rows at once
@@ -35,10 +34,7 @@ def learning_rate(step, n_steps, peak, warmup):
 
 
 def new_optimizer(model, settings):
-    """AdamW over the trained parameters; norms and biases do not decay, as in the original.
-
-    Raises an InputError if nothing is trained.
-    """
+    """AdamW over the trained parameters (an InputError if there are none); only matrices decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         parts = ",".join(settings.train)
@@ -74,7 +70,7 @@ def epoch_order(sizes, step_size, seed, epoch):
 
 
 class Loader:
-    """The batches of each step; a step has the same examples on any number of processes.
+    """The batches of each step, which has the same examples on any number of processes.
 
     n_steps: steps of the whole run; step_size: examples of a step, over all processes.
     """
@@ -99,8 +95,8 @@ class Loader:
     def batches(self, step):
         """This process's batches of a step, one for each forward pass.
 
-        If an uneven last step has fewer examples than processes, some get one that counts nothing:
-        DDP needs every process in the backward pass.
+        Without an example of its own it gets one that counts nothing, since DDP needs every process
+        in the backward pass.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:

@@ -6,10 +6,9 @@ stand far above what knows nothing of the windows, and below what the worst of s
 import json
 
 import pytest
-from helpers import json_lines, metrics, results, run
+from helpers import json_lines, results, run
 from safetensors.torch import load_file
 
-from sensorllm_min.training.checkpoint import read_checkpoint
 from sensorllm_min.files import write_json
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.sensorllm import PARTS
@@ -75,19 +74,6 @@ def test_stage_2_learns_the_activities_of_unseen_people(har):
     found = results(har)
     assert found["macro_f1"] > 0.5 and found["accuracy"] > 0.5
     assert found["majority"]["macro_f1"] < 0.1
-
-
-@pytest.mark.parametrize("stage,score,best", [("align", "val_loss", min), ("har", "macro_f1", max)])
-def test_validation_chooses_the_checkpoint(align, har, stage, score, best):
-    """The best of all validations, and the first of equal ones; training has made it better than the first was."""
-    out = {"align": align, "har": har}[stage]
-    validations = [line for line in metrics(out) if "val_loss" in line]
-    chosen = best(validations, key=lambda line: line[score])
-    for name in ("best", "last"):
-        _, progress, _ = read_checkpoint(out / f"{name}.safetensors")
-        assert progress["best"] == chosen[score] and progress["best_step"] == chosen["step"]
-        assert progress["step"] == (chosen if name == "best" else validations[-1])["step"]
-    assert len(validations) > 2 and chosen["step"] > validations[0]["step"]
 
 
 def test_all_that_stage_2_trains_moves(align, har):

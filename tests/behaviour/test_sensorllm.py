@@ -2,7 +2,6 @@
 import copy
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,6 @@ from sensorllm_min.files import InputError
 from sensorllm_min.batch import IGNORED, collate
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.training.step import epoch_order
 from sensorllm_min.generate import generate
 from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
 from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, new_tokens, train_backend
@@ -315,18 +313,6 @@ def test_a_prompt_longer_than_the_llm_takes_is_named(data, parts):
     _, tokenizer = parts
     with pytest.raises(InputError, match="har window .* makes a prompt of .* the LLM takes 100"):
         HarExamples(data, "train", PromptFormat(tokenizer, 512, 100))
-
-
-def test_an_epoch_takes_each_example_once_in_steps_of_like_length():
-    sizes = np.random.default_rng(0).integers(10, 500, 1003)
-    steps = epoch_order(sizes, 8, seed=0, epoch=0)
-    assert sorted(np.concatenate(steps)) == list(range(1003)) and sorted(map(len, steps)) == [3] + [8] * 125
-    again, other = epoch_order(sizes, 8, 0, 0), epoch_order(sizes, 8, 0, 1)
-    assert all(np.array_equal(a, b) for a, b in zip(steps, again)) and not np.array_equal(steps[0], other[0])
-    means = np.array([sizes[step].mean() for step in steps])
-    assert 0.3 < (means[1:] > means[:-1]).mean() < 0.7  # long steps come anywhere in an epoch
-    spread = np.mean([np.ptp(sizes[step]) for step in steps])
-    assert spread < np.ptp(sizes) / 5                                         # rows of a step are of like length
 
 
 def test_the_backward_pass_keeps_no_matrix_of_logits(data, parts):
