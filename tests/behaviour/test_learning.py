@@ -59,9 +59,7 @@ def har(folder, align):
 
 
 def test_stage_1_learns_to_describe_the_trends_of_unseen_people(align):
-    """Seeds 0, 1, 2: direction 0.81, 0.81, 0.88, of a guess 0.33, 0.30, 0.30; segment F1 0.65, 0.62,
-    0.73, of a guess 0.2.
-    """
+    """Seeds 0, 1, 2: direction 0.77, 0.76, 0.79, of a guess 0.34; segment F1 0.50, 0.49, 0.52, of a guess 0.13."""
     found = results(align)
     ours, guess = found["scores"], found["guess"]
     assert found["direction_accuracy"] == ours["direction"] and found["direction_chance"] == guess["direction"]
@@ -70,7 +68,10 @@ def test_stage_1_learns_to_describe_the_trends_of_unseen_people(align):
 
 
 def test_stage_2_learns_the_activities_of_unseen_people(har):
-    """Seeds 0, 1, 2: macro F1 0.83, 0.93, 0.72, accuracy 0.84, 0.94, 0.79; one class alone has 0.07."""
+    """Seeds 0, 1, 2: macro F1 0.55, 0.81, 0.90, accuracy 0.62, 0.84, 0.90; the majority class has a macro F1 of 0.07.
+
+    Seed 0 is sensitive: stage-1 weights that differ only by rounding led to 0.37 and 0.73.
+    """
     found = results(har)
     assert found["macro_f1"] > 0.5 and found["accuracy"] > 0.5
     assert found["majority"]["macro_f1"] < 0.1
