@@ -53,10 +53,13 @@ def plan_folds(settings, data):
     if settings.align != "none":
         raise InputError("--folds: stage 1 has seen all the subjects that folds leave out; give "
                          "--align none")
+    if data.dataset.split:
+        raise InputError(f"--folds leaves people out; {settings.data} is split by "
+                         f"{data.dataset.split}, within each person")
     n_subjects = len(data.subjects_of("train")) + len(data.subjects_of("val"))
-    if data.dataset.split or not 2 <= settings.folds <= n_subjects:
-        raise InputError(f"--folds {settings.folds}: give 2 to the number of people that are not "
-                         f"for the test ({n_subjects}), and data that is split by people")
+    if not 2 <= settings.folds <= n_subjects:
+        raise InputError(f"--folds {settings.folds}: give 2 to {n_subjects}, the number of "
+                         "subjects that are not for the test")
     return [(k, settings.folds) for k in range(settings.folds)]
 
 
