@@ -7,7 +7,6 @@
     torchrun train_har.py --align none --folds 6           # cross-validation over training subjects
 """
 import sensorllm_min    # noqa: F401: first, since it says where Python is too old
-import copy
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +40,7 @@ WINDOWS, DEMO_WINDOWS = 40_000, 4_000
 
 @dataclass(frozen=True)
 class HarSettings(RunSettings):
-    """The options of stage 2, and what a comparison changes from run to run."""
+    """The options of stage 2."""
     align: str = option("out/align", "output of train_align.py to start from, or none")
     text: tuple | None = option(
         None, "parts of the text after the sensors, joined by '+', or none: "
@@ -56,14 +55,14 @@ class HarSettings(RunSettings):
         "(default 0; built-in 20)", type=amount, metavar="DEGREES")
     compare: tuple | None = option(
         None, "train the full model and its ablations, or some rows joined by ',', and compare "
-        f"them: {', '.join(ROWS)}; an interrupted comparison is resumed",
-        type=some_of("--compare", "rows", ROWS), nargs="?", const=tuple(ROWS), metavar="ROWS")
+        f"them (or resume that): {', '.join(ROWS)}", type=some_of("--compare", "rows", ROWS),
+        nargs="?", const=tuple(ROWS), metavar="ROWS")
     seeds: int | None = option(
         None, "seeds of each row in a comparison (default 3; of a fold 1)", type=count)
     folds: int | None = option(
-        None, "cross-validation: K runs, each trained without a K-th of the training subjects and "
-        "scored on them; the test subjects stay unseen", type=count, metavar="K")
-    ablate: str | None = None           # one of ablations.ABLATIONS
+        None, "cross-validation: K runs, each scored on a K-th of the training subjects, without "
+        "which it is trained", type=count, metavar="K")
+    ablate: str | None = None           # set by a comparison: one of ablations.ABLATIONS
     fold: tuple | None = None           # (k, K): part k of a cross-validation
 
 
@@ -82,8 +81,7 @@ def main():
 
     # ---- one run, or a comparison of several ----
     if comparing:
-        compare(settings, processes, data)
-        return
+        return compare(settings, processes, data)
     train_once(settings, processes, data)
     if processes.first:
         command = ["python", "evaluate.py", "--checkpoint", settings.out]
@@ -100,14 +98,10 @@ def compare(settings, processes, data):
     for row, run_settings in runs:
         if processes.first:
             print(f"\n==== {Path(run_settings.out).name} ====", flush=True)
-        finished = Path(run_settings.out, "results.json")
-        if finished.exists():
-            scores = read_json(finished)
-        else:
-            scores = train_once(run_settings, processes, data)
+        path = Path(run_settings.out, "results.json")
+        scores = read_json(path) if path.exists() else train_once(run_settings, processes, data)
         results.setdefault(row, []).append(scores)
-    first = next(iter(results.values()))
-    results["majority"] = [run["majority"] for run in first]
+    results["majority"] = [run["majority"] for run in results[runs[0][0]]]
     if processes.first:
         path = Path(settings.out, "comparison.json")
         write_json(path, {"command": command_line(), "dataset": data.name, "results": results})
@@ -115,7 +109,7 @@ def compare(settings, processes, data):
 
 
 def read_align(settings):
-    """The checkpoint of stage 1 -> (its recipe, its progress, its tensors), if there is one."""
+    """Stage 1's recipe, progress and tensors; none of them with --align none."""
     if settings.align == "none":
         return None, None, {}
     align, progress, tensors = read_checkpoint(checkpoint_file(settings.align))
@@ -126,7 +120,7 @@ def read_align(settings):
 
 
 def complete(settings, align):
-    """The settings of one run with defaults in place of what was not given."""
+    """The settings of one run with the defaults of stage 2; align: stage 1's recipe, or None."""
     if align:
         for name in ("projector", "scaling", "levels"):
             if getattr(settings, name) is not None:
@@ -139,18 +133,14 @@ def complete(settings, align):
     if settings.llm:
         defaults = PUBLIC | {"rotate": 0.0}
     settings = settings.with_defaults(**defaults, levels=settings.encoder is None, train=parts)
-    if settings.ablate:
-        _, frozen = ABLATIONS[settings.ablate]
-        learning = tuple(part for part in settings.train if part not in frozen)
-        settings = replace(settings, train=learning)
-    return settings
+    _, frozen = ABLATIONS.get(settings.ablate, (None, set()))
+    return replace(settings, train=tuple(part for part in settings.train if part not in frozen))
 
 
 def train_once(settings, processes, data) -> dict:
     """One run, from the model to its scores on the test subjects -> the content of results.json."""
-    data = copy.copy(data)
-    data.fold = settings.fold
     # ---- stage 1's checkpoint, and what learns now ----
+    data.fold = settings.fold
     align, align_progress, tensors = read_align(settings)
     if align and align.dataset != data.name:
         raise InputError(f"{settings.align} was trained on {align.dataset}, {settings.data} holds "

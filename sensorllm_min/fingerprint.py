@@ -18,9 +18,8 @@ NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+e-?\d+")             # in a config
 def fingerprint(directory):
     """A hash of a network's contents: shape settings, tensors, and how its tokenizer cuts a text.
 
-    It is the same for the published files and for a copy that was saved again: in other shards, in
-    a wider dtype, with or without the copy of a tied matrix. Only 16 numbers of each tensor are
-    read.
+    A copy that was saved again has the same: in other shards, in a wider dtype, with or without the
+    copy of a tied matrix. Only some numbers of each tensor are read.
     """
     _, raw = read_model_config(directory)
     read_config = read_chronos_configs if raw.get("model_type") == "t5" else read_llama_config

@@ -1,8 +1,7 @@
 """Where an --llm or --encoder is: a directory, or a model on the Hugging Face hub.
 
-A model is fetched once, into huggingface_hub's own cache: configs, tokenizer and safetensors, never
-a pickle. HF_TOKEN, `hf auth login` (for gated models) and HF_HUB_OFFLINE are respected. With a
-directory nothing here touches a network.
+Configs, tokenizer and safetensors are fetched, never a pickle, into huggingface_hub's own cache.
+HF_TOKEN, `hf auth login` and HF_HUB_OFFLINE are respected; a directory needs no network.
 """
 import functools
 import re
@@ -17,10 +16,9 @@ HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")     # NAME/MODEL[@
 
 
 def resolve_source(source, files=FILES):
-    """The directory of a source: itself, or for a hub id the snapshot in huggingface_hub's cache.
+    """The directory of a source: itself, or the snapshot of a hub id in huggingface_hub's cache.
 
-    Several processes may call it at once, since the cache locks each file. A hub id without a
-    revision means its main branch. Raises an InputError if the source cannot be found or fetched.
+    Raises an InputError if the source cannot be found or fetched.
     """
     if source is None or Path(source).is_dir():
         return source

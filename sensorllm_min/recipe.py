@@ -1,6 +1,5 @@
 """What a model is made of (its recipe), and how the model is built from it."""
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import tokenizers
 import torch
@@ -53,11 +52,6 @@ class Recipe:
         return "har" if self.classes else "align"
 
     @property
-    def n_classes(self):
-        """The width of the class head; None if there is none."""
-        return len(self.classes) if self.classes and self.answer == "class" else None
-
-    @property
     def saved_parts(self):
         """The parts of the model that a checkpoint holds."""
         scratch = [part for part in ("llm", "encoder") if getattr(self, part) is None]
@@ -77,17 +71,15 @@ class Recipe:
 
 
 def as_tuples(value):
-    """Lists become tuples at every depth: [[0.0, 1.0]] -> ((0.0, 1.0),)."""
+    """[[0.0, 1.0]] -> ((0.0, 1.0),): lists become tuples."""
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def build_model(recipe, dtype="float32") -> SensorLLM:
-    """Builds the model of a recipe.
+    """Builds the model of a recipe, from its sources or at random: seed torch first.
 
-    Networks without pretrained weights are initialised at random, so seed torch first. dtype: that
-    of pretrained weights, one of DTYPES; "int8" keeps the matrices of a frozen LLM in int8, all
-    else in bfloat16. Raises an InputError if a source is missing or holds other weights than those
-    of the recipe.
+    dtype: that of pretrained weights, one of DTYPES; "int8" keeps the matrices of a frozen LLM in
+    int8, all else in bfloat16. Raises an InputError if a source is missing or has other weights.
     """
     if dtype == "int8" and "llm" in recipe.saved_parts:
         raise InputError("--dtype int8 is for a pretrained --llm that stays frozen; this one is "
@@ -118,8 +110,9 @@ def build_model(recipe, dtype="float32") -> SensorLLM:
     if dtype == "int8":
         quantize(llm)
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)
-    model_class = ABLATIONS[recipe.ablation][0] if recipe.ablation else SensorLLM
-    return model_class(encoder, chronos, llm, tokenizer, recipe.projector, recipe.n_classes)
+    model_class, _ = ABLATIONS.get(recipe.ablation, (SensorLLM, set()))
+    n_classes = len(recipe.classes) if recipe.answer == "class" else 0
+    return model_class(encoder, chronos, llm, tokenizer, recipe.projector, n_classes or None)
 
 
 def find_source(option, source, known_fingerprint):

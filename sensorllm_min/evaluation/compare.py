@@ -18,17 +18,17 @@ ROWS = {
     "sensors-only": {"text": ()},
 }
 # The columns of the table, and what it shows of each.
-COLUMNS = {"macro_f1": ["mean", "std"], "less": ["mean", "std"], "accuracy": ["mean", "std"],
-           "balanced_accuracy": ["mean", "std"], "trained_parameters": ["max"],
-           "seconds": ["median"]}
+SCORES = ("macro_f1", "less", "accuracy", "balanced_accuracy")
+COLUMNS = dict.fromkeys(SCORES, ["mean", "std"])
+COLUMNS |= {"trained_parameters": ["max"], "seconds": ["median"]}
 # Settings that may change when a comparison is continued, by more rows or seeds for example.
 FREE = ("out", "resume", "compare", "seeds")
 
 
 def plan_runs(settings, data):
-    """Yields (row, settings) of each run: all rows of a seed and fold, then those of the next.
+    """Yields (row, settings) of each run; one that left a checkpoint is resumed.
 
-    A run that left a checkpoint is resumed. Raises an InputError for settings that do not compare.
+    Raises an InputError for settings that cannot be compared.
     """
     if settings.answer != "class":
         raise InputError("--compare compares class heads; leave --answer out")
@@ -64,7 +64,7 @@ def plan_folds(settings, data):
 
 
 def claim_comparison(settings):
-    """Writes the settings to --out. Raises an InputError if a comparison with others is there."""
+    """Writes the settings to --out; raises an InputError if a comparison with others is there."""
     path = Path(settings.out, "settings.json")
     given = {name: value for name, value in asdict(settings).items() if name not in FREE}
     given = json.loads(json.dumps(given))                         # tuples -> lists
@@ -86,10 +86,7 @@ def score_majority(train, test, n_classes):
 
 
 def comparison_table(results) -> str:
-    """{row: [scores of each run]} -> a table of means and, over several runs, deviations.
-
-    "less" is how much less macro F1 a run has than the first row's run of the same seed and fold.
-    """
+    """{row: [scores of each run]} -> a table; "less": by how much the first row's run is better."""
     import pandas                                                 # takes a second
     records = []
     for row, runs in results.items():

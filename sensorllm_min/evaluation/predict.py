@@ -21,7 +21,6 @@ from ..batch import collate
 from ..data.claims import parse_activity
 from ..files import understanding, write_text
 from ..generate import GREEDY, stream
-from ..training.processes import share
 from .class_scores import confusion_of
 
 PATIENCE = 128                          # tokens after which a row that repeats itself is given up
@@ -32,7 +31,7 @@ SILENCE = 10                            # seconds between lines about progress
 def own_order(examples, processes):
     """The indices of this process's part of the examples, short ones first."""
     order = np.argsort(examples.sizes, kind="stable")
-    return share(order, processes.world)[processes.rank]
+    return order[processes.rank::processes.world]
 
 
 def batches_of(examples, processes, batch_size, say=None, n_done=0):

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file that describes itself.
 
-    tensors      what was trained: projector, special-token embeddings, head with the class
-                 weights of its loss; encoder and LLM only if they were trained or are built in;
-                 in last.safetensors also the optimizer's moments, as optimizer.*
+    tensors      projector, special-token embeddings, head with the class weights of its loss;
+                 encoder and LLM only if they were trained or are built in; in last.safetensors
+                 also the optimizer's moments, as optimizer.*
     metadata     the recipe of the model, the progress of the run, its settings
 
 For an 8B LLM a file takes about 42 MB: frozen networks are read from their source, and refused if
@@ -32,10 +32,12 @@ def trained_tensors(model, recipe):
 
 def save_checkpoint(path, model, recipe, progress, optimizer=None):
     """Writes a checkpoint file, whole or not at all. progress: a JSON object, see Run."""
-    tensors = {name: tensor.detach() for name, tensor in trained_tensors(model, recipe).items()}
+    tensors = trained_tensors(model, recipe)
     if optimizer is not None:
-        tensors |= optimizer_tensors(model, optimizer)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        for name, parameter in model.named_parameters():
+            for moment, tensor in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{moment}"] = tensor
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     metadata = json.dumps({"recipe": asdict(recipe), "progress": progress})
     content = save(tensors, {KEY: metadata})
     try:
@@ -72,22 +74,17 @@ def fill_model(model, recipe, tensors, path, new_parts=()):
 
     Raises an InputError that names the tensors that are missing, left over or of another shape.
     """
-    def is_filled(name):
-        return not name.startswith("optimizer.") and model.part_of(name) not in new_parts
-
+    skipped = {"optimizer", *new_parts}
     wanted = trained_tensors(model, recipe)
-    wanted = {name: tensor for name, tensor in wanted.items() if is_filled(name)}
-    given = {name: tensor for name, tensor in tensors.items() if is_filled(name)}
-    different = {name for name, _ in shapes_of(wanted) ^ shapes_of(given)}
+    wanted = {name: wanted[name] for name in wanted if model.part_of(name) not in skipped}
+    given = {name: tensors[name] for name in tensors if model.part_of(name) not in skipped}
+    shapes = [{(name, tensor.shape) for name, tensor in side.items()} for side in (wanted, given)]
+    different = {name for name, _ in shapes[0] ^ shapes[1]}
     if different:
         names = ", ".join(sorted(different)[:4])
         raise InputError(f"{path} does not fit the model it describes: {brief(names)}")
     for name, tensor in wanted.items():                           # trained parts are float32
         tensor.data = given[name].to(tensor.device, torch.float32, copy=True)
-
-
-def shapes_of(tensors):
-    return {(name, tensor.shape) for name, tensor in tensors.items()}
 
 
 def load_checkpoint(path, llm=None, encoder=None, dtype="float32"):
@@ -98,17 +95,6 @@ def load_checkpoint(path, llm=None, encoder=None, dtype="float32"):
     model = build_model(recipe, dtype)
     fill_model(model, recipe, tensors, path)
     return model, recipe, progress
-
-
-# ---- the optimizer's moments, by the name of the parameter ----
-
-def optimizer_tensors(model, optimizer):
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        if parameter in optimizer.state:
-            state = optimizer.state[parameter]
-            tensors |= {f"optimizer.{name}.{moment}": state[moment] for moment in MOMENTS}
-    return tensors
 
 
 def fill_optimizer(model, optimizer, tensors, path):

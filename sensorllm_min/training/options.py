@@ -19,8 +19,7 @@ from ..sensorllm import PARTS
 from ..text_tokenizer import new_tokens, read_chat_template, train_backend
 from .checkpoint import read_checkpoint
 
-# Defaults of options that are not given. With public weights: the paper's. With the built-in LLM:
-# minutes on two cores.
+# Defaults of options: with public weights the paper's, with the built-in LLM for minutes on a CPU.
 SHARED = {"data": "data/demo", "scaling": "StanNormalizeUniformBins"}
 PUBLIC = SHARED | {"projector": (2048,), "epochs": 8, "batch_size": 4, "accumulate": 8, "lr": 2e-3,
                    "betas": (0.9, 0.999)}
@@ -28,12 +27,12 @@ BUILT_IN = SHARED | {"projector": (256,), "accumulate": 1, "lr": 1e-3, "betas": 
 
 
 def widths(text):
-    """A type of option: whole numbers of at least 1, joined by ','."""
+    """Whole numbers of at least 1, joined by ','."""
     return tuple(count(width) for width in text.split(","))
 
 
 def two_fractions(text):
-    """A type of option: two numbers below 1, joined by ','."""
+    """Two numbers below 1, joined by ','."""
     first, second = map(amount, text.split(","))
     if max(first, second) >= 1:
         raise ValueError
@@ -41,7 +40,7 @@ def two_fractions(text):
 
 
 def positive(text):
-    """A type of option: a finite number above 0."""
+    """A finite number above 0."""
     if amount(text) == 0:
         raise ValueError
     return amount(text)
@@ -51,24 +50,22 @@ def positive(text):
 class SharedSettings:
     """The options of training and evaluation. None: the default depends on the script."""
     data: str | None = option(
-        None, "prepared dataset (default: in training data/demo, which is made if it is missing; "
-        "in evaluation data/DATASET, the one it was trained on)")
+        None, "prepared dataset (default: data/demo, made if it is missing; in evaluation "
+        "data/DATASET of the training)")
     llm: str | None = option(
-        None, "LLaMA-family directory or hub id (default: in training a tiny one, trained from "
-        "scratch; in evaluation where it was in training)")
-    encoder: str | None = option(
-        None, "Chronos T5 directory or hub id (default: likewise)")
+        None, "LLaMA-family directory or hub id (default: a tiny one, trained from scratch; in "
+        "evaluation where it was in training)")
+    encoder: str | None = option(None, "Chronos T5 directory or hub id (default: likewise)")
     seed: int = option(0, "seed of everything random", type=seed)
     batch_size: int | None = option(
-        None, "examples in a forward pass of one process (default: in training 4; with the "
-        "built-in LLM 8 in stage 1, 32 in stage 2; in evaluation 16)", type=count)
+        None, "examples in a forward pass of one process (default 4; built-in 8 in stage 1, 32 in "
+        "stage 2; in evaluation 16)", type=count)
     max_new_tokens: int | None = option(
-        None, "tokens of the longest generated answer, in stage 1 and in evaluation (default: of "
-        "the longest true one)", type=count)
+        None, "tokens of the longest generated answer (default: of the longest true one)",
+        type=count)
     dtype: str = option(
-        "float32", "precision of computation and frozen weights; what is trained stays float32. "
-        "int8 is bfloat16 with the matrices of a frozen --llm in int8. On most CPUs float32 is the "
-        "fastest", choices=DTYPES)
+        "float32", "precision of computation and frozen weights; what is trained stays float32, "
+        "int8 is bfloat16 with the matrices of a frozen --llm in int8", choices=DTYPES)
     attention: str | None = option(
         None, "attention backend (default: triton on NVIDIA GPUs, torch elsewhere)",
         choices=("torch", "triton"))
@@ -93,12 +90,12 @@ class RunSettings(SharedSettings):
         None, "give the model each series' mean and scale as numbers (default: with the built-in "
         "encoder)", action=argparse.BooleanOptionalAction)
     train: tuple | None = option(
-        None, f"parts to train, joined by ',': {', '.join(PARTS)} (default: the projector, in "
-        "stage 1 or without it the tokens, in stage 2 the head, and each network without public "
-        "weights)", type=some_of("--train", "parts", PARTS))
+        None, f"parts to train, joined by ',': {', '.join(PARTS)} (default: projector, in stage 1 "
+        "or without it tokens, in stage 2 head, and each network without public weights)",
+        type=some_of("--train", "parts", PARTS))
     epochs: float | None = option(
-        None, "passes over the training windows; may be a fraction (default 8; built-in: as many "
-        "as fit into minutes)", type=positive)
+        None, "passes over the training windows; may be a fraction (default 8; built-in: some "
+        "minutes)", type=positive)
     accumulate: int | None = option(
         None, "forward passes of each process in an optimizer step, which has batch size x "
         "accumulate x processes examples (default 8; built-in 1)", type=count)
@@ -113,8 +110,7 @@ class RunSettings(SharedSettings):
     gradient_checkpointing: bool = option(
         False, "recompute each LLM block in the backward pass: less memory, a third more time")
     compile: bool = option(
-        False, "torch.compile the LLM's blocks: faster after a slow first step; needs a C++ "
-        "compiler")
+        False, "compile the LLM's blocks: faster after a slow first step; needs a C++ compiler")
     train_limit: int | None = option(
         None, "train on a seeded sample of this many windows (default: all)", type=count)
     eval_limit: int = option(512, "validate on this many windows", type=count)
@@ -131,14 +127,12 @@ class RunSettings(SharedSettings):
         return replace(self, **missing)
 
     def with_epochs(self, n_windows, n_train, of_sample):
-        """The same settings with a number of epochs, if none was given.
+        """The same settings with enough epochs to see n_windows, if no number was given.
 
-        They add up to n_windows of the n_train there are; a sample (--train-limit) is seen
-        of_sample times.
+        n_train: windows of an epoch; of_sample: epochs of a sample (--train-limit).
         """
-        if self.epochs:
-            return self
-        return replace(self, epochs=of_sample if self.train_limit else n_windows / n_train)
+        epochs = of_sample if self.train_limit else n_windows / n_train
+        return self.with_defaults(epochs=epochs)
 
 
 def default_parts(settings, *parts):
@@ -151,7 +145,7 @@ def default_parts(settings, *parts):
 
 @functools.cache
 def hold(folder):
-    """Locks a folder until this process ends. Raises an InputError if another process has it."""
+    """Locks a folder until this process ends."""
     lock = locked(folder)
     lock.__enter__()
     return lock

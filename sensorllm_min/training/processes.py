@@ -14,11 +14,7 @@ from ..files import InputError, brief
 
 @dataclass(frozen=True)
 class Processes:
-    """This process (`rank`) among the `world` processes of a run.
-
-    With several processes, each of them must call every method: what one process adds or waits for
-    reaches all of them.
-    """
+    """This process (`rank`) among the `world` processes of a run, all of which call each method."""
     rank: int
     world: int
     device: torch.device
@@ -44,10 +40,7 @@ class Processes:
         return total.tolist()
 
     def distribute(self, model):
-        """The model wrapped in DDP; the model itself on one process.
-
-        All processes build the same model, so nothing is sent at the start; buffers never change.
-        """
+        """The model, which all processes have built alike, wrapped in DDP if there are several."""
         if self.world == 1:
             return model
         return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False)
@@ -70,27 +63,20 @@ class Processes:
 
 
 def choose_device(name=None) -> torch.device:
-    """cpu, cuda, cuda:N or mps; None chooses an NVIDIA GPU if there is one, else the CPU.
+    """cpu, cuda, cuda:N or mps; None: an NVIDIA GPU if there is one, else the CPU.
 
     Raises an InputError if this machine has no such device.
     """
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    if name is None:
-        name = "cuda" if "cuda" in devices else "cpu"
-    if name not in devices:
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    devices = [*(["cuda"] if gpus else []), "cpu", *gpus, *mps]
+    if name is not None and name not in devices:
         raise InputError(f"there is no device {brief(name)} here; give one of {', '.join(devices)}")
-    return torch.device(name)
+    return torch.device(name or devices[0])
 
 
 def start_processes(bf16=False, device=None) -> Processes:
-    """Joins the processes that torchrun started, with nccl on GPUs and gloo on CPUs, if it did.
-
-    device: as for `choose_device`; several processes on GPUs use one GPU each.
-    """
+    """Joins the processes that torchrun started, if it did; on GPUs each process uses one."""
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -98,8 +84,7 @@ def start_processes(bf16=False, device=None) -> Processes:
     if device.type == "cuda":
         n_gpus = torch.cuda.device_count()
         if local_rank >= n_gpus:
-            raise InputError("--nproc_per_node asks for more processes than the "
-                             f"{n_gpus} GPUs here")
+            raise InputError(f"--nproc_per_node is more than the number of GPUs here, {n_gpus}")
         device = torch.device("cuda", device.index or local_rank)
         torch.cuda.set_device(device)
     if world > 1:
@@ -108,10 +93,7 @@ def start_processes(bf16=False, device=None) -> Processes:
 
 
 def peak_memory(device):
-    """The largest number of bytes this process has held: on its GPU, or else in memory.
-
-    Mapped files count as memory. Returns 0 on Windows, where it is not known.
-    """
+    """The most bytes this process has held on its GPU, or in memory; on Windows 0: unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -120,8 +102,3 @@ def peak_memory(device):
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return getrusage(RUSAGE_SELF).ru_maxrss * unit
-
-
-def share(indices, n_parts):
-    """Deals indices out into n_parts as evenly as possible; a part may be empty."""
-    return [indices[part::n_parts] for part in range(n_parts)]

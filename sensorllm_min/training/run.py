@@ -32,8 +32,7 @@ class Run:
         self.out, self.processes = Path(settings.out), processes
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.n_steps = loader.n_steps
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.n_trained = sum(parameter.numel() for parameter in trained)
+        self.n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         every = settings.eval_every or math.ceil(self.n_steps / 8)
         self.validated = {*range(every - 1, self.n_steps, every), self.n_steps - 1}     # steps
         self.progress = new_progress(settings, processes, loader)
@@ -54,13 +53,16 @@ class Run:
         self.log(introduction(recipe, settings, loader, self.n_trained))
 
     def resume(self):
-        """Continues from last.safetensors. Metrics of later steps are removed: they come again."""
+        """Continues from last.safetensors, with the same settings and the same model."""
         path = self.out / "last.safetensors"
         recipe, progress, tensors = read_checkpoint(path)
         # Networks may have moved; their fingerprints show if they are the same.
         moved = replace(recipe, llm=self.recipe.llm, encoder=self.recipe.encoder)
-        check_unchanged(path, progress["settings"] | vars(moved),
-                        self.progress["settings"] | vars(self.recipe))
+        before = progress["settings"] | vars(moved)
+        for name, value in (self.progress["settings"] | vars(self.recipe)).items():
+            if before.get(name) != value:
+                raise InputError(f"{path} was trained with {name} {brief(before.get(name))}, this "
+                                 f"run has {brief(value)}; --resume needs the same settings")
         fill_model(self.model, recipe, tensors, path)
         fill_optimizer(self.model, self.optimizer, tensors, path)
         self.progress = progress
@@ -95,9 +97,10 @@ class Run:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         seconds = time.monotonic() - self.clock
         self.log(f"step {step + 1:5}  validation: {shown}  ({seconds:.0f} s)")
-        improved = is_better(scores[key], self.progress["best"], higher_is_better)
+        score, best = scores[key], self.progress["best"]
+        improved = best is None or (score > best if higher_is_better else score < best)
         if improved:
-            self.progress |= {"best": scores[key], "best_step": step + 1}
+            self.progress |= {"best": score, "best_step": step + 1}
         self.save(step, improved)
         self.clock = time.monotonic()
 
@@ -121,9 +124,8 @@ class Run:
         """Puts the best checkpoint's tensors into the model."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)             # everything is saved by now
         self.processes.wait()                                     # the first one writes it
-        path = self.out / "best.safetensors"
-        recipe, _, tensors = read_checkpoint(path)
-        fill_model(self.model, recipe, tensors, path)
+        recipe, _, tensors = read_checkpoint(self.out / "best.safetensors")
+        fill_model(self.model, recipe, tensors, self.out / "best.safetensors")
 
     def finish(self, results) -> dict:
         """Writes curves.png and results.json, which marks the run as finished -> the results."""
@@ -141,56 +143,37 @@ class Run:
 
 
 def introduction(recipe, settings, loader, n_trained) -> str:
-    """What a run prints at its start."""
-    train = loader.examples
-    parts = ", ".join(settings.train)
-    lines = [
-        f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}",
-        f"{recipe.dataset}: {len(train)} training {train.called}, {loader.n_steps} steps of "
-        f"{loader.step_size}; trained: {parts}, {n_trained:,} parameters"]
+    train, parts = loader.examples, ", ".join(settings.train)
+    text = f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}"
     if recipe.llm and not recipe.chat_template:
-        lines.append(f"{recipe.llm} has no chat template: dialogues are written as for Llama 3 if "
-                     "its tokenizer has those tokens, else in a plain format")
-    return "\n".join(lines)
+        text += ("\nthe LLM has no chat template: dialogues are written as for Llama 3 if its "
+                 "tokenizer has those tokens, else in a plain format")
+    return (f"{text}\n{recipe.dataset}: {len(train)} training {train.called}, {loader.n_steps} "
+            f"steps of {loader.step_size}; trained: {parts}, {n_trained:,} parameters")
 
 
 def step_line(done, n_steps, lr, recent, memory) -> str:
     """What is printed about recent steps: (loss, tokens, seconds) of each; memory in bytes."""
     loss, tokens, seconds = np.mean(recent, 0)
+    rate = tokens / seconds
     minutes = seconds * (n_steps - done) / 60
-    return (f"step {done:5}/{n_steps}  loss {loss:.4f}  lr {lr:.2e}  "
-            f"{tokens / seconds:7.0f} tokens/s  {minutes:.1f} min left  {memory / 1e9:.2f} GB")
-
-
-def is_better(score, best, higher_is_better) -> bool:
-    if best is None:
-        return True
-    return score > best if higher_is_better else score < best
+    return (f"step {done:5}/{n_steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:7.0f} tokens/s  "
+            f"{minutes:.1f} min left  {memory / 1e9:.2f} GB")
 
 
 def new_progress(settings, processes, loader) -> dict:
-    """The progress of a run that begins, as a JSON object.
-
-    It holds the steps done, the best validation score and its step, the seconds, the settings that
-    a resumed run must share, and where the run comes from.
-    """
+    """The progress of a run that begins, as a JSON object; "best" is a validation score."""
     shared = {name: getattr(settings, name, None) for name in SAME_ON_RESUME}
-    shared = json.loads(json.dumps(shared | {"batch": loader.step_size}))        # tuples -> lists
-    origin = provenance(processes.device, processes.world) | {"trained": shared["train"]}
-    return {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
-            "settings": shared, "provenance": origin}
-
-
-def check_unchanged(path, before, now):
-    """Raises an InputError unless a run that resumes from `path` has its settings and its model."""
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise InputError(f"{path} was trained with {name} {brief(before.get(name))}, this run "
-                             f"has {brief(value)}; --resume needs the same settings")
+    shared["batch"] = loader.step_size
+    origin = provenance(processes.device, processes.world)
+    origin["trained"] = settings.train
+    progress = {"step": 0, "best": None, "best_step": None, "seconds": 0.0,
+                "settings": shared, "provenance": origin}
+    return json.loads(json.dumps(progress))                       # tuples -> lists, as when read
 
 
 def cut_metrics(path, last_step):
-    """Removes the records of later steps, and the last line if a kill has cut it."""
+    """Removes later steps, which come again, and the last line if a kill has cut it."""
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     kept = [line + "\n" for line in lines if json.loads(line)["step"] <= last_step]
     write_text(path, "".join(kept))

@@ -1,11 +1,9 @@
 """The training step: which examples it has, at which learning rate, and what it does.
 
-The cost of one step in FLOPs. Let n be the number of real tokens, a of which are answer tokens, and
-s the number of sensor steps. The LLM's blocks hold N weights, its head V x D, the trained parts P,
-most of them in the projector:
+The cost of a step in FLOPs, of n real tokens, a of them answers, and s sensor steps, where the
+LLM's blocks hold N weights, its head V x D, the trained parts P:
 
-    LLM, frozen     2 N n forward, 2 N n backward for the gradient of the activations. That of the
-                    weights, another 2 N n, is never computed: 4 N n in all instead of 6 N n
+    LLM, frozen     4 N n: forward, and the gradient of the activations, not of the weights
     head            4 V D a in stage 1: only answers need logits
     attention       2 T^2 D forward (causal: half of 4), 5 T^2 D backward, for each row and layer
     encoder         forward only, all channels of all rows at once
@@ -13,7 +11,6 @@ most of them in the projector:
 
 For each token and layer the backward pass keeps the block's input, the inputs of both norms, q, k,
 v, the attention's output, gate and up; with --gradient-checkpointing only the block's input.
-tests/bench/train.py measures all of it.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +34,7 @@ def learning_rate(step, n_steps, peak, warmup):
 
 
 def new_optimizer(model, settings):
-    """AdamW over the trained parameters; norms and biases do not decay, as in the original.
-
-    Raises an InputError if nothing is trained.
-    """
+    """AdamW over the trained parameters (an InputError if there are none); only matrices decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         parts = ",".join(settings.train)
@@ -57,10 +51,9 @@ def new_optimizer(model, settings):
 def epoch_order(sizes, step_size, seed, epoch):
     """The examples of each step of an epoch: index arrays of step_size each, one of them shorter.
 
-    The examples are shuffled, then sorted by size within pools of 32 steps, so that the rows of a
-    step have similar lengths and need little padding; then the steps are shuffled. The largest one
-    comes first, so that the memory a run needs shows at once. The order depends only on (seed,
-    epoch), not on the number of processes.
+    The examples are shuffled, then sorted by size within pools of 32 steps, so that a step needs
+    little padding; then the steps are shuffled. The largest one comes first, so that the memory a
+    run needs shows at once. The number of processes does not matter.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))
@@ -69,16 +62,15 @@ def epoch_order(sizes, step_size, seed, epoch):
         pool = order[start:start + pool_size]
         by_size = np.argsort(sizes[pool], kind="stable")
         order[start:start + pool_size] = pool[by_size]
-    starts = range(0, len(order), step_size)
-    steps = [order[start:start + step_size] for start in starts]
+    steps = [order[start:start + step_size] for start in range(0, len(order), step_size)]
     steps = [steps[index] for index in rng.permutation(len(steps))]
-    largest = np.argmax([sizes[step].sum() for step in steps])
+    largest = int(np.argmax([sizes[step].sum() for step in steps]))
     steps[0], steps[largest] = steps[largest], steps[0]
     return steps
 
 
 class Loader:
-    """The batches of each step; a step has the same examples on any number of processes.
+    """The batches of each step, which has the same examples on any number of processes.
 
     n_steps: steps of the whole run; step_size: examples of a step, over all processes.
     """
@@ -103,8 +95,8 @@ class Loader:
     def batches(self, step):
         """This process's batches of a step, one for each forward pass.
 
-        If an uneven last step has fewer examples than processes, some get one that counts nothing:
-        DDP needs every process in the backward pass.
+        Without an example of its own it gets one that counts nothing, since DDP needs every process
+        in the backward pass.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
@@ -161,7 +153,7 @@ def train_step(model, optimizer, batches, lr, processes):
 
 
 def stop_at(what, value, batches=()):
-    """Raises the InputError for a value that is not finite; it names the examples."""
+    """Raises an InputError for a value that is not finite."""
     examples = [str(index) for batch in batches for index in batch.examples]
     seen = f" (training examples {brief(', '.join(examples))})" if examples else ""
     raise InputError(f"the {what} is {value}{seen}; stopped, and the checkpoints saved until now "

@@ -1,10 +1,9 @@
 """Teaches the built-in encoder to see trends before the LLM learns to describe them.
 
 A public Chronos is pretrained on many series. The built-in encoder starts at random, and an LLM
-cannot learn where to look in features that hold nothing yet: it falls back on the usual lengths of
-trends and stays there for hundreds of steps. So a linear probe first reads, at each sample of stage
-1's training windows, the direction of the trend and how long it still lasts. Encoder and probe are
-trained together; then the probe is discarded.
+cannot learn where to look in features that hold nothing yet: it repeats the usual lengths of trends
+for hundreds of steps. So the encoder first learns with a linear probe that reads the direction of
+the trend at each sample, and how long it still lasts; then the probe is discarded.
 """
 from dataclasses import replace
 
@@ -17,33 +16,31 @@ from ..batch import IGNORED
 from ..data.texts import trend_line, trend_segments
 from .step import Loader, learning_rate, new_optimizer, train_step
 
-LONGEST = 40                            # samples; a trend that lasts longer counts as this
-BATCH_SIZE, LR, BETAS, WARMUP = 32, 2e-3, (0.9, 0.95), 0.05
 N_DIRECTIONS = 3                        # falling, steady, rising
+LONGEST = 40                            # samples; a trend that lasts longer counts as this
 
 
 def trends_ahead(series, dataset):
     """The trend at each sample of a series (S,) but the last -> (2, S-1) whole numbers.
 
-    The first row is its direction (0 falling, 1 steady, 2 rising), the second the samples left
-    until it ends.
+    Directions (0 falling, 1 steady, 2 rising), and the samples left until the trend ends.
     """
     starts, ends, directions = trend_segments(trend_line(series, dataset))
     lengths = ends - starts
+    direction = np.repeat(directions + 1, lengths)
     samples_left = np.repeat(ends, lengths) - np.arange(len(series) - 1)
-    return np.stack([np.repeat(directions + 1, lengths), samples_left.clip(max=LONGEST)])
+    return np.stack([direction, samples_left.clip(max=LONGEST)])
 
 
 def targets_of(batch, dataset):
-    """Targets for a batch, (2, N, S+1): direction and samples left.
-
-    They are IGNORED at padding, at the last sample and at the end of series.
-    """
+    """`trends_ahead` of a batch, (2, N, S+1), IGNORED where a series has no trend."""
     n_series, longest = batch.series.shape
     targets = torch.full((2, n_series, longest + 1), IGNORED)
-    for row, (series, length) in enumerate(zip(batch.series, batch.series_lengths.tolist())):
-        ahead = trends_ahead(series[longest - length:].cpu().numpy(), dataset)
-        targets[:, row, longest - length:longest - 1] = torch.from_numpy(ahead)
+    for row, length in enumerate(batch.series_lengths.tolist()):
+        start = longest - length                                  # padding is on the left
+        series = batch.series[row, start:].cpu().numpy()
+        ahead = torch.from_numpy(trends_ahead(series, dataset))
+        targets[:, row, start:longest - 1] = ahead
     return targets
 
 
@@ -57,7 +54,7 @@ class TrendProbe(nn.Module):
         super().__init__()
         self.encoder, self.chronos, self.dataset = model.encoder, model.chronos, dataset
         self.probe = nn.Linear(model.encoder.config.d_model, N_DIRECTIONS + LONGEST + 1)
-        self.accuracy = 0.0                                       # of the directions, last batch
+        self.accuracy = 0.0                                       # of directions in the last batch
 
     def forward(self, batch):
         device = batch.ids.device
@@ -71,9 +68,10 @@ class TrendProbe(nn.Module):
         direction_logits, left_logits = logits.split([N_DIRECTIONS, LONGEST + 1], -1)
         loss = F.cross_entropy(direction_logits, direction, reduction="sum")
         loss = loss + F.cross_entropy(left_logits, samples_left, reduction="sum")
-        self.accuracy = (direction_logits.argmax(-1) == direction).float().mean().item()
-        n = max(len(logits), 1)                                   # a batch may hold no trend
-        return loss / n, torch.tensor(1.0)
+        is_right = direction_logits.argmax(-1) == direction
+        self.accuracy = is_right.float().mean().item()
+        n_samples = max(len(logits), 1)                           # a batch may hold no trend
+        return loss / n_samples, torch.tensor(1.0)
 
 
 def warm_up(model, examples, settings, processes, log):
@@ -83,15 +81,16 @@ def warm_up(model, examples, settings, processes, log):
     """
     if processes.first:
         alone = replace(processes, world=1, bf16=False)
-        settings = replace(settings, batch_size=BATCH_SIZE, accumulate=1, lr=LR, betas=BETAS,
-                           weight_decay=0.0)
+        settings = replace(settings, batch_size=32, accumulate=1, lr=2e-3, betas=(0.9, 0.95),
+                           weight_decay=0.0, warmup=0.05)
         loader = Loader(examples, settings, alone)
         probe = TrendProbe(model, examples.data.dataset).to(processes.device)
         optimizer = new_optimizer(probe, settings)
         for step, batches in loader.steps():
-            lr = learning_rate(step, loader.n_steps, LR, WARMUP)
+            lr = learning_rate(step, loader.n_steps, settings.lr, settings.warmup)
             train_step(probe, optimizer, batches, lr, alone)
-            if step % 200 == 199 or step + 1 == loader.n_steps:
-                log(f"the encoder warms up: step {step + 1}/{loader.n_steps}, direction right at "
+            done = step + 1
+            if done % 200 == 0 or done == loader.n_steps:
+                log(f"the encoder warms up: step {done}/{loader.n_steps}, direction right at "
                     f"{probe.accuracy:.0%} of samples")
     processes.copy_from_first(model.encoder.parameters())

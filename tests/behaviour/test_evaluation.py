@@ -394,7 +394,7 @@ def test_intervals_are_drawn_over_subjects_and_chance_is_of_the_windows_scored(f
 
 def test_answers_in_words_are_prompted_by_a_dialogue_and_unreadable_ones_are_counted(folder, evaluated, data, models):
     model, tokenizer = models["words"], models["words"].model.tokenizer
-    assert model.prompts.answer == "reasoning" and model.recipe.n_classes is None and model.model.head is None
+    assert model.prompts.answer == "reasoning" and model.model.head is None
     example = HarExamples(data, "test", model.prompts, 6)[0]
     prompt, answer = tokenizer.visible(example.prompt), tokenizer.decode(example.answer)
     assert prompt.count("<ts>") == 6 and "recognises activities from 6 sensor channels of 24 points" in prompt

@@ -49,63 +49,7 @@ def test_a_killed_run_resumes_to_the_same_bits(demo, tmp_path):
     assert_same_run(tmp_path / "whole", killed)
 
 
-# What is waited for before each kill: with a checkpoint after every step the run is in another place each time.
-EVENTS = {
-    "a step is done": lambda folder, before: steps_done(folder) > before,
-    "two steps are done": lambda folder, before: steps_done(folder) > before + 1,
-    "a validation is noted": lambda folder, before: steps_done(folder) > before and "val_loss" in
-        (folder / "metrics.jsonl").read_text().splitlines()[-1],
-    "the last checkpoint is being written": lambda folder, before: (folder / "last.safetensors.unfinished").exists(),
-    "the best checkpoint is being written": lambda folder, before: (folder / "best.safetensors.unfinished").exists(),
-    "nothing": lambda folder, before: folder.exists(),
-}
-
-
-@pytest.mark.slow
-def test_many_kills_at_any_moment_change_nothing(demo, tmp_path):
-    """A checkpoint a step and 8 kills, some within the writing of one: to the bit the run that was left alone.
-
-    Batches of 16 on two threads: large enough for every operation that could add in another order each time.
-    """
-    options = ("--data", demo, *SMALL, "--train-limit", 256, "--batch-size", 16, "--epochs", 1, "--eval-every", 1,
-               "--eval-limit", 2)
-    run("train_align.py", *options, "--out", "whole", cwd=tmp_path, threads=2)
-    killed, seen = tmp_path / "killed", []
-    # Kills within a writing may leave the run where it was; two that wait for steps come after them.
-    for event in [*EVENTS.values(), *list(EVENTS.values())[1:3]]:
-        resume = ["--resume"] if (killed / "last.safetensors").exists() else []
-        for left in killed.glob("*.unfinished"):
-            left.unlink()                                                     # so that its return is an event
-        before = steps_done(killed)
-        started = Run("train_align.py", *options, "--out", "killed", *resume, cwd=tmp_path, threads=2)
-        started.wait_until(lambda: event(killed, before))
-        started.kill(signal.SIGKILL)
-        assert started.wait() == -signal.SIGKILL
-        seen.append(steps_done(killed))
-    assert len(seen) == 8 and len(set(seen)) > 3 and max(seen) < 16, seen
-    run("train_align.py", *options, "--out", "killed", "--resume", cwd=tmp_path, threads=2)
-    assert_same_run(tmp_path / "whole", killed)
-
-
 # ---- asked to end ----
-
-@pytest.mark.slow
-def test_asked_to_end_two_processes_save_the_same_step_and_go_on_from_there(demo, tmp_path):
-    """SIGTERM to one of two: both finish the step, one saves; resumed, the run ends as the one that was left alone."""
-    options = ("--data", demo, "--batch-size", 2, "--eval-every", 1000, *SMALL)
-    run("train_align.py", *options, "--out", "whole", cwd=tmp_path, processes=2)
-    asked = tmp_path / "asked"
-    started = Run("train_align.py", *options, "--out", "asked", cwd=tmp_path, processes=2)
-    started.wait_until(lambda: steps_done(asked) >= 5)
-    os.kill(started.processes[1].pid, signal.SIGTERM)                         # the one that does not write
-    assert started.wait() == ENDED
-    assert started.text().count("train_align.py: ended on request after step") == 1, started.text()
-    done = len(losses(asked))
-    assert f"ended on request after step {done};" in started.text()
-    assert 5 <= done < 13 and not (asked / "best.safetensors").exists()
-    run("train_align.py", *options, "--out", "asked", "--resume", cwd=tmp_path, processes=2)
-    assert_same_run(tmp_path / "whole", asked)
-
 
 def test_one_mistake_is_said_once_by_two_processes(demo, tmp_path):
     out = run("train_align.py", "--data", demo, "--train", "head", "--out", "x", cwd=tmp_path, processes=2, expect=2)
@@ -156,17 +100,6 @@ def test_torchrun_asked_to_end_saves_and_goes_on_from_there(demo, tmp_path):
     run("train_align.py", *options, "--out", "asked", "--resume", cwd=tmp_path, processes=2)
     run("train_align.py", *options, "--out", "whole", cwd=tmp_path, processes=2)
     assert_same_run(tmp_path / "whole", tmp_path / "asked")
-
-
-@pytest.mark.slow
-def test_two_machines_equal_one(demo, tmp_path, meeting):
-    """Only the order of float32 sums differs: 6e-8 a sum."""
-    options = ("--data", demo, *SMALL, "--train-limit", 40)
-    run("train_align.py", *options, "--batch-size", 8, "--out", "one", cwd=tmp_path)
-    for agent in two_machines(meeting, *options, "--batch-size", 4, "--out", "two", cwd=tmp_path):
-        out = agent.communicate(timeout=240)[0]
-        assert agent.returncode == 0, out
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
 
 
 def children(pid):

@@ -6,10 +6,9 @@ stand far above what knows nothing of the windows, and below what the worst of s
 import json
 
 import pytest
-from helpers import json_lines, metrics, results, run
+from helpers import json_lines, results, run
 from safetensors.torch import load_file
 
-from sensorllm_min.training.checkpoint import read_checkpoint
 from sensorllm_min.files import write_json
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.sensorllm import PARTS
@@ -60,9 +59,7 @@ def har(folder, align):
 
 
 def test_stage_1_learns_to_describe_the_trends_of_unseen_people(align):
-    """Seeds 0, 1, 2: direction 0.81, 0.81, 0.88, of a guess 0.33, 0.30, 0.30; segment F1 0.65, 0.62,
-    0.73, of a guess 0.2.
-    """
+    """Seeds 0, 1, 2: direction 0.77, 0.76, 0.79, of a guess 0.34; segment F1 0.50, 0.49, 0.52, of a guess 0.13."""
     found = results(align)
     ours, guess = found["scores"], found["guess"]
     assert found["direction_accuracy"] == ours["direction"] and found["direction_chance"] == guess["direction"]
@@ -71,31 +68,13 @@ def test_stage_1_learns_to_describe_the_trends_of_unseen_people(align):
 
 
 def test_stage_2_learns_the_activities_of_unseen_people(har):
-    """Seeds 0, 1, 2: macro F1 0.83, 0.93, 0.72, accuracy 0.84, 0.94, 0.79; one class alone has 0.07."""
+    """Seeds 0, 1, 2: macro F1 0.55, 0.81, 0.90, accuracy 0.62, 0.84, 0.90; the majority class has a macro F1 of 0.07.
+
+    Seed 0 is sensitive: stage-1 weights that differ only by rounding led to 0.37 and 0.73.
+    """
     found = results(har)
     assert found["macro_f1"] > 0.5 and found["accuracy"] > 0.5
     assert found["majority"]["macro_f1"] < 0.1
-
-
-@pytest.mark.parametrize("stage,score,best", [("align", "val_loss", min), ("har", "macro_f1", max)])
-def test_validation_chooses_the_checkpoint(align, har, stage, score, best):
-    """The best of all validations, and the first of equal ones; training has made it better than the first was."""
-    out = {"align": align, "har": har}[stage]
-    validations = [line for line in metrics(out) if "val_loss" in line]
-    chosen = best(validations, key=lambda line: line[score])
-    for name in ("best", "last"):
-        _, progress, _ = read_checkpoint(out / f"{name}.safetensors")
-        assert progress["best"] == chosen[score] and progress["best_step"] == chosen["step"]
-        assert progress["step"] == (chosen if name == "best" else validations[-1])["step"]
-    assert len(validations) > 2 and chosen["step"] > validations[0]["step"]
-
-
-def test_losses_fall(align, har):
-    """The mean of the last tenth of the steps is far below the first tenth's, in stage 1 by more than half."""
-    for out, share in ((align, 0.5), (har, 0.8)):
-        losses = [line["loss"] for line in metrics(out) if "loss" in line]
-        tenth = len(losses) // 10
-        assert sum(losses[-tenth:]) < share * sum(losses[:tenth])
 
 
 def test_all_that_stage_2_trains_moves(align, har):

@@ -7,12 +7,11 @@ import signal
 import numpy as np
 import pytest
 from helpers import Run, make_llama, run
-from untrained import save_untrained, small_dataset
+from untrained import small_dataset
 
-from sensorllm_min.files import InputError, locked
+from sensorllm_min.files import locked
 from sensorllm_min.plots.figures import draw_confusion
 from sensorllm_min.text_tokenizer import train_backend
-from sensorllm_min.training.checkpoint import load_checkpoint
 
 SMALL = ("--train-limit", 12, "--eval-limit", 4, "--test-limit", 2)
 BRIEF = ("--max-new-tokens", 4)
@@ -60,24 +59,6 @@ def test_a_model_without_a_chat_template_is_said_and_its_resumption_needs_it(lla
 
 
 # ---- training runs ----
-
-@pytest.mark.parametrize("name,changes", [
-    ("of another kind", {"chronos": {"n_tokens": "many"}, "unheard_of": 1}), ("without a config", {"encoder_config": None})])
-def test_a_recipe_that_is_not_one_is_refused(demo, tmp_path, name, changes):
-    save_untrained(tmp_path / "out", demo, "har")
-    path = tmp_path / "out" / "best.safetensors"
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:8 + length])
-    (key, text), = header["__metadata__"].items()
-    described = json.loads(text)
-    described["recipe"] |= changes
-    header["__metadata__"][key] = json.dumps(described)
-    new = json.dumps(header).encode()
-    path.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + length:])
-    with pytest.raises(InputError, match="is not a checkpoint of this project, or not of its present format"):
-        load_checkpoint(path)
-
 
 def test_a_second_training_run_into_one_folder_is_one_line(demo, tmp_path):
     with locked(tmp_path / "x"):

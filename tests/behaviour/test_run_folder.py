@@ -190,20 +190,17 @@ def rewrite(path, change):
 
 
 @pytest.mark.parametrize("setting,other", [
-    ("data", "data/else"), ("batch_size", 8), ("accumulate", 1), ("epochs", 4.0), ("lr", 2e-3), ("seed", 1), ("train_limit", None), ("eval_limit", 49), ("dtype", "bfloat16"), ("rotate", 20.0), ("fold", (0, 3)), ("train", ("head",)), ("train", ("projector", "head", "tokens"))])
-def test_resuming_needs_the_same_settings(recipe, folder, setting, other):
-    before = digest(folder)
+    ("data", "data/else"), ("batch_size", 8), ("accumulate", 1), ("epochs", 4.0), ("lr", 2e-3), ("seed", 1), ("train_limit", None),
+    ("eval_limit", 49), ("dtype", "bfloat16"), ("rotate", 20.0), ("fold", (0, 3)), ("train", ("head",)),
+    ("train", ("projector", "head", "tokens")), ("ablation", "shuffled"), ("channel_names", True), ("llm_fingerprint", "x")])
+def test_resuming_needs_the_same_settings_and_the_same_model(recipe, folder, setting, other):
+    before, changes = digest(folder), {setting: other}
+    if setting in ("ablation", "channel_names", "llm_fingerprint"):
+        recipe, changes = dataclasses.replace(recipe, **changes), {}
     named = "batch" if setting in ("batch_size", "accumulate") else setting
     with pytest.raises(InputError, match=f"was trained with {named} .*; --resume needs the same settings"):
-        begin(recipe, folder, resume=True, **{setting: other})
+        begin(recipe, folder, resume=True, **changes)
     assert digest(folder) == before
-
-
-@pytest.mark.parametrize("changes", [{"ablation": "shuffled"}, {"channel_names": True}, {"llm_fingerprint": "x"}], ids=str)
-def test_resuming_another_model_is_refused(recipe, folder, changes):
-    (name,) = changes
-    with pytest.raises(InputError, match=f"was trained with {name} .*; --resume needs the same settings"):
-        begin(dataclasses.replace(recipe, **changes), folder, resume=True)
 
 
 def test_resuming_takes_up_weights_moments_seconds_and_the_batch_in_other_parts(recipe, folder):
@@ -268,14 +265,6 @@ def test_results_name_seconds_trained_parameters_and_where_they_come_from(recipe
     assert f"torch {torch.__version__}" in source["versions"] and source["command"]
 
 
-def test_a_validation_that_is_not_finite_saves_nothing(recipe, folder):
-    run = begin(recipe, folder, resume=True)
-    before = {name: (folder / name).read_bytes() for name in ("best.safetensors", "last.safetensors")}
-    with pytest.raises(InputError, match="validation after step 3 is nan"):
-        run.log_validation(2, {"other": 1.0, "score": float("nan")}, "score", higher_is_better=True)
-    assert before == {name: (folder / name).read_bytes() for name in before}
-
-
 # ---- tensors that do not fit, files that cannot be written ----
 
 CHANGES = {
@@ -295,7 +284,7 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_refused(recipe, folder, change
             load()
 
 
-def test_a_checkpoint_without_a_moment_of_the_optimizer_is_refused(recipe, folder):
+def test_resuming_needs_the_moments_of_the_optimizer(recipe, folder):
     rewrite(folder / "last.safetensors", lambda tensors, _: tensors.pop("optimizer.projector.0.weight.exp_avg"))
     with pytest.raises(InputError, match="holds no optimizer state.*projector.0.weight.exp_avg"):
         begin(recipe, folder, resume=True)
@@ -303,17 +292,14 @@ def test_a_checkpoint_without_a_moment_of_the_optimizer_is_refused(recipe, folde
 
 def test_only_the_named_parts_may_be_new(recipe, folder):
     """Stage 2 takes up a checkpoint without a head, and nothing else may be missing from it."""
-    path = folder / "best.safetensors"
-    _, _, tensors = read_checkpoint(path)
+    _, _, tensors = read_checkpoint(folder / "best.safetensors")
     del tensors["head.weight"]
     model = build_model(recipe)
-    with pytest.raises(InputError, match="does not fit .*: head.weight"):
-        fill_model(model, recipe, tensors, path)
-    fill_model(model, recipe, tensors, path, new_parts=("head",))
+    fill_model(model, recipe, tensors, folder, new_parts=("head",))
     assert torch.equal(model.projector[0].weight, tensors["projector.0.weight"])
     del tensors["special_embeddings"]
     with pytest.raises(InputError, match="does not fit .*: special_embeddings"):
-        fill_model(model, recipe, tensors, path, new_parts=("head",))
+        fill_model(model, recipe, tensors, folder, new_parts=("head",))
 
 
 def test_a_checkpoint_holds_what_has_learned_and_what_has_no_source(recipe):

@@ -58,14 +58,6 @@ def test_data_prep_shows_a_window_with_its_prompts_as_the_model_reads_them(tmp_p
     assert "holds training windows 0 to 39" in out
 
 
-@pytest.mark.slow
-def test_a_real_torchrun_starts_two_processes_of_which_the_first_prints(tmp_path):
-    out = torchrun("train_align.py", *SMALL, "--batch-size", 32, "--max-new-tokens", 4, cwd=tmp_path,
-                   processes=2)
-    assert out.count("making the demo dataset") == out.count("wrote out/align/results.json") == 1
-    assert len(re.findall(r"^step +1/1 ", out, re.MULTILINE)) == 1
-
-
 MISTAKES = [
     (("data_prep.py", "--show", "1"), ["data/demo/meta.json not found"]),
     (("data_prep.py", "--dataset", "own"), ["needs --raw DIR"]),
@@ -121,19 +113,6 @@ def test_checkpoints_know_the_channels_of_recordings_of_one_s_own(tmp_path, monk
         save_untrained(tmp_path / f"out/{stage}", tmp_path / "data/gloves", stage)
     out = evaluate_here(monkeypatch, capsys, tmp_path, "--limit", 4, "--max-new-tokens", 8)
     assert "stage align, gloves" in out and "stage har, gloves" in out and "typing" in out
-
-
-@pytest.mark.slow
-def test_recordings_of_one_s_own_train_through_both_stages(tmp_path):
-    """Without touching code."""
-    write_own(tmp_path / "raw")
-    run("data_prep.py", "--dataset", "own", "--raw", "raw", cwd=tmp_path)
-    small = ("--data", "data/gloves", *SMALL)
-    out = run("train_align.py", *small, "--max-new-tokens", 8, cwd=tmp_path)
-    assert "gloves: 48 training pairs" in out
-    assert "typing" in run("train_har.py", *small, cwd=tmp_path)
-    out = run("evaluate.py", "--limit", 4, "--max-new-tokens", 8, cwd=tmp_path)
-    assert "stage align, gloves" in out and "stage har, gloves" in out
 
 
 def options_of(script, monkeypatch):

@@ -1,7 +1,6 @@
 """The splice with its checks, the losses against a plain computation, and who gets a gradient."""
 import copy
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,6 @@ from sensorllm_min.files import InputError
 from sensorllm_min.batch import IGNORED, collate
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.training.processes import share
-from sensorllm_min.training.step import epoch_order
 from sensorllm_min.sensorllm import PARTS, Projector, SensorLLM, class_weights
 from sensorllm_min.text_tokenizer import PAD, load_text_tokenizer, new_tokens, train_backend
 from sensorllm_min.data.examples import sample_texts
@@ -286,17 +283,6 @@ def test_prompt_and_answer_together_must_fit_into_the_llm(data, parts, examples)
         examples(data, "train", PromptFormat(tokenizer, 512, length - 1, answer="text"), limit=1)
 
 
-def test_an_epoch_takes_each_example_once_in_steps_of_like_length():
-    sizes = np.random.default_rng(0).integers(10, 500, 1003)
-    steps = epoch_order(sizes, 8, seed=0, epoch=0)
-    assert sorted(np.concatenate(steps)) == list(range(1003)) and sorted(map(len, steps)) == [3] + [8] * 125
-    again, other = epoch_order(sizes, 8, 0, 0), epoch_order(sizes, 8, 0, 1)
-    assert all(np.array_equal(a, b) for a, b in zip(steps, again)) and not np.array_equal(steps[0], other[0])
-    means = np.array([sizes[step].mean() for step in steps])
-    assert 0.3 < (means[1:] > means[:-1]).mean() < 0.7  # long steps come anywhere in an epoch
-    spread = np.mean([np.ptp(sizes[step]) for step in steps])
-    assert spread < np.ptp(sizes) / 5                                         # rows of a step are of like length
-    assert [part.tolist() for part in share(np.arange(5), 3)] == [[0, 3], [1, 4], [2]]
 
 
 def test_the_backward_pass_keeps_no_matrix_of_logits(data, parts):

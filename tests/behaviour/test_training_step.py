@@ -14,7 +14,7 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.files import InputError
 from sensorllm_min.llama import Llama
 from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
-from sensorllm_min.training.options import RunSettings, set_up
+from sensorllm_min.training.options import RunSettings, default_parts, set_up
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.training.step import Loader, epoch_order, learning_rate, new_optimizer, train_step
 
@@ -158,41 +158,22 @@ def test_what_is_not_finite_stops_before_the_update(loss_of, words):
     assert (model.weight == 1).all()
 
 
-class JustAnLlm(torch.nn.Module):
-    """What set_up and train_step need of a model, with a LLaMA that counts how often each block is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.llm = Llama(dataclasses.replace(TINY_LLAMA, vocab_size=16))
-        self.llm.init_from_scratch()
-        self.encoder = torch.nn.Identity()
-        self.calls = [0] * len(self.llm.layers)
-        for index, layer in enumerate(self.llm.layers):
-            layer.register_forward_pre_hook(lambda *_, index=index: self.count(index))
-
-    def count(self, index):
-        self.calls[index] += 1
-
-    def train_only(self, parts):
-        pass
-
-    def forward(self, batch):
-        hidden = self.llm(torch.ones(1, 5, TINY_LLAMA.d_model))
-        return hidden.square().mean(), torch.tensor(1.0)
-
-
-@pytest.mark.parametrize("recompute,times", [(False, 1), (True, 2)])
-def test_gradient_checkpointing_computes_each_block_again_for_the_backward_pass(recompute, times):
-    model = JustAnLlm()
-    set_up(model, RunSettings(train=("llm",), attention="torch", gradient_checkpointing=recompute))
-    one_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert model.calls == [times] * len(model.llm.layers)
+@pytest.mark.parametrize("recompute,compiled", [(False, True), (True, False)])
+def test_gradient_checkpointing_and_compile_reach_the_llm(recompute, compiled):
+    """What they then do is tested with the LLaMA itself."""
+    model = torch.nn.Module()
+    model.llm, model.train_only = Llama(dataclasses.replace(TINY_LLAMA, vocab_size=16)), lambda parts: None
+    set_up(model, RunSettings(attention="torch", gradient_checkpointing=recompute, compile=compiled))
+    assert model.llm.gradient_checkpointing is recompute
+    assert all((layer._compiled_call_impl is not None) == compiled for layer in model.llm.layers)
 
 
 def test_defaults_stand_where_an_option_was_not_given():
     given = RunSettings(lr=0.5, seed=4)
     filled = given.with_defaults(lr=1e-3, epochs=3, projector=(256,))
     assert filled == RunSettings(lr=0.5, seed=4, epochs=3, projector=(256,))
+    assert default_parts(RunSettings(llm="DIR"), "projector", "tokens") == ("projector", "tokens", "encoder")
+    assert default_parts(RunSettings(), "projector", "head") == ("projector", "head", "llm", "encoder")
 
 
 # ---- which examples a step sees ----
@@ -266,8 +247,8 @@ def test_the_order_follows_from_seed_and_epoch_and_a_resumed_run_takes_it_up():
 
 
 def test_orders_of_other_seeds_and_epochs_are_others_and_the_largest_step_comes_first():
-    """Also the examples that share a step are others. The largest step shows at once what memory a run takes."""
-    sizes = np.random.default_rng(0).integers(10, 500, 640)
+    """Also the examples that share a step are others, but of like length; long steps come anywhere in an epoch."""
+    sizes = np.random.default_rng(0).integers(10, 500, 643)
     orders = [epoch_order(sizes, 8, seed, epoch) for seed, epoch in ((0, 0), (1, 0), (0, 1), (1, 1))]
     together = [{tuple(sorted(step)) for step in order} for order in orders]
     for index, one in enumerate(together):
@@ -275,8 +256,10 @@ def test_orders_of_other_seeds_and_epochs_are_others_and_the_largest_step_comes_
             assert len(one & other) < 8                                       # of 80; by chance hardly ever one
     for order in orders:
         totals = [sizes[step].sum() for step in order]
-        assert totals[0] == max(totals) and totals[1:] != sorted(totals[1:], reverse=True)
-        assert sorted(np.concatenate(order)) == list(range(640))
+        assert totals[0] == max(totals) and sorted(map(len, order)) == [3] + [8] * 80
+        assert 0.3 < (np.diff(totals) > 0).mean() < 0.7
+        assert np.mean([np.ptp(sizes[step]) for step in order]) < np.ptp(sizes) / 5
+        assert sorted(np.concatenate(order)) == list(range(643))
 
 
 @pytest.mark.parametrize("examples_of", [AlignExamples, HarExamples])
