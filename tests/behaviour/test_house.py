@@ -22,8 +22,8 @@ READMES = [ROOT / "README.md", ROOT / "tests/README.md", *PACKAGE.rglob("README.
 # ---- the budget ----
 
 # Where the project stands. It is to fall further: to 7,500 lines, 7.2 nodes a code line, 9,500 lines of tests.
-MOST = {"lines": 8100, "nodes": 42500, "nodes a code line": 7.6, "options": 55, "columns": 100,
-        "lines of tests": 11250, "words in READMEs": 7000}
+MOST = {"lines": 7920, "nodes": 42000, "nodes a code line": 7.35, "options": 55, "columns": 100,
+        "lines of tests": 10150, "words in READMEs": 7000}
 
 
 def count_nodes(text):
