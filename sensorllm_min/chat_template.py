@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .files import InputError, brief, understanding
+from .files import InputError, brief, as_input_error
 
 HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 # The dialogue of Llama 3, for tokenizers that have HEADERS (such as the built-in one).
@@ -63,7 +63,7 @@ class ChatTemplate:
         jinja.filters["tojson"] = tojson
         jinja.globals["raise_exception"] = raise_exception
         jinja.globals["strftime_now"] = DAY.strftime
-        with understanding(where, "has a chat template that cannot be run", ADVICE):
+        with as_input_error(where, "has a chat template that cannot be run", ADVICE):
             self.template = jinja.from_string(source)
         self.has_system = True
         try:
@@ -83,7 +83,7 @@ class ChatTemplate:
         if answer is not None:
             turns.append(("assistant", answer))
         messages = [{"role": role, "content": text} for role, text in turns]
-        with understanding(self.where, "has a chat template that fails", ADVICE):
+        with as_input_error(self.where, "has a chat template that fails", ADVICE):
             return self.template.render(
                 messages=messages, tools=None, documents=None,
                 add_generation_prompt=answer is None, **self.tokens)

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import InputError, brief, read_json, understanding
+from .files import InputError, brief, read_json, as_input_error
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_llama_config(directory) -> LlamaConfig:
     if raw.get("hidden_act", "silu") != "silu" or has_bias:
         raise InputError(f"{where}: only the bias-free SwiGLU LLaMA is implemented (hidden_act "
                          "silu, attention_bias and mlp_bias false)")
-    with understanding(where):
+    with as_input_error(where):
         d_model = int(raw["hidden_size"])
         n_heads = int(raw["num_attention_heads"])
         theta, scaling = read_rope(raw, where)
@@ -148,7 +148,7 @@ def read_chronos_configs(directory) -> tuple[T5Config, ChronosConfig]:
     if activation != "relu":
         raise InputError(f"{where}: feed_forward_proj '{activation}' is not implemented; Chronos "
                          "T5 uses 'relu'")
-    with understanding(where):
+    with as_input_error(where):
         encoder = T5Config(
             vocab_size=int(raw["vocab_size"]),
             d_model=int(raw["d_model"]),

@@ -7,7 +7,7 @@ import functools
 import re
 from pathlib import Path
 
-from .files import InputError, brief, understanding
+from .files import InputError, brief, as_input_error
 
 FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model",
          "added_tokens.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors",
@@ -36,7 +36,7 @@ def fetch(name, revision, files):
     source = name if revision is None else f"{name}@{revision}"
     advice = ("; check the name and the network. For a gated or private model accept its licence "
               f"at https://huggingface.co/{name}, then set HF_TOKEN, or run: hf auth login")
-    with understanding(source, "is not a directory and cannot be fetched from the hub", advice):
+    with as_input_error(source, "is not a directory and cannot be fetched from the hub", advice):
         return snapshot_download(name, revision=revision, allow_patterns=list(files))
 
 

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from .chat_template import ANSWER, HEADERS, LLAMA3, PLAIN, ChatTemplate
-from .files import InputError, brief, read_json, understanding
+from .files import InputError, brief, read_json, as_input_error
 
 SENSOR = "<ts>"                         # the placeholder of a sensor embedding
 PAD = "[PAD]"
@@ -191,17 +191,17 @@ def load_backend(directory):
     """The BytePairs or Pieces of a directory. Raises an InputError if it has neither."""
     path = Path(directory, "tokenizer.json")
     if path.exists():
-        with understanding(path, "is not a tokenizer that can be read"):
+        with as_input_error(path, "is not a tokenizer that can be read"):
             return BytePairs(tokenizers.Tokenizer.from_file(str(path)))
     path = Path(directory, "tokenizer.model")
     if not path.exists():
         raise InputError(f"{directory} holds neither tokenizer.json nor tokenizer.model")
-    with understanding(path, "is not a tokenizer that can be read"):
+    with as_input_error(path, "is not a tokenizer that can be read"):
         backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
     path = Path(directory, "added_tokens.json")
     added = read_json(path) if path.exists() else {}
     n_pieces = backend.vocab_size()                               # some repeat the model's own
-    with understanding(path):
+    with as_input_error(path):
         extra = {text: index for text, index in added.items() if index >= n_pieces}
     return Pieces(backend, extra)
 
@@ -215,10 +215,10 @@ def read_chat_template(directory):
     """The source of a directory's chat template; None without one."""
     path = Path(directory, "chat_template.jinja")
     if path.exists():
-        with understanding(path):
+        with as_input_error(path):
             return path.read_text(encoding="utf-8")
     template = tokenizer_config(directory).get("chat_template")
-    with understanding(path.with_name("tokenizer_config.json")):
+    with as_input_error(path.with_name("tokenizer_config.json")):
         if isinstance(template, list):                            # several, by name
             template = {one["name"]: one["template"] for one in template}.get("default")
         if not isinstance(template, str | None):
@@ -228,7 +228,7 @@ def read_chat_template(directory):
 
 def declared_token(directory, key):
     """The text of bos_token or eos_token in tokenizer_config.json; None if it names none."""
-    with understanding(Path(directory, "tokenizer_config.json")):
+    with as_input_error(Path(directory, "tokenizer_config.json")):
         token = tokenizer_config(directory).get(key)
         if isinstance(token, dict):
             token = token["content"]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
 from .config import read_chronos_configs, read_llama_config
-from .files import InputError, brief, read_json, understanding
+from .files import InputError, brief, read_json, as_input_error
 from .llama import Llama
 from .t5_encoder import T5Encoder
 
@@ -66,7 +66,7 @@ def safetensors_files(directory):
         raise InputError(f"{directory} holds neither {single.name} nor {index.name}, and pickles "
                          "(.bin) are not read, since they can run code; take a revision of the "
                          "model with safetensors (of a hub id: NAME@REVISION, often @refs/pr/1)")
-    with understanding(index):
+    with as_input_error(index):
         shards = sorted(set(read_json(index)["weight_map"].values()))
         outside = [name for name in shards if Path(name).name != name]
     if outside:
@@ -78,7 +78,7 @@ def rename_tensors(directory, names, dtype):
     """All tensors of a directory under our names -> (dict, the names missing in `names`)."""
     tensors, unknown = {}, []
     for path in safetensors_files(directory):
-        with open_safetensors(path) as file, understanding(path):
+        with open_safetensors(path) as file, as_input_error(path):
             for name in file.keys():
                 patterns = [pattern for pattern in names if re.fullmatch(pattern, name)]
                 if not patterns:

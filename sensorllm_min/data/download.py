@@ -4,12 +4,12 @@ from pathlib import Path
 
 from torch.hub import download_url_to_file
 
-from ..files import InputError, understanding
+from ..files import InputError, as_input_error
 
 
 def unpack(archive, folder):
     """Unpacks a zip into folder, and the zips in it (UCI ships some), which are then removed."""
-    with (understanding(archive, "could not be unpacked", "; remove it and try again"),
+    with (as_input_error(archive, "could not be unpacked", "; remove it and try again"),
           zipfile.ZipFile(archive) as zipped):
         paths = [Path(zipped.extract(name, folder)) for name in zipped.namelist()]
     for path in paths:                                            # extract keeps them in the folder
@@ -34,7 +34,7 @@ def download(name, dataset, raw, say=print):
     say(f"{name}: {dataset.url}\nlicence: {dataset.licence}\nplease cite: {dataset.citation}")
     folder.mkdir(parents=True, exist_ok=True)
     if not archive.exists():                                      # it gets its name when complete
-        with understanding(dataset.url, "could not be fetched",
+        with as_input_error(dataset.url, "could not be fetched",
                            f"; try again, or unpack it by hand into {folder}"):
             download_url_to_file(dataset.url, str(archive), hash_prefix=dataset.sha256)
     say(f"unpacking into {folder}")

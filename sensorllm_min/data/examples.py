@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..batch import IGNORED, Example
-from ..files import InputError, understanding
+from ..files import InputError, as_input_error
 from ..text_tokenizer import SENSOR, TextTokenizer
 from .prepared import PreparedData
 from .sensors import rotations
@@ -75,7 +75,7 @@ class Examples:
         index = int(self.index[i])
         record = self.records[index]
         where = f"{self.data.directory}/{self.kind}_{self.split}.jsonl, record {index},"
-        with understanding(where):
+        with as_input_error(where):
             window = self.data.window(record)
             if self.degrees:
                 rng = np.random.default_rng([self.seed, self.epoch, index])

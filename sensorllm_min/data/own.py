@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, brief, read_json, understanding
+from ..files import InputError, brief, read_json, as_input_error
 from .logs import Log, cut_log
 from .sensors import DATASETS, SPLITS, DatasetInfo
 from .tables import pick_columns, read_frame, to_numbers
@@ -32,7 +32,7 @@ def own_dataset(raw):
     path = Path(raw) / "dataset.json"
     if not Path(raw).is_dir():
         raise InputError(f"{raw} is not a directory; --raw takes the folder of dataset.json")
-    with understanding(path):
+    with as_input_error(path):
         given = read_json(path)
         name, rate = given.pop("name"), given["rate"]
         window = given.setdefault("window", max(2, round(2 * rate)))
@@ -181,7 +181,7 @@ def read_clock(column, dataset, path):
     if column.isna().any():
         raise InputError(f"{path}, row {column.isna().argmax() + 1}: the time is missing")
     if not pd.api.types.is_numeric_dtype(column):
-        with understanding(path, "has a time column that is neither numbers nor dates"):
+        with as_input_error(path, "has a time column that is neither numbers nor dates"):
             try:
                 times = pd.to_datetime(column, format="ISO8601", utc=True)
             except ValueError:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, read_json, understanding
+from ..files import InputError, read_json, as_input_error
 from .sensors import known_dataset
 from .tables import check_samples
 
@@ -24,7 +24,7 @@ class Records:
         kept = []
         for i, path in enumerate(paths):
             start = 0
-            with understanding(path, "cannot be read", AGAIN), open(path, "rb") as file:
+            with as_input_error(path, "cannot be read", AGAIN), open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     if subjects is None or str(json.loads(line)["subject"]) in subjects:
                         kept.append((i, number, start, len(line)))
@@ -41,7 +41,7 @@ class Records:
         with open(self.paths[path], "rb") as file:
             file.seek(start)
             line = file.read(size)
-        with understanding(f"{self.paths[path]}, line {number},"):
+        with as_input_error(f"{self.paths[path]}, line {number},"):
             return json.loads(line)
 
 
@@ -111,7 +111,7 @@ class PreparedData:
         """A subject's samples (N, C), memory-mapped. InputError if they cannot be read."""
         if subject not in self.samples:
             path = self.directory / "samples" / f"{subject}.npy"
-            with understanding(path, "is missing or truncated", AGAIN):
+            with as_input_error(path, "is missing or truncated", AGAIN):
                 samples = np.load(path, mmap_mode="r", allow_pickle=False)
             self.samples[subject] = check_samples(samples, len(self.tokens), path)
         return self.samples[subject]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, understanding
+from ..files import InputError, as_input_error
 from .logs import Log, Recording, cut_log, resample, steady_log
 from .own import own_files, read_own
 from .sensors import DATASETS
@@ -80,7 +80,7 @@ def read_usc_had(subject, files, dataset, seed, counts):
     """Subject*/a*t*.mat, key `sensor_readings` (N, 6): acc in g, gyro in deg/s."""
     from scipy.io import loadmat
     for path in files:
-        with understanding(path, "is truncated or not a USC-HAD .mat", UNPACK_AGAIN):
+        with as_input_error(path, "is truncated or not a USC-HAD .mat", UNPACK_AGAIN):
             samples = loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
         check_samples(samples, 6, f"{path}: sensor_readings")
         number = int(re.match(r"a(\d+)", path.name)[1])
@@ -177,12 +177,12 @@ def read_capture24(subject, files, dataset, seed, counts):
     import pandas as pd
     [path] = files
     dictionary_path = path.with_name("annotation-label-dictionary.csv")
-    with understanding(dictionary_path, "does not hold the labels of capture24", UNPACK_AGAIN):
+    with as_input_error(dictionary_path, "does not hold the labels of capture24", UNPACK_AGAIN):
         dictionary = pd.read_csv(dictionary_path, index_col="annotation")
         label_of = dictionary["label:WillettsSpecific2018"].map(dataset.classes.index)
     columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
     samples, labels, times = [], [], []
-    with understanding(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN):
+    with as_input_error(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN):
         for piece in pd.read_csv(path, chunksize=100_000, dtype=columns):
             piece = piece[piece["annotation"].notna()]
             samples.append(piece[["x", "y", "z"]].to_numpy())

@@ -6,7 +6,7 @@ no code: a `dataset.json` beside them takes the place of the entry (see `own.py`
 import re
 from dataclasses import dataclass, replace
 
-from ..files import InputError, brief, understanding
+from ..files import InputError, brief, as_input_error
 
 
 def as_tuples(value):
@@ -281,7 +281,7 @@ def dataset_of(recipe):
 def known_dataset(name, description, where):
     """The DatasetInfo of "row" in a meta.json, or of the table. InputError if there is neither."""
     if description is not None:
-        with understanding(where):
+        with as_input_error(where):
             return DatasetInfo.from_json(description)
     if name not in DATASETS:
         raise InputError(f"{where}: unknown dataset '{brief(name)}'; known are "

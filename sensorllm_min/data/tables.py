@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, brief, understanding
+from ..files import InputError, brief, as_input_error
 
 
 # What stands for a missing value in a person's table.
@@ -19,7 +19,7 @@ MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "none",
 def csv_lines(path):
     """Yields (line number, fields) of the lines of a .csv or .csv.gz that hold anything."""
     opened = gzip.open if Path(path).suffix.lower() == ".gz" else open
-    with (understanding(path, "cannot be read as CSV"),
+    with (as_input_error(path, "cannot be read as CSV"),
           opened(path, "rt", encoding="utf-8-sig", newline="") as file):
         lines = csv.reader(file, strict=True)
         yield from ((lines.line_num, fields) for fields in lines if fields)
@@ -40,7 +40,7 @@ def read_frame(path, headings, as_text=None):
     """
     import pandas as pd
     if Path(path).suffix.lower() == ".npy":
-        with understanding(path, f"does not hold the channels {', '.join(headings)}"):
+        with as_input_error(path, f"does not hold the channels {', '.join(headings)}"):
             samples = np.load(path, mmap_mode="r", allow_pickle=False)
         return pd.DataFrame(check_samples(samples, len(headings), path), columns=headings)
     header = csv_header(path)
@@ -53,7 +53,7 @@ def read_frame(path, headings, as_text=None):
                              f"{len(header)}; each needs a name, and numbers a decimal point")
     texts = [i for i, name in enumerate(header) if name == as_text]
     missing = {i: MISSING for i in range(width) if i not in texts}
-    with understanding(path, "cannot be read as CSV"):
+    with as_input_error(path, "cannot be read as CSV"):
         frame = pd.read_csv(path, header=0, names=range(width), index_col=False,
                             dtype=dict.fromkeys(texts, str), na_values=missing,
                             keep_default_na=False, skipinitialspace=True, low_memory=False,
@@ -103,7 +103,7 @@ def read_table(path, n_columns, columns=None):
     n_columns: of each line. columns: the ones to read, in the file's order; None: all.
     """
     import pandas as pd
-    with (understanding(path, "is missing, truncated or not a table of numbers", UNPACK_AGAIN),
+    with (as_input_error(path, "is missing, truncated or not a table of numbers", UNPACK_AGAIN),
           open(path, "rb") as file):
         for line, text in enumerate(file, start=1):
             found = len(text.split())

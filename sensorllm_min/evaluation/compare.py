@@ -22,7 +22,7 @@ SCORES = ("macro_f1", "less", "accuracy", "balanced_accuracy")
 COLUMNS = dict.fromkeys(SCORES, ["mean", "std"])
 COLUMNS |= {"trained_parameters": ["max"], "seconds": ["median"]}
 # Settings that may change when a comparison is continued, by more rows or seeds for example.
-FREE = ("out", "resume", "compare", "seeds")
+NOT_COMPARED = ("out", "resume", "compare", "seeds")
 
 
 def plan_runs(settings, data):
@@ -66,7 +66,7 @@ def plan_folds(settings, data):
 def claim_comparison(settings):
     """Writes the settings to --out; raises an InputError if a comparison with others is there."""
     path = Path(settings.out, "settings.json")
-    given = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    given = {name: value for name, value in asdict(settings).items() if name not in NOT_COMPARED}
     given = json.loads(json.dumps(given))                         # tuples -> lists
     if path.exists() and read_json(path) != given:
         raise InputError(f"{settings.out} holds a comparison with other settings, see {path}; "

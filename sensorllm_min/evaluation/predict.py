@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ..batch import collate
 from ..data.claims import parse_activity
-from ..files import understanding, write_text
+from ..files import as_input_error, write_text
 from ..generate import GREEDY, stream
 from .class_scores import confusion_of
 
@@ -157,7 +157,7 @@ def keep_records(path, settings, answer, batch_size):
     n_whole = sum(line.endswith("\n") for line in lines[1:])     # a kill may cut the last one
     n_done = n_whole // batch_size * batch_size
     kept = lines[1:1 + n_done]
-    with understanding(path, advice="; remove it, and all windows are answered again"):
+    with as_input_error(path, advice="; remove it, and all windows are answered again"):
         records = [json.loads(line) for line in kept]
     write_text(path, "".join([first, *kept]))
     with open(path, "a", encoding="utf-8", buffering=1) as file:  # a line at a time

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ..files import InputError, brief, understanding, write_bytes
+from ..files import InputError, brief, as_input_error, write_bytes
 from ..hub import HUB_ID, resolve_source
 from ..recipe import Recipe, build_model, move_sources
 from ..weights import open_safetensors
@@ -62,7 +62,7 @@ def read_checkpoint(path):
         raise InputError(f"{path} not found; train_align.py and train_har.py write it into their "
                          "--out")
     problem = "is not a checkpoint of this project, or not of its present format"
-    with open_safetensors(path) as file, understanding(path, problem, "; train it again"):
+    with open_safetensors(path) as file, as_input_error(path, problem, "; train it again"):
         metadata = json.loads(file.metadata()[KEY])
         recipe = Recipe.from_json(metadata["recipe"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -99,7 +99,7 @@ def load_checkpoint(path, llm=None, encoder=None, dtype="float32"):
 
 def fill_optimizer(model, optimizer, tensors, path):
     """Copies a checkpoint's moments into the optimizer. Raises an InputError if one is missing."""
-    with understanding(path, "holds no optimizer state to resume from"):
+    with as_input_error(path, "holds no optimizer state to resume from"):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 optimizer.state[parameter] = {
