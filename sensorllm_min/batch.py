@@ -5,8 +5,6 @@ from functools import partial
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .layers import WITHOUT_FLOAT64
-
 IGNORED = -100                          # a target that the loss ignores
 
 
@@ -35,12 +33,11 @@ class Batch:
     counts: float = 1.0                 # factor of the loss; 0.0 for a batch that only keeps step
 
     def to(self, device):
-        """The batch on a device; the samples stay on the CPU if the device lacks float64."""
-        moved, device = {}, torch.device(device)
+        """The batch on a device; samples stay on the CPU, where float64 exists, until tokenised."""
+        moved = {}
         for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                stays = name in ("series", "channels") and device.type in WITHOUT_FLOAT64
-                moved[name] = value if stays else value.to(device, non_blocking=True)
+            if isinstance(value, torch.Tensor) and name not in ("series", "channels"):
+                moved[name] = value.to(device, non_blocking=True)
         return replace(self, **moved)
 
 

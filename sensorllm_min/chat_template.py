@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .files import InputError, brief, as_input_error
+from .files import InputError, as_input_error, brief
 
 HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 # The dialogue of Llama 3, for tokenizers that have HEADERS (such as the built-in one).

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import InputError, brief, read_json, as_input_error
+from .files import InputError, as_input_error, brief, read_json
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from itertools import cycle, islice
 import numpy as np
 import torch
 
-from .layers import exact_device
 from .llama import KVCache
 
 
@@ -58,8 +57,9 @@ def next_tokens(logits, sampling, generators):
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs = token_probabilities(logits, sampling)
-    probs = probs.to(exact_device(probs.device)).double()
-    reached = probs.cumsum(-1)                                    # (B, V): the end of each token
+    if probs.device.type == "mps":                                # it lacks float64
+        probs = probs.cpu()
+    reached = probs.double().cumsum(-1)                           # (B, V): the end of each token
     drawn = [[generator.random()] for generator in generators]
     drawn = torch.tensor(drawn, dtype=torch.float64, device=probs.device)         # (B, 1)
     drawn = drawn * reached[:, -1:]                               # rounding: not quite 1

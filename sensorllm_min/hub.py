@@ -7,7 +7,7 @@ import functools
 import re
 from pathlib import Path
 
-from .files import InputError, brief, as_input_error
+from .files import InputError, as_input_error, brief
 
 FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model",
          "added_tokens.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors",

@@ -27,9 +27,6 @@ class RMSNorm(nn.Module):
         normed = x32 * torch.rsqrt(mean_square + self.eps)
         return self.weight * normed.to(x.dtype)         # rounded, then scaled: as the references do
 
-
-# ---- attention ----
-
 def allowed_keys(n_queries, n_keys, causal, key_mask, device):
     """The keys that a query may see, bool (B or 1, 1, Tq or 1, Tk); None: all. See `attend`."""
     allowed = None
@@ -100,17 +97,6 @@ def default_backend(q):
 @functools.cache
 def has_triton():
     return importlib.util.find_spec("triton") is not None
-
-
-WITHOUT_FLOAT64 = {"mps"}               # kinds of device
-
-
-def exact_device(device) -> torch.device:
-    """The device itself, or the CPU if it lacks float64."""
-    device = torch.device(device)
-    if device.type in WITHOUT_FLOAT64:
-        return torch.device("cpu")
-    return device
 
 
 def use_backend(model, backend):

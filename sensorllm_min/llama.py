@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import RMSNorm, attend, init_from_scratch
+from .layers import RMSNorm, attend
 
 
 @functools.cache
@@ -182,6 +182,3 @@ class Llama(nn.Module):
     def logits(self, hidden):
         """Hidden states (..., D) -> next-token scores (..., V)."""
         return F.linear(hidden, self.head_weight)
-
-    def init_from_scratch(self):
-        init_from_scratch(self)

@@ -12,6 +12,7 @@ from .files import InputError
 from .fingerprint import fingerprint
 from .hub import pin_revision, resolve_source
 from .int8 import quantize
+from .layers import init_from_scratch
 from .llama import Llama
 from .sensorllm import SensorLLM
 from .t5_encoder import T5Encoder
@@ -95,7 +96,7 @@ def build_model(recipe, dtype="float32") -> SensorLLM:
         encoder, _ = load_t5_encoder(encoder_source, weights)
     if recipe.llm is None:
         llm = Llama(recipe.llm_config)
-        llm.init_from_scratch()
+        init_from_scratch(llm)
         backend = tokenizers.Tokenizer.from_str(recipe.tokenizer_json)
         tokenizer = built_tokenizer(backend, recipe.added_tokens, recipe.llm_config.vocab_size)
     else:
@@ -106,7 +107,7 @@ def build_model(recipe, dtype="float32") -> SensorLLM:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.llm_seed)
             llm = Llama(recipe.llm_config).to(weights)
-            llm.init_from_scratch()
+            init_from_scratch(llm)
     if dtype == "int8":
         quantize(llm)
     chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)

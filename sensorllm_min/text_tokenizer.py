@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from .chat_template import ANSWER, HEADERS, LLAMA3, PLAIN, ChatTemplate
-from .files import InputError, brief, read_json, as_input_error
+from .files import InputError, as_input_error, brief, read_json
 
 SENSOR = "<ts>"                         # the placeholder of a sensor embedding
 PAD = "[PAD]"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
 from .config import read_chronos_configs, read_llama_config
-from .files import InputError, brief, read_json, as_input_error
+from .files import InputError, as_input_error, brief, read_json
 from .llama import Llama
 from .t5_encoder import T5Encoder
 

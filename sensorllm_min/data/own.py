@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, brief, read_json, as_input_error
+from ..files import InputError, as_input_error, brief, read_json
 from .logs import Log, cut_log
 from .sensors import DATASETS, SPLITS, DatasetInfo
 from .tables import pick_columns, read_frame, to_numbers

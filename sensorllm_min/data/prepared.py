@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, read_json, as_input_error
+from ..files import InputError, as_input_error, read_json
 from .sensors import known_dataset
 from .tables import check_samples
 

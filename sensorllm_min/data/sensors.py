@@ -6,7 +6,7 @@ no code: a `dataset.json` beside them takes the place of the entry (see `own.py`
 import re
 from dataclasses import dataclass, replace
 
-from ..files import InputError, brief, as_input_error
+from ..files import InputError, as_input_error, brief
 
 
 def as_tuples(value):

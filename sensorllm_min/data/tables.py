@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, brief, as_input_error
+from ..files import InputError, as_input_error, brief
 
 
 # What stands for a missing value in a person's table.

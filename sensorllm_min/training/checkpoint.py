@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ..files import InputError, brief, as_input_error, write_bytes
+from ..files import InputError, as_input_error, brief, write_bytes
 from ..hub import HUB_ID, resolve_source
 from ..recipe import Recipe, build_model, move_sources
 from ..weights import open_safetensors

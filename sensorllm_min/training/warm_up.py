@@ -38,7 +38,7 @@ def targets_of(batch, dataset):
     targets = torch.full((2, n_series, longest + 1), IGNORED)
     for row, length in enumerate(batch.series_lengths.tolist()):
         start = longest - length                                  # padding is on the left
-        series = batch.series[row, start:].cpu().numpy()
+        series = batch.series[row, start:].numpy()
         ahead = torch.from_numpy(trends_ahead(series, dataset))
         targets[:, row, start:longest - 1] = ahead
     return targets

@@ -6,6 +6,7 @@ from helpers import make_chronos, make_llama, run
 
 from sensorllm_min.config import LlamaConfig
 from sensorllm_min.int8 import Int8Linear, quantize
+from sensorllm_min.layers import init_from_scratch
 from sensorllm_min.llama import Llama
 from sensorllm_min.text_tokenizer import train_backend
 from sensorllm_min.weights import load_llama
@@ -94,7 +95,7 @@ def test_a_llama_trained_here_loses_little():
             vocab_size=32, d_model=64, d_ff=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16
         )
     )
-    llm.init_from_scratch()
+    init_from_scratch(llm)
     follower = torch.randperm(32)
 
     def texts(n, length=40):

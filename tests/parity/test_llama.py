@@ -5,7 +5,7 @@ from helpers import make_llama
 
 from sensorllm_min.config import LlamaConfig, read_llama_config
 from sensorllm_min.generate import generate
-from sensorllm_min.layers import RMSNorm
+from sensorllm_min.layers import RMSNorm, init_from_scratch
 from sensorllm_min.llama import KVCache, Llama, rotary_frequencies
 from sensorllm_min.weights import load_llama
 
@@ -87,7 +87,7 @@ def test_weights_from_scratch_keep_the_size_of_what_flows_through():
     )
     torch.manual_seed(0)
     llm = Llama(config)
-    llm.init_from_scratch()
+    init_from_scratch(llm)
     for name, parameter in llm.named_parameters():
         if name.endswith("norm.weight"):
             assert (parameter == 1).all(), name
