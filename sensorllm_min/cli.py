@@ -66,10 +66,8 @@ def read_settings(settings_class, description):
     return settings_class(**vars(parser.parse_args()))
 
 
-# ---- types of options: a ValueError becomes one line and exit code 2 ----
-
 def count(text):
-    """A whole number of at least 1."""
+    """A whole number of at least 1; argparse makes one line of the ValueError of such a type."""
     if int(text) < 1:
         raise ValueError
     return int(text)

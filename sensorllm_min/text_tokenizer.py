@@ -118,7 +118,6 @@ class TextTokenizer:
         self.end_of_turn = ends[0] if ends else eos_ids[0]
         self.stop_ids = {*eos_ids, self.end_of_turn}
 
-
     def encode(self, text) -> list[int]:
         """Text with special tokens in it -> ids. Adds no begin-of-text."""
         ids = []

@@ -141,8 +141,6 @@ def default_parts(settings, *parts):
     return (*parts, *scratch)
 
 
-# ---- output folder, data, model ----
-
 @functools.cache
 def hold(folder):
     """Locks a folder until this process ends."""

@@ -46,8 +46,6 @@ def new_optimizer(model, settings):
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
 
 
-# ---- the examples of each step ----
-
 def epoch_order(sizes, step_size, seed, epoch):
     """The examples of each step of an epoch: index arrays of step_size each, one of them shorter.
 
@@ -111,8 +109,6 @@ class Loader:
                    for part in parts or [everyone[:1]]]
         return [replace(batch, counts=float(len(parts) > 0)) for batch in batches]
 
-
-# ---- the step itself ----
 
 def train_step(model, optimizer, batches, lr, processes):
     """Forward, backward, update -> (mean loss, gradient norm, tokens), each over all processes.

@@ -277,9 +277,7 @@ def test_prompt_and_answer_together_must_fit_into_the_llm(data, parts, examples)
     length = len(example.prompt) + len(example.answer)
     assert len(example.answer) > 1
     assert len(examples(data, "train", PromptFormat(tokenizer, 512, length, answer="text"), limit=1)) == 1
-    with pytest.raises(
-        InputError, match=f"makes a prompt of {length} tokens, the LLM takes {length - 1}"
-    ):
+    with pytest.raises(InputError, match=f"makes a prompt of {length} tokens, the LLM takes {length - 1}"):
         examples(data, "train", PromptFormat(tokenizer, 512, length - 1, answer="text"), limit=1)
 
 

@@ -91,9 +91,7 @@ def test_a_llama_trained_here_loses_little():
     """
     torch.manual_seed(0)
     llm = Llama(
-        LlamaConfig(
-            vocab_size=32, d_model=64, d_ff=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16
-        )
+        LlamaConfig(vocab_size=32, d_model=64, d_ff=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16)
     )
     init_from_scratch(llm)
     follower = torch.randperm(32)

@@ -82,9 +82,7 @@ def test_weights_from_scratch_keep_the_size_of_what_flows_through():
     """N(0, 1/fan_in), smaller by sqrt(2 n_layers) where a block writes into the residual stream;
     rows of length 1.
     """
-    config = LlamaConfig(
-        vocab_size=1000, d_model=256, d_ff=512, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64
-    )
+    config = LlamaConfig(vocab_size=1000, d_model=256, d_ff=512, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64)
     torch.manual_seed(0)
     llm = Llama(config)
     init_from_scratch(llm)
@@ -106,9 +104,7 @@ def training_pass(llm, x, wanted, key_mask=None):
     """
     kept = []
     x = x.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(t.nbytes) or t, lambda t: t
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
         out = llm(x, key_mask, wanted=wanted)
     weights = llm.layers[0].attn.k_proj.weight, llm.layers[-1].mlp.up_proj.weight
     return (out, *torch.autograd.grad(out.square().mean(), (x, *weights))), sum(kept)

@@ -37,17 +37,13 @@ def refused(folder, *words, load=load_llama):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "make,load", [(make_llama, load_llama), (make_chronos, lambda *args: load_t5_encoder(*args)[0])]
-)
+@pytest.mark.parametrize("make,load", [(make_llama, load_llama), (make_chronos, lambda *args: load_t5_encoder(*args)[0])])
 def test_weights_have_the_dtype_asked_for_or_the_stored_one(tmp_path, make, load):
     make(tmp_path)
     exact = dict(load(tmp_path).named_parameters())
     for name, parameter in load(tmp_path, torch.bfloat16).named_parameters():
         assert torch.equal(parameter, exact[name].bfloat16()), name
-    edit_weights(
-        tmp_path, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()})
-    )
+    edit_weights(tmp_path, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
     assert {p.dtype for p in load(tmp_path).parameters()} == {torch.float16}
     assert {p.dtype for p in load(tmp_path, torch.float32).parameters()} == {torch.float32}
 
@@ -77,34 +73,29 @@ def test_missing_and_unused_tensors_are_errors(folder):
                                                          "model.layers.0.self_attn.q_proj.bias": torch.zeros(48)}))
     refused(folder, "missing nothing", "unused ['model.layers.0.self_attn.q_proj.bias']")
     edit_weights(folder, lambda tensors: tensors.pop("model.layers.0.self_attn.q_proj.bias"))
-    edit_weights(
-        folder, lambda tensors: tensors.update({"model.norm.weight_scale": torch.ones(48)})
-    )
+    edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight_scale": torch.ones(48)}))
     # begins as a known name does
     refused(folder, "missing nothing", "unused ['model.norm.weight_scale']")
 
 
-def test_a_missing_output_head_is_not_taken_from_the_embeddings(folder):
+def test_a_head_is_taken_from_the_embeddings_only_if_tied_and_rotary_buffers_are_known(folder):
     edit_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
     refused(folder, "missing ['lm_head.weight']")
-    edit_config(folder, tie_word_embeddings=True)  # unless config.json says so
+    edit_config(folder, tie_word_embeddings=True)                             # unless config.json says so
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"                   # older files carry it
+    edit_weights(folder, lambda tensors: tensors.update({buffer: torch.ones(6)}))
     load_llama(folder)
 
 
-def test_wrong_shape_is_an_error(folder):
+def test_tensors_of_another_shape_and_quantised_ones_are_refused(folder):
     edit_config(folder, intermediate_size=95)
     refused(folder, "gate_proj", "(96, 48)", "(95, 48)")
-
-
-def test_quantised_weights_are_refused(folder):
     edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(48, dtype=torch.int8)}))
     refused(folder, "model.norm.weight", "quantised")
 
 
 def test_a_tied_head_may_be_stored_as_well_and_is_not_read(tmp_path):
-    """As transformers: with tied embeddings the head is the embedding matrix, whatever the file
-    holds.
-    """
+    """As transformers: with tied embeddings the head is the embedding matrix, whatever the file holds."""
     from transformers import LlamaForCausalLM
     make_llama(tmp_path, tie_word_embeddings=True)
     edit_weights(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(300, 48)}))
@@ -112,12 +103,6 @@ def test_a_tied_head_may_be_stored_as_well_and_is_not_read(tmp_path):
     assert ours.head_weight is ours.embed_tokens.weight and not hasattr(ours, "lm_head")
     theirs = LlamaForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(ours.head_weight, theirs.model.embed_tokens.weight)
-
-
-def test_rotary_buffers_of_older_files_are_known(folder):
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    edit_weights(folder, lambda tensors: tensors.update({name: torch.ones(6)}))
-    load_llama(folder)
 
 
 def test_broken_files_are_named_with_what_to_do(folder):
@@ -172,7 +157,8 @@ def test_quantised_gguf_and_adapter_folders_are_named(folder):
     refused(folder, "adapter", "base model")
 
 
-def test_a_folder_of_pickles_alone_is_refused(folder):
+def test_a_folder_of_pickles_and_one_that_is_not_there_are_refused(folder):
+    refused(folder / "nowhere", "config.json", "not found")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, "pickles", "safetensors")
 
@@ -262,6 +248,3 @@ def test_t5_copies_and_decoder_are_known_by_name(tmp_path):
     edit_config(tmp_path, feed_forward_proj="gated-gelu")
     refused(tmp_path, "gated-gelu", load=load_t5_encoder)
 
-
-def test_a_directory_that_is_not_there_is_named(tmp_path):
-    refused(tmp_path / "nowhere", "config.json", "not found")
