@@ -42,9 +42,9 @@ def test_no_float64_reaches_a_device():
 
 @pytest.mark.slow
 def test_prepared_trained_and_evaluated_without_fork_locks_and_resource(tmp_path, demo):
-    """As on Windows: workers are spawned."""
+    """As on Windows: workers are spawned. sacrebleu goes first: it takes fcntl by the name of the system."""
     small_dataset(demo, tmp_path / "small")
-    hidden = "import os, runpy, sys; sys.modules['resource'] = sys.modules['fcntl'] = None; del os.fork; "
+    hidden = "import os, runpy, sacrebleu, sys; sys.modules['resource'] = sys.modules['fcntl'] = None; del os.fork; "
 
     def launched(script, *options):
         code = f"sys.argv = {[script, *map(str, options)]}; sys.path.insert(0, {str(ROOT)!r}); "
