@@ -27,6 +27,7 @@ class RMSNorm(nn.Module):
         normed = x32 * torch.rsqrt(mean_square + self.eps)
         return self.weight * normed.to(x.dtype)         # rounded, then scaled: as the references do
 
+
 def allowed_keys(n_queries, n_keys, causal, key_mask, device):
     """The keys that a query may see, bool (B or 1, 1, Tq or 1, Tk); None: all. See `attend`."""
     allowed = None
