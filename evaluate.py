@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sensorllm_min.cli import amount, count, option, read_settings, run_script, seed
+from sensorllm_min.cli import (
+    amount, count, option, probability, read_settings, run_script, seed)
 from sensorllm_min.data.examples import AlignExamples, HarExamples
 from sensorllm_min.data.prepared import PreparedData
+from sensorllm_min.data.wording import QUESTIONS
 from sensorllm_min.evaluation.ask import converse, csv_window, prepared_window
 from sensorllm_min.evaluation.class_scores import class_report, score_people
 from sensorllm_min.evaluation.interface import load_model
@@ -25,7 +27,7 @@ from sensorllm_min.evaluation.predict import (
 from sensorllm_min.evaluation.recording import predict_csv
 from sensorllm_min.evaluation.report import write_report
 from sensorllm_min.evaluation.trend_scores import (
-    Guess, draw_answers, in_one_line, score_trends, scores_table)
+    Guess, add_word_scores, draw_answers, in_one_line, score_trends, scores_table)
 from sensorllm_min.files import InputError, write_json
 from sensorllm_min.generate import Sampling
 from sensorllm_min.training.checkpoint import checkpoint_file
@@ -37,12 +39,6 @@ say = partial(print, flush=True)
 
 def sample_size(text):
     return sys.maxsize if text == "all" else count(text)
-
-
-def probability(text):
-    if not 0 < float(text) <= 1:
-        raise ValueError
-    return float(text)
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,7 @@ class EvaluateSettings(SharedSettings):
         1.0, "sample from the fewest tokens that reach this probability together",
         type=probability)
     ask: str = option(
-        None, "answer about one window, instead of scoring; without QUESTION, type your questions",
-        nargs="?", const="", metavar="QUESTION")
+        None, "answer a question about one window, instead of scoring", metavar="QUESTION")
     window: int = option(
         None, "the window of the split to ask about (default 0)", type=seed)
     csv: str = option(
@@ -122,6 +117,7 @@ def score_descriptions(settings, model, checkpoint, data, out):
     draw_answers(path.with_suffix(".png"), evenly(records, 6), data, say)
     guess = Guess(AlignExamples(data, "train", model.prompts))
     scores = score_trends(records, data, guess, model.processes)
+    add_word_scores(scores, records, guess)
     say(f"answers / guess, on {len(records)} windows of {data.dataset.held_out}:\n"
         f"{scores_table(scores)}\n{in_one_line(scores)}")
     result = {"windows": len(records), **scores["all"]["answers"]}
@@ -175,21 +171,20 @@ def score(settings, model, checkpoint, out):
 # ---- asking ----
 
 def ask(settings, model, out):
-    """Answers about one window: the question given, or those that a person types."""
-    question = settings.ask
+    """Answers a question about one window; in stage 1 by default about its trends."""
     if model.stage == "har":
         if settings.channel:
             raise InputError("--channel is for stage 1; stage 2 reads all channels")
-        if question:
+        if settings.ask:
             raise InputError("stage 2 answers one question, which activity it is; give --window or "
                              "--csv without --ask")
-        question = "Which activity is this?"
     if settings.csv:
         window = csv_window(settings.csv, model.dataset, settings.channel)
     else:
         data, index = open_data(settings, model.recipe), settings.window or 0
         window = prepared_window(data, model.stage, settings.split, index, settings.channel)
-    model.prompts.check_length(window.samples, window.title)      # before a person types questions
+    spoken = window.dataset.channels[0].spoken
+    question = settings.ask or QUESTIONS[0].format(sensor=f"normalized {spoken}")
     longest = settings.max_new_tokens or LONGEST
     converse(model, window, question, longest, settings.sampling, out)
 

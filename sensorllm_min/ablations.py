@@ -31,10 +31,6 @@ class Shuffled(SensorLLM):
         return super().splice(batch, torch.cat(shuffled))
 
 
-class RandomLLM(SensorLLM):
-    """The LLM's weights are drawn at random, by `build_model`, and stay frozen."""
-
-
 class NoLLM(SensorLLM):
     """No LLM: the projector's output, averaged over each channel, goes into the head."""
 
@@ -101,7 +97,7 @@ def channel_means(vectors, batch):
 
 # name -> (the model, the parts that do not learn)
 ABLATIONS = {
-    "random-llm": (RandomLLM, {"llm"}),
+    "random-llm": (SensorLLM, {"llm"}),                           # random weights: `build_model`
     "no-llm": (NoLLM, {"llm", "tokens"}),
     "encoder-mlp": (EncoderMLP, {"llm", "tokens", "projector"}),
     "statistics": (Statistics, {"llm", "tokens", "projector", "encoder"}),

@@ -1,6 +1,5 @@
 """What every script does around its main: options from a dataclass, mistakes in one line."""
 import argparse
-import math
 import os
 import signal
 import sys
@@ -66,25 +65,22 @@ def read_settings(settings_class, description):
     return settings_class(**vars(parser.parse_args()))
 
 
-def count(text):
-    """A whole number of at least 1; argparse makes one line of the ValueError of such a type."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+def number_type(name, kind, least, most=sys.float_info.max):
+    """A type for an option; argparse makes one line of its ValueError: "invalid NAME value"."""
+    def parse(text):
+        if not least <= kind(text) <= most:
+            raise ValueError
+        return kind(text)
+
+    parse.__name__ = name
+    return parse
 
 
-def amount(text):
-    """A finite number of at least 0."""
-    if not 0 <= float(text) < math.inf:
-        raise ValueError
-    return float(text)
-
-
-def seed(text):
-    """A whole number of at least 0."""
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
+count = number_type("count", int, 1)
+seed = number_type("seed", int, 0)
+amount = number_type("amount", float, 0)
+positive = number_type("positive", float, sys.float_info.min)
+probability = number_type("probability", float, sys.float_info.min, 1)
 
 
 def some_of(option, noun, known, sign=",", words={}):

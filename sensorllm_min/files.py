@@ -50,6 +50,11 @@ def read_json(path) -> dict:
     return content
 
 
+def as_tuples(value):
+    """A value of JSON with tuples for its lists: [[0.0, 1.0]] -> ((0.0, 1.0),)."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 @contextmanager
 def write_bytes(path):
     """Opens a binary file that takes the name `path` only once all of it is written and synced."""

@@ -1,6 +1,5 @@
 """Decoding with a key-value cache: prompts of unequal length in one batch, greedy or sampled."""
 from dataclasses import dataclass
-from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -16,25 +15,9 @@ class Sampling:
     top_p: float = 1.0                  # only the fewest likeliest that reach top_p together
     seed: int = 0
     row_seeds: tuple | None = None      # one for each row, so that a row draws alike in any batch
-    patience: int = 0                   # tokens of a loop that are computed; 0: all of them
 
 
 GREEDY = Sampling()
-LONGEST_LOOP = 32                       # tokens
-
-
-def loop_of(ids, patience):
-    """The shortest loop that fills the last `patience` ids, or None.
-
-    [7, 1, 2, 1, 2, 1, 2] with a patience of 6 -> [1, 2].
-    """
-    if not 0 < patience <= len(ids):
-        return None
-    longest = min(LONGEST_LOOP, patience // 2)
-    for n in range(1, longest + 1):
-        if ids[n - patience:] == ids[-patience:-n]:
-            return ids[-n:]
-    return None
 
 
 def token_probabilities(logits, sampling):
@@ -74,8 +57,6 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
 
     embeds (B, T, D): prompts as embeddings, padded on the left, so that all of them end together;
     mask (B, T) bool, False at padding. The prompts run once; then each step feeds one token a row.
-    A row that has looped for `sampling.patience` tokens is assumed to keep looping: its remaining
-    tokens are copied, not computed.
     """
     if max_new_tokens == 0:
         return
@@ -89,7 +70,6 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
     row_seeds = sampling.row_seeds or range(B)
     generators = [np.random.default_rng([sampling.seed, row_seed]) for row_seed in row_seeds]
     rows = list(range(B))                                         # rows that still run, b of them
-    answers = [[] for _ in rows]
     x = embeds
     for step in range(max_new_tokens):
         key_mask = mask[:, :T + step] if is_padded else None
@@ -97,17 +77,9 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
         tokens = next_tokens(llm.logits(hidden), sampling, generators)            # (b,)
         running = []                                              # indices into rows
         for index, (row, token) in enumerate(zip(rows, tokens.tolist())):
-            if token in stop_ids:
-                continue
-            yield row, token
-            answers[row].append(token)
-            loop = loop_of(answers[row], sampling.patience)
-            if loop is None:
-                running.append(index)
-                continue
-            n_left = max_new_tokens - step - 1
-            for token in islice(cycle(loop), n_left):
+            if token not in stop_ids:
                 yield row, token
+                running.append(index)
         if not running:
             return
         if len(running) < len(rows):                              # finished rows cost nothing more

@@ -8,7 +8,7 @@ from .ablations import ABLATIONS
 from .chronos_tokenizer import ChronosTokenizer
 from .config import (
     TINY_CHRONOS, TINY_ENCODER, TINY_LLAMA, ChronosConfig, LlamaConfig, RopeScaling, T5Config)
-from .files import InputError
+from .files import InputError, as_tuples
 from .fingerprint import fingerprint
 from .hub import pin_revision, resolve_source
 from .int8 import quantize
@@ -29,6 +29,7 @@ class Recipe:
     added_tokens: tuple[str, ...]       # special tokens, see text_tokenizer.new_tokens
     scaling: str                        # one of chronos_tokenizer.SCALINGS
     projector: tuple[int, ...]          # hidden widths
+    dataset_info: dict                  # a data.sensors.DatasetInfo as a JSON object
     llm: str | None = None              # directory or hub id with commit; None: built-in size
     llm_fingerprint: str | None = None
     llm_config: LlamaConfig = TINY_LLAMA
@@ -39,10 +40,8 @@ class Recipe:
     tokenizer_json: str | None = None   # of the built-in LLM; a public LLM brings its own
     chat_template: str | None = None    # Jinja source; None: chosen by the tokenizer's tokens
     levels: tuple[tuple[float, ...], ...] | None = None       # mean and deviation of each channel
-    own_dataset: dict | None = None     # the DatasetInfo if it is not in the table of datasets
     classes: tuple[str, ...] = ()       # empty in stage 1
     text: tuple[str, ...] = ()          # parts of the stage-2 text
-    channel_names: bool = False         # the stage-2 prompt names each channel
     answer: str = "class"               # in stage 2, one of examples.HAR_ANSWERS
     ablation: str | None = None         # one of ablations.ABLATIONS
     llm_seed: int | None = None         # seeds an LLM of random weights (an ablation)
@@ -69,11 +68,6 @@ class Recipe:
                    "encoder_config": T5Config(**fields["encoder_config"]),
                    "chronos": ChronosConfig(**fields["chronos"])}
         return cls(**fields | configs)
-
-
-def as_tuples(value):
-    """[[0.0, 1.0]] -> ((0.0, 1.0),): lists become tuples."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def build_model(recipe, dtype="float32") -> SensorLLM:

@@ -20,15 +20,13 @@ class PromptFormat:
     context_length: int                 # samples that the encoder takes
     max_positions: int                  # tokens that the LLM takes
     text: tuple = ("smry", "Q")         # stage 2: parts of texts.HAR_TEXTS after the sensors
-    channel_names: bool = False         # stage 2: before each channel's start marker
     answer: str = "class"               # stage 2: of HAR_ANSWERS
 
     @classmethod
     def of(cls, model, recipe):
         """The prompts that a model reads. recipe: the Recipe that it was built from."""
         return cls(model.tokenizer, recipe.chronos.context_length,
-                   recipe.llm_config.max_positions, recipe.text, recipe.channel_names,
-                   recipe.answer)
+                   recipe.llm_config.max_positions, recipe.text, recipe.answer)
 
     def check_length(self, samples, title):
         """Raises an InputError that names the window if it is too long for the encoder."""
@@ -128,8 +126,6 @@ def har_prompt(prompts, window, dataset):
     """
     user = ""
     for channel in dataset.channels:
-        if prompts.channel_names:
-            user += f"{channel.spoken}: "
         user += placeholders(channel, len(window)) + "\n"
     if prompts.text:
         user += "\n" + har_text(window, dataset, prompts.text)
@@ -177,6 +173,5 @@ def sample_texts(data):
         pair = pairs[i]
         system = system_prompt(pair["length"], data.dataset.rate)
         yield system + pair["question"] + pair["answer"]
-    parts = [part for part in HAR_TEXTS if part != "smry3"]       # it repeats the words of smry
     for i in range(0, len(windows), len(windows) // 100 + 1):
-        yield "\n" + har_text(data.window(windows[i]), data.dataset, parts)
+        yield "\n" + har_text(data.window(windows[i]), data.dataset, HAR_TEXTS)

@@ -1,6 +1,6 @@
 """Recordings -> a prepared dataset: files that a text editor and one line of numpy can open.
 
-    meta.json              version, dataset, seed, counts
+    meta.json              version, dataset, seed, counts, and the DatasetInfo as "row"
     samples/SUBJECT.npy    (N, C) float32: a subject's recordings one after another
     recordings.jsonl       subject, activity, start, length, source: each recording in its .npy
     har_SPLIT.jsonl        stage-2 windows: subject, start, length, label
@@ -239,7 +239,6 @@ def write_dataset(job, parts, folder, workers, say):
 def describe(job, subjects, tally, lost):
     """The content of meta.json. subjects: {name: counts}; tally: of them all; lost: samples."""
     dataset = job.dataset
-    is_known = DATASETS.get(job.name) == dataset
     windows = dict.fromkeys(dataset.splits, 0)
     pairs = dict.fromkeys(dataset.splits, 0)
     for counts in subjects.values():
@@ -252,14 +251,9 @@ def describe(job, subjects, tally, lost):
         "version": VERSION,
         "dataset": job.name,
         "seed": job.seed,
-        "answer": "+".join(dataset.answer),
-        "rate": dataset.rate,
-        "align_lengths": dataset.align_lengths,
-        "channels": [channel.token for channel in dataset.channels],
-        "classes": dataset.classes,
         "source": dataset.source,
         "held_out": dataset.held_out,
-        "row": None if is_known else asdict(dataset),
+        "row": asdict(dataset),
         "har_windows": windows,
         "align_pairs": pairs,
         "dropped_windows_with_nan_or_inf": {"har_windows": tally["dropped", "har"],

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from ..files import InputError, as_input_error, read_json
-from .sensors import known_dataset
+from .sensors import DatasetInfo
 from .tables import check_samples
 
-VERSION = 2                             # of the layout that `prepare` writes; others are refused
+VERSION = 3                             # of the layout that `prepare` writes; others are refused
 AGAIN = "; prepare the dataset again with data_prep.py"
 
 
@@ -65,8 +65,9 @@ class PreparedData:
         version = self.meta.get("version")
         if version != VERSION:
             raise InputError(f"{path}: version {version}, this code reads {VERSION}{AGAIN}")
-        self.name = self.meta["dataset"]
-        self.dataset = known_dataset(self.name, self.meta["row"], path)
+        with as_input_error(path, advice=AGAIN):
+            self.name = self.meta["dataset"]
+            self.dataset = DatasetInfo.from_json(self.meta["row"])
         self.longest = {"har": self.dataset.n_window,             # samples of a window
                         "align": self.dataset.align_lengths[1]}
         self.tokens = [channel.token for channel in self.dataset.channels]

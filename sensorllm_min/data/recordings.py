@@ -214,4 +214,3 @@ READERS = {
     "capture24": archive("capture24", r"P(\d+)\.csv\.gz", read_capture24),
     "own": Reader(own_files, read_own),
 }
-READERS["pamap2-100hz"] = READERS["pamap2"]

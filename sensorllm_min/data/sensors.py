@@ -6,14 +6,7 @@ no code: a `dataset.json` beside them takes the place of the entry (see `own.py`
 import re
 from dataclasses import dataclass, replace
 
-from ..files import InputError, as_input_error, brief
-
-
-def as_tuples(value):
-    """A value of JSON with tuples for its lists."""
-    if isinstance(value, list):
-        return tuple(map(as_tuples, value))
-    return value
+from ..files import InputError, as_input_error, as_tuples
 
 
 @dataclass(frozen=True)
@@ -213,9 +206,6 @@ DATASETS = {
         url=f"{OXFORD}/uuid:99d7c092-d865-4a19-b096-cc16440cd001/files/rpr76f381b",
         sha256="69740c22d3e000367988373336dc6486c10fe3f3f929811fd66e4d84861e40e2"),
 }
-DATASETS["pamap2-100hz"] = replace(                               # as many seconds, at the raw rate
-    DATASETS["pamap2"], rate=100, raw_rate=None, align_lengths=(5, 200), window=200, stride=100)
-
 
 # What --rate sets besides the rate, for networks that learn from scratch on two cores: trends that
 # a person sees in a plot (seconds), described in few words.
@@ -275,15 +265,5 @@ def rotations(dataset):
 
 def dataset_of(recipe):
     """The DatasetInfo of a model's training data. recipe: a recipe.Recipe."""
-    return known_dataset(recipe.dataset, recipe.own_dataset, "the checkpoint's recipe")
-
-
-def known_dataset(name, description, where):
-    """The DatasetInfo of "row" in a meta.json, or of the table. InputError if there is neither."""
-    if description is not None:
-        with as_input_error(where):
-            return DatasetInfo.from_json(description)
-    if name not in DATASETS:
-        raise InputError(f"{where}: unknown dataset '{brief(name)}'; known are "
-                         f"{', '.join(DATASETS)}")
-    return DATASETS[name]
+    with as_input_error("the checkpoint's recipe"):
+        return DatasetInfo.from_json(recipe.dataset_info)

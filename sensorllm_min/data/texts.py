@@ -249,18 +249,12 @@ def decimals(value):
     return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
-def three_digits(value):
-    """Three significant digits: 0.0123456 -> "0.0123", 1234.5 -> "1230"; below 1e-8 "0"."""
-    value = round(float(value), 8) + 0.0                          # + 0.0: no "-0"
-    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
-
-
-def statistics_text(window, dataset, write=decimals):
+def statistics_text(window, dataset):
     """A line per channel: mean and population standard deviation."""
     means, deviations = window.mean(0, dtype=float), window.std(0, dtype=float)
     lines = []
     for channel, mean, deviation in zip(dataset.channels, means, deviations):
-        lines.append(f"{channel.spoken}: Mean={write(mean)}, StdDev={write(deviation)}")
+        lines.append(f"{channel.spoken}: Mean={decimals(mean)}, StdDev={decimals(deviation)}")
     return "\n".join(lines)
 
 
@@ -309,8 +303,6 @@ def question_text(window, dataset):
 
 HAR_TEXTS = {
     "smry": statistics_text,
-    # half as many tokens for LLMs that read digit by digit
-    "smry3": partial(statistics_text, write=three_digits),
     "trend": window_trends_text,
     "corr": correlations_text,
     "meta": meta_text,

@@ -105,18 +105,8 @@ def answer(model, window, question, max_new_tokens, sampling, say) -> str:
     return text
 
 
-def typed_questions():
-    """Yields what a person types, until an empty line or the end of the input."""
-    print("ask about it; an empty line ends", flush=True)
-    try:
-        while (question := input("\n> ")).strip():
-            yield question
-    except EOFError:
-        return
-
-
 def converse(model, window, question, max_new_tokens, sampling, folder):
-    """Draws a window and answers a question about it; without one, each that a person types."""
+    """Draws a window, answers a question about it, and draws what the answer claims."""
     dataset = window.dataset
     channels = ", ".join(channel.spoken for channel in dataset.channels)
     texts = window_trends_text(window.samples, dataset).split("\n")
@@ -124,14 +114,13 @@ def converse(model, window, question, max_new_tokens, sampling, folder):
     draw_window(path, window.samples, dataset, model.model.chronos, window.title, texts)
     print(f"{window.title}: {channels}, {len(window.samples)} samples, drawn in {path}", flush=True)
     say = partial(print, end="", flush=True)
-    for asked in [question] if question else typed_questions():
-        text = answer(model, window, asked, max_new_tokens, sampling, say)
-        print()
-        claimed = parse_segments(text) if model.stage == "align" else []
-        if claimed:
-            path = folder / f"answered_{window.name}.png"
-            title = f"{window.title}: {channels}"
-            draw_descriptions(path, [(title, window.samples[:, 0], claimed)], dataset)
-            print(f"(drawn with the true trends in {path})")
-    if question and window.truth:
+    text = answer(model, window, question, max_new_tokens, sampling, say)
+    print()
+    claimed = parse_segments(text) if model.stage == "align" else []
+    if claimed:
+        path = folder / f"answered_{window.name}.png"
+        title = f"{window.title}: {channels}"
+        draw_descriptions(path, [(title, window.samples[:, 0], claimed)], dataset)
+        print(f"(drawn with the true trends in {path})")
+    if window.truth:
         print(f"\n(the dataset says:\n{window.truth})", flush=True)

@@ -8,7 +8,6 @@ MEANING = {
     "micro_f1": "F1 of all windows together",
     "macro_precision": "precision, averaged over all classes",
     "macro_recall": "recall, averaged over all classes",
-    "kappa": "Cohen's: agreement beyond that of independent draws",
     "chance": "accuracy of always naming the class that most of these windows have",
 }
 
@@ -34,8 +33,6 @@ def class_scores(confusion):
     recall = fraction(right, true)
     f1 = fraction(2 * right, true + predicted)
     accuracy = right.sum() / total
-    by_chance = true @ predicted / total**2                       # agreement of independent draws
-    kappa = (accuracy - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
     scores = {
         "accuracy": accuracy,
         "balanced_accuracy": recall[true > 0].mean() if true.any() else 0.0,
@@ -43,7 +40,6 @@ def class_scores(confusion):
         "micro_f1": 2 * right.sum() / max(true.sum() + predicted.sum(), 1),
         "macro_precision": precision.mean(),
         "macro_recall": recall.mean(),
-        "kappa": kappa,
         "chance": true.max() / total,
     }
     scores = {name: float(score) for name, score in scores.items()}

@@ -23,7 +23,6 @@ from ..files import as_input_error, write_text
 from ..generate import GREEDY, stream
 from .class_scores import confusion_of
 
-PATIENCE = 128                          # tokens after which a row that repeats itself is given up
 LONGEST = 400                           # default limit of an answer, in tokens
 SILENCE = 10                            # seconds between lines about progress
 
@@ -81,7 +80,7 @@ def write_answers(model, batch, max_new_tokens, sampling, listen):
     tokenizer = model.tokenizer
     free = model.llm.config.max_positions - batch.ids.shape[1]
     n_tokens = min(max_new_tokens, free)
-    sampling = replace(sampling, row_seeds=tuple(batch.examples), patience=PATIENCE)
+    sampling = replace(sampling, row_seeds=tuple(batch.examples))
     answers = [[] for _ in batch.examples]
     x = model.embed(batch)                                        # (B, T, D)
     tokens = stream(model.llm, x, batch.mask, tokenizer.stop_ids, n_tokens, sampling)

@@ -40,33 +40,6 @@ def wrong_window(record, data):
     return picture(draw_signals(data.window(record), data.dataset), caption)
 
 
-def describe_run(model, data):
-    """{heading: {what: value}}; a value may be another such dict."""
-    recipe, dataset = model.recipe, data.dataset
-    made_of = {
-        "LLM": recipe.llm or "built-in",
-        "encoder": recipe.encoder or "built-in",
-        "text": recipe.text,
-        "answer": recipe.answer,
-        "ablation": recipe.ablation,
-    }
-    trained_on = {
-        "dataset": data.name,
-        "source": dataset.source,
-        "rate": f"{dataset.rate:g} Hz",
-        "window": f"{dataset.n_window} samples",
-        "windows": data.meta["har_windows"],
-        "channels": ", ".join(channel.titled for channel in dataset.channels),
-    }
-    return {
-        "Model": made_of,
-        "Settings": model.progress["settings"],
-        "Data": trained_on,
-        "Training": model.progress["provenance"],
-        "Evaluation": provenance(model.processes.device),
-    }
-
-
 def write_report(path, records, scores, model, data):
     """Writes the page. scores: the content of evaluation_SPLIT.json. model: an interface.Model."""
     import pandas as pd
@@ -87,7 +60,10 @@ def write_report(path, records, scores, model, data):
                 pd.DataFrame(per_class, index=classes).to_html(),
                 "<h2>What it got most wrong, one window of each mistake</h2>"]
         body += [wrong_window(record, data) for record in most_wrong(records)]
-        for heading, values in describe_run(model, data).items():
+        origins = {"Settings": model.progress["settings"],
+                   "Training": model.progress["provenance"],
+                   "Evaluation": provenance(model.processes.device)}
+        for heading, values in origins.items():
             rows = pd.json_normalize(values, sep=" ").T.dropna()
             body += [f"<h2>{heading}</h2>", rows.to_html(header=False)]
     write_text(path, PAGE.format(title=escape(title), body="\n".join(body)))

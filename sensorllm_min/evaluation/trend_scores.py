@@ -9,7 +9,6 @@ training window of similar length, and it claims a single trend in the most comm
     well_formed    fraction of the answers that ended, hold nothing but claims, and whose
                    segments follow one another from 0 s
 """
-import functools
 from bisect import bisect_left
 
 import numpy as np
@@ -20,32 +19,23 @@ from ..data.wording import DIRECTIONS
 from ..plots.figures import draw_descriptions
 
 TOLERANCE = 0.25                        # fraction of a segment's length, at each of its ends
-BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
-TEXT = (*BLEU, "rouge_1", "rouge_l")                              # scores from 0 to 100
+WORDS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_l")        # from 0 to 100
 TRUTH = ("direction", "segment_f1", "well_formed")                # from 0 to 1; None: not asked for
-# Each score comes from a pair (part, whole), added up over windows and processes. BLEU's pairs are
-# shared phrases and all phrases; its brevity penalty needs the lengths of both texts.
-PAIRS = ("length", *TEXT, *TRUTH)
 
 
-@functools.cache
-def word_scorers():
-    """sacrebleu's BLEU and rouge-score's scorer, which take seconds to import."""
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU as SacreBLEU
-    return SacreBLEU(effective_order=True), RougeScorer(["rouge1", "rougeL"])
-
-
-def word_pairs(text, true_text):
-    """{name: (part, whole)} of a text's words: BLEU's counts, ROUGE's F1."""
-    bleu, rouge = word_scorers()
-    counts = bleu.sentence_score(text, [true_text])
-    f1 = rouge.score(true_text, text)
-    pairs = dict(zip(BLEU, zip(counts.counts, counts.totals)))
-    pairs["length"] = counts.sys_len, counts.ref_len
-    pairs["rouge_1"] = 100 * f1["rouge1"].fmeasure, 1
-    pairs["rouge_l"] = 100 * f1["rougeL"].fmeasure, 1
-    return pairs
+def word_scores(texts, true_texts):
+    """{name of WORDS: score}: BLEU of all texts together, and the mean F1 of ROUGE."""
+    from rouge_score.rouge_scorer import RougeScorer              # both take seconds to import
+    from sacrebleu.metrics import BLEU
+    scores = {}
+    for order, name in enumerate(WORDS[:4], start=1):
+        bleu = BLEU(max_ngram_order=order)
+        scores[name] = bleu.corpus_score(texts, [true_texts]).score
+    scorer = RougeScorer(["rouge1", "rougeL"])
+    found = [scorer.score(true, text) for text, true in zip(texts, true_texts)]
+    for name, key in (("rouge_1", "rouge1"), ("rouge_l", "rougeL")):
+        scores[name] = 100 * float(np.mean([score[key].fmeasure for score in found]))
+    return scores
 
 
 def list_segments(series):
@@ -126,47 +116,43 @@ class Guess:
         return min(neighbours, key=lambda pair: abs(pair[0] - n_samples))[1]
 
 
-def scores_of(pairs):
-    """Added-up pairs (len(PAIRS), 2) -> {name: score}."""
-    bleu, _ = word_scorers()
-    lengths, *pairs = pairs.tolist()
-    matches, totals = map(list, zip(*pairs[:len(BLEU)]))
-    lengths = [int(length) for length in lengths]                 # sacrebleu takes no floats
-    scores = {}
-    for order, name in enumerate(BLEU, start=1):
-        counts = matches[:order], totals[:order]
-        scores[name] = bleu.compute_bleu(*counts, *lengths, "exp", max_ngram_order=order).score
-    for name, (part, whole) in zip(PAIRS[1 + len(BLEU):], pairs[len(BLEU):]):
-        scores[name] = part / whole if whole else None
-    return scores
-
-
 def score_trends(records, data, guess, processes):
-    """This process's records -> {"all" or a channel: {"windows", "answers", "guess"}} of all."""
+    """This process's records -> {"all" or a channel: {"windows", "answers", "guess"}} of all.
+
+    "answers" and "guess" hold the scores of TRUTH. Each is a part of a whole; parts and wholes are
+    added up over windows and processes.
+    """
     groups = ["all", *data.tokens]
-    sums = np.zeros((len(groups), 2, len(PAIRS), 2))
+    sums = np.zeros((len(groups), 2, len(TRUTH), 2))
     for record in records:
         column = data.tokens.index(record["channel"])
         line = trend_line(data.window(record)[:, column], data.dataset)
-        true_text, text, n = record["answer"], record["generated"], len(line)
-        asked = parse_claims(true_text)
-        answer = text, parse_claims(text), record["ended"]
-        guessed = guess.text(record["channel"], n), guess.claims(n), True
-        for who, (text, claims, ended) in enumerate((answer, guessed)):
+        asked = parse_claims(record["answer"])
+        answer = parse_claims(record["generated"]), record["ended"]
+        guessed = guess.claims(len(line)), True
+        for who, (claims, ended) in enumerate((answer, guessed)):
             pairs = truth_sums(claims, asked, line, guess.rate, ended)
-            pairs |= word_pairs(text, true_text)
-            sums[[0, 1 + column], who] += [pairs.get(name, (0, 0)) for name in PAIRS]
+            sums[[0, 1 + column], who] += [pairs.get(name, (0, 0)) for name in TRUTH]
     sums = np.reshape(processes.sum(*sums.ravel()), sums.shape)
     scores = {}
-    for group, (answers, guessed) in zip(groups, sums):
-        n_windows = int(answers[-1, 1])                           # each counts in well_formed
+    for title, group in zip(groups, sums.tolist()):
+        n_windows = int(group[0][-1][1])                          # each counts in well_formed
         if n_windows:
-            scores[group] = {
-                "windows": n_windows,
-                "answers": scores_of(answers),
-                "guess": scores_of(guessed),
-            }
+            scores[title] = {"windows": n_windows}
+            for who, pairs in zip(("answers", "guess"), group):
+                scores[title][who] = {name: part / whole if whole else None
+                                      for name, (part, whole) in zip(TRUTH, pairs)}
     return scores
+
+
+def add_word_scores(scores, records, guess):
+    """Adds the scores of WORDS to each group of `score_trends`. records: those of all processes."""
+    for title, group in scores.items():
+        some = [record for record in records if title in ("all", record["channel"])]
+        guessed = [guess.text(record["channel"], record["length"]) for record in some]
+        true = [record["answer"] for record in some]
+        group["answers"] |= word_scores([record["generated"] for record in some], true)
+        group["guess"] |= word_scores(guessed, true)
 
 
 def shown(group, name):
@@ -174,7 +160,7 @@ def shown(group, name):
     scores = group["answers"][name], group["guess"][name]
     if None in scores:
         return "n/a", "n/a"
-    form = "{:.1f}" if name in TEXT else "{:.1%}"
+    form = "{:.1f}" if name in WORDS else "{:.1%}"
     return tuple(map(form.format, scores))
 
 
@@ -183,9 +169,9 @@ def scores_table(scores):
     import pandas as pd                                           # takes a second to import
     lines = {}
     for title, group in scores.items():
-        lines[title] = {name: " / ".join(shown(group, name)) for name in (*TEXT, *TRUTH)}
+        lines[title] = {name: " / ".join(shown(group, name)) for name in (*WORDS, *TRUTH)}
     table = pd.DataFrame(lines).T
-    return f"{table[[*TEXT]].to_string()}\n\n{table[[*TRUTH]].to_string()}"
+    return f"{table[[*WORDS]].to_string()}\n\n{table[[*TRUTH]].to_string()}"
 
 
 def in_one_line(scores):

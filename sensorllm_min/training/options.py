@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..chronos_tokenizer import SCALINGS
-from ..cli import amount, count, option, seed, some_of
+from ..cli import amount, count, option, positive, seed, some_of
 from ..config import TINY_LLAMA, read_chronos_configs, read_llama_config
 from ..data.examples import sample_texts
 from ..data.prepare import prepare
@@ -29,21 +29,6 @@ BUILT_IN = SHARED | {"projector": (256,), "accumulate": 1, "lr": 1e-3, "betas": 
 def widths(text):
     """Whole numbers of at least 1, joined by ','."""
     return tuple(count(width) for width in text.split(","))
-
-
-def two_fractions(text):
-    """Two numbers below 1, joined by ','."""
-    first, second = map(amount, text.split(","))
-    if max(first, second) >= 1:
-        raise ValueError
-    return first, second
-
-
-def positive(text):
-    """A finite number above 0."""
-    if amount(text) == 0:
-        raise ValueError
-    return amount(text)
 
 
 @dataclass(frozen=True)
@@ -101,12 +86,10 @@ class RunSettings(SharedSettings):
         "accumulate x processes examples (default 8; built-in 1)", type=count)
     lr: float | None = option(
         None, "peak learning rate of AdamW (default 0.002; built-in 0.001)", type=amount)
-    betas: tuple | None = option(
-        None, "how slowly AdamW's means of gradients and of their squares change (default "
-        "0.9,0.999; built-in 0.9,0.95)", type=two_fractions, metavar="B1,B2")
     warmup: float = option(
         0.03, "fraction of the steps in which the learning rate rises", type=amount)
     weight_decay: float = option(0.0, "weight decay of AdamW, for matrices", type=amount)
+    betas: tuple | None = None          # of AdamW, see PUBLIC and BUILT_IN
     gradient_checkpointing: bool = option(
         False, "recompute each LLM block in the backward pass: less memory, a third more time")
     compile: bool = option(
@@ -175,7 +158,7 @@ def open_or_make_data(directory, processes) -> PreparedData:
 def new_recipe(settings, data) -> Recipe:
     """Describes a new model: the given networks, or tiny ones with a tokenizer of their own."""
     recipe = Recipe(
-        dataset=data.name, own_dataset=data.meta.get("row"),
+        dataset=data.name, dataset_info=data.meta["row"],
         added_tokens=tuple(new_tokens(data.dataset.channels)),
         scaling=settings.scaling, projector=settings.projector, trained=settings.train,
         levels=data.levels() if settings.levels else None)

@@ -135,21 +135,13 @@ def test_stage_2_names_the_three_likeliest_classes(asked):
     assert "(this names no class)" in asked("--checkpoint", "out/words", "--window", 2)
 
 
-def test_questions_are_typed_until_an_empty_line(folder, data):
-    """In a process of its own, which reads what is typed; the window is drawn beside the checkpoint."""
-    picture = folder / f"out/align/asked_test_3_{data.records('align', 'test')[3]['channel']}.png"
-    out = run("evaluate.py", "--checkpoint", "out/align", "--window", 3, "--max-new-tokens", 4, cwd=folder,
-              answers="What?\nAnd when?\n\nnever asked\n")
-    assert out.count("> ") == 3 and picture.read_bytes().startswith(b"\x89PNG")
-
-
 def test_pictures_show_the_window_and_what_an_answer_claims(folder, data, asked, monkeypatch):
     """The true trends of the channel that is asked about, and below them those of an answer that lists segments."""
     windows, claims = [], []
     monkeypatch.setattr(ask, "draw_window", lambda *args: windows.append(args))
     monkeypatch.setattr(ask, "draw_descriptions", lambda *args: claims.append(args))
     (folder / "my.csv").write_text("x_acc,y_acc\n1,5\n2,4\n3,4\n")
-    out = asked(*ALIGN, "--csv", "my.csv", "--channel", "y_acc")
+    out = asked("--checkpoint", "out/align", "--csv", "my.csv", "--channel", "y_acc")
     ((path, samples, dataset, _, title, texts),) = windows
     assert (str(path), title, samples.tolist()) == ("out/align/asked_my.png", "my.csv", [[5], [4], [4]])
     (channel,) = dataset.channels

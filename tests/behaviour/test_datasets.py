@@ -61,9 +61,9 @@ def expected_windows(n, dataset):
 
 TEST_SUBJECTS = {                   # the paper's, but for the demo; in UCI-HAR the archive's own split
     "demo": {9, 10}, "usc-had": {13, 14}, "uci-har": {2, 4, 9, 10, 12, 13, 18, 20, 24}, "mhealth": {1, 3, 6},
-    "pamap2": {105, 106}, "pamap2-100hz": {105, 106}, "capture24": set(range(101, 152))}
+    "pamap2": {105, 106}, "capture24": set(range(101, 152))}
 SUBJECTS = {"demo": range(1, 11), "usc-had": range(1, 15), "uci-har": range(1, 31), "mhealth": range(1, 11),
-            "pamap2": range(101, 110), "pamap2-100hz": range(101, 110), "capture24": range(1, 152)}
+            "pamap2": range(101, 110), "capture24": range(1, 152)}
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -292,7 +292,7 @@ def test_pamap2_at_100_hz_holds_the_raw_columns(tmp_path):
     """At 100 Hz nothing is filtered: each channel is its column, bit for bit; 27 of them in the data's order."""
     for subject in (101, 105, 108):
         write_pamap2(tmp_path / "raw", subject, [(1, 450), (4, 400)])
-    prepare("pamap2-100hz", tmp_path / "raw", tmp_path / "out", say=quiet)
+    prepare("pamap2", tmp_path / "raw", tmp_path / "out", rate=100, say=quiet)
     data = PreparedData(tmp_path / "out")
     raw = np.loadtxt(tmp_path / "raw/PAMAP2_Dataset/Protocol/subject101.dat")
     columns = [imu + c for imu in (3, 20, 37) for c in (1, 2, 3, 7, 8, 9, 10, 11, 12)]

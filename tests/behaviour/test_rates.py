@@ -9,7 +9,7 @@ from raw_files import UCI_SIGNALS, usc_had_path
 
 from sensorllm_min.data.prepare import describe, make_job, strided_windows
 from sensorllm_min.data.recordings import READERS, resample
-from sensorllm_min.data.sensors import DATASETS, at_rate, known_dataset
+from sensorllm_min.data.sensors import DATASETS, DatasetInfo, at_rate
 from sensorllm_min.files import InputError
 
 # ---- the filter, through each reader ----
@@ -112,7 +112,7 @@ def test_a_dataset_at_another_rate_is_known_again(name):
     assert table.dataset == DATASETS[name]                        # without options the paper's
     for job in (table, at_10_hz, smoother):
         row = json.loads(json.dumps(describe(job, {}, Counter(), Counter())))["row"]
-        assert known_dataset(job.name, row, "meta.json") == job.dataset and (row is None) == (job is table)
+        assert DatasetInfo.from_json(row) == job.dataset
 
 
 @pytest.mark.parametrize("options,words", [

@@ -24,7 +24,7 @@ from sensorllm_min.training.options import RunSettings
 SENSORS = {                             # first columns of the sensors at each place
     "demo": [[0, 3]], "usc-had": [[0, 3]], "uci-har": [[0, 3]], "mhealth": [[0], [3, 6], [9, 12]],
     "pamap2": [[0, 3, 6], [9, 12, 15], [18, 21, 24]], "capture24": [[0]],
-    "pamap2-100hz": [[0, 3, 6], [9, 12, 15], [18, 21, 24]]}
+}
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -11,7 +11,8 @@ from sensorllm_min.data.examples import AlignExamples, PromptFormat, sample_text
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.texts import FirstWording, align_pair
 from sensorllm_min.evaluation.trend_scores import (
-    TEXT, TRUTH, Guess, count_matches, in_one_line, score_trends, scores_table, truth_sums)
+    TRUTH, WORDS, Guess, add_word_scores, count_matches, in_one_line, score_trends, scores_table, truth_sums,
+    word_scores)
 from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
 
 SERIES = np.array([0, 1, 2, 3, 3, 3, 2, 1, 0, 0, 0.0])            # at 10 Hz: up .3 s, rest .2, down .3, rest .2
@@ -117,6 +118,15 @@ def test_the_guess_s_text_is_of_the_same_channel_and_the_nearest_length():
 
 # ---- many answers ----
 
+def test_words_score_as_worked_out():
+    """Lin's example of ROUGE; BLEU of 4 words, 3 of them true, 1 of 3 pairs: sqrt(3/4 * 1/3), and none of 3 in a row."""
+    scores = word_scores(["the gunman kill police"], ["police killed the gunman"])
+    assert (scores["rouge_1"], scores["rouge_l"], scores["bleu_1"]) == pytest.approx((75, 50, 75))
+    assert scores["bleu_2"] == pytest.approx(50) and scores["bleu_3"] > scores["bleu_4"] > 0      # smoothed
+    longer = word_scores(["a b", "a b c d"], ["a b c d", "a b c d"])
+    assert longer["bleu_1"] == pytest.approx(100 * np.exp(1 - 8 / 6)) and longer["rouge_l"] == pytest.approx(250 / 3)
+    assert set(word_scores(["", "a"], ["", "b"]).values()) == {0.0}
+
 def test_groups_and_processes_add_up(examples):
     """Channels are parts of all, scored as if alone; so are the records of two processes."""
     examples, data = examples
@@ -139,12 +149,18 @@ def test_groups_and_processes_add_up(examples):
     again = score_trends([], data, guess, SimpleNamespace(sum=lambda *sums: np.sum(halves, 0)))
     for who in ("answers", "guess"):
         assert again["all"][who] == pytest.approx(scores["all"][who])
-    assert again["all"]["windows"] == len(records) and all(token in scores_table(scores) for token in data.tokens)
+    assert again["all"]["windows"] == len(records)
+    add_word_scores(scores, records, guess)
+    true, said = [record["answer"] for record in of_y], [record["generated"] for record in of_y]
+    guessed = [guess.text("y_acc", record["length"]) for record in of_y]
+    for who, texts in (("answers", said), ("guess", guessed)):
+        assert word_scores(texts, true).items() <= scores["y_acc"][who].items()
+    assert all(token in scores_table(scores) for token in data.tokens)
 
 
 def test_tables_and_sentences_put_the_answers_before_the_guess():
-    answers = dict.fromkeys((*TEXT, *TRUTH), 1.0) | {"direction": 0.75, "segment_f1": None}
-    guess = dict.fromkeys((*TEXT, *TRUTH), 0.0) | {"direction": 0.5, "segment_f1": None}
+    answers = dict.fromkeys((*WORDS, *TRUTH), 1.0) | {"direction": 0.75, "segment_f1": None}
+    guess = dict.fromkeys((*WORDS, *TRUTH), 0.0) | {"direction": 0.5, "segment_f1": None}
     scores = {"all": {"windows": 4, "answers": answers, "guess": guess}}
     table = scores_table(scores)
     assert all(text in table for text in ("75.0% / 50.0%", "1.0 / 0.0", "n/a / n/a", "bleu_4", "segment_f1"))

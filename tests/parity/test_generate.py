@@ -11,12 +11,11 @@ from helpers import make_chronos, make_llama
 
 from sensorllm_min.evaluation.predict import answer_batches
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
-from sensorllm_min.config import LlamaConfig
 from sensorllm_min.batch import collate
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.generate import Sampling, generate, next_tokens, stream, token_probabilities
-from sensorllm_min.llama import KVCache, Llama
+from sensorllm_min.llama import KVCache
 from sensorllm_min.data.examples import sample_texts
 from sensorllm_min.sensorllm import SensorLLM
 from sensorllm_min.text_tokenizer import load_text_tokenizer, new_tokens, train_backend
@@ -100,38 +99,6 @@ def test_no_text_grows_beyond_what_the_llm_takes(model, monkeypatch):
     monkeypatch.setattr(tokenizer, "stop_ids", {stop})
     records = list(answer_batches(ours, [[examples[i] for i in (0, 100)]], ONE_PROCESS, 50))
     assert records[0]["ended"]
-
-
-@pytest.mark.parametrize("ids,patience,loop", [
-    ([7, 1, 2, 1, 2, 1, 2], 6, [1, 2]), ([7, 1, 2, 1, 2, 1, 2], 7, None), ([1, 2, 1, 2], 6, None), ([5] * 9, 9, [5]),
-    ([5] * 9, 0, None), ([3, 1, 2, 3, 1, 2, 3], 7, [1, 2, 3]), (list(range(32)) * 3, 96, list(range(32))),
-    (list(range(33)) * 3, 99, None)])
-def test_a_loop_is_what_the_last_tokens_repeat(ids, patience, loop):
-    assert module.loop_of(ids, patience) == loop
-
-
-def follower_llm(followers):
-    """A LLaMA that says followers[i] after token i: its blocks add nothing, its head knows the follower."""
-    n = len(followers)
-    llm = Llama(LlamaConfig(vocab_size=n, d_model=n, d_ff=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8))
-    llm.requires_grad_(False)
-    llm.layers[0].attn.o_proj.weight.zero_()
-    llm.layers[0].mlp.down_proj.weight.zero_()
-    llm.embed_tokens.weight.copy_(torch.eye(n))
-    llm.lm_head.weight.copy_(torch.eye(n)[torch.tensor(followers).argsort()])
-    return llm
-
-
-def test_a_row_that_repeats_itself_is_continued_without_the_llm():
-    """It says what it would have said, and the others are computed as before. Tokens 0 to 3 follow each other in a
-    ring, 4 to 63 in one that is too long to count as a loop."""
-    llm, sizes = follower_llm([1, 2, 3, 0, *range(5, 64), 4]), []
-    x, mask = llm.embed_tokens(torch.tensor([[9], [2], [30]])), torch.ones(3, 1, dtype=torch.bool)
-    endless = generate(llm, x, mask, {50}, 150)
-    assert endless[0] == list(range(10, 50)) and endless[1][:6] == [3, 0, 1, 2, 3, 0] and len(endless[1]) == 150
-    llm.register_forward_hook(lambda llm, inputs, out: sizes.append(len(out)))
-    assert generate(llm, x, mask, {50}, 150, Sampling(patience=24)) == endless
-    assert sizes == [3] * 20 + [2] * 4 + [1] * 17                 # token 50 ends the third row, then the loop is seen
 
 
 def test_tokens_stream_as_they_are_made(model):
