@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.cli import amount, count, run_script, seed, some_of
-from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA, read_llama_config
+from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA
 from sensorllm_min.data.download import download
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
 from sensorllm_min.data.prepare import make_job, prepare
@@ -20,10 +20,8 @@ from sensorllm_min.data.recordings import READERS
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import ANSWER_KINDS, window_trends_text
 from sensorllm_min.files import InputError
-from sensorllm_min.hub import resolve_source
 from sensorllm_min.plots.figures import draw_window
-from sensorllm_min.text_tokenizer import (
-    built_tokenizer, load_text_tokenizer, new_tokens, read_chat_template, train_backend)
+from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
 
 
 def print_counts(meta):
@@ -37,17 +35,11 @@ def print_counts(meta):
     print(pd.DataFrame.from_dict(meta["subjects"], orient="index").to_string())
 
 
-def show(data, index, llm):
-    """Draws training window `index`, and prints it and the pair of the same index as prompts."""
-    channels = data.dataset.channels
-    if llm:
-        directory = resolve_source(llm)
-        config, template = read_llama_config(directory), read_chat_template(directory)
-        tokenizer = load_text_tokenizer(directory, config, new_tokens(channels), template)
-    else:
-        size = TINY_LLAMA.vocab_size
-        tokenizer = built_tokenizer(train_backend(sample_texts(data), size),
-                                    new_tokens(channels), size)
+def show(data, index):
+    """Draws training window `index`, and prints it and pair `index` as the built-in LLM reads them."""
+    size = TINY_LLAMA.vocab_size
+    backend = train_backend(sample_texts(data), size)
+    tokenizer = built_tokenizer(backend, new_tokens(data.dataset.channels), size)
     prompts = PromptFormat(tokenizer, 10**9, 10**9)               # to look at: nothing is too long
     windows, pairs = HarExamples(data, "train", prompts), AlignExamples(data, "train", prompts)
     if index >= min(len(windows), len(pairs)):
@@ -96,8 +88,6 @@ def main():
         help="processes; they do not change the result (default: at most 3)")
     add("--show", type=seed, metavar="N",
         help="only draw window N of the dataset in --out, and print its prompts")
-    add("--llm", help="with --show: take the tokenizer and chat format of this LLM (default: those "
-                      "of the built-in one)")
     args = parser.parse_args()
 
     name, raw = args.dataset, args.raw
@@ -115,7 +105,7 @@ def main():
         name = make_job(name, raw, **settings).name
     out = args.out or f"data/{name}"
     if args.show is not None:
-        return show(PreparedData(out), args.show, args.llm)
+        return show(PreparedData(out), args.show)
 
     if args.download:
         download(args.dataset, DATASETS[args.dataset], Path(raw))

@@ -128,14 +128,15 @@ def score_descriptions(settings, model, checkpoint, data, out):
 
 def score_activities(settings, model, checkpoint, data, out):
     """Stage 2: classifies windows, prints the scores and writes the report."""
+    import pandas as pd
     examples = HarExamples(data, settings.split, model.prompts, settings.limit, settings.seed)
     path = out / f"predictions_{settings.split}.jsonl"
     records = answer_split(settings, model, checkpoint, examples, path)
     scores = score_people(records, model.recipe.classes)
     say(class_report(scores["confusion"], model.recipe.classes))
-    intervals = scores["intervals"]
-    say("\n95 % over subjects: macro F1 {:.3f} to {:.3f}, accuracy {:.3f} to {:.3f}"
-        .format(*intervals["macro_f1"], *intervals["accuracy"]))
+    people = pd.DataFrame.from_dict(scores["people"], orient="index")
+    say(f"\neach person; F1 over the classes that this person has: {people['f1'].mean():.3f} +- "
+        f"{people['f1'].std(ddof=0):.3f}\n{people.to_string(float_format='{:.4f}'.format)}")
     report = out / f"report_{settings.split}.html"
     write_report(report, records, scores, model, data)
     say(f"wrote {report}, with pictures and the windows it got most wrong")

@@ -46,6 +46,7 @@ class HarSettings(RunSettings):
         None, "parts of the text after the sensors, joined by '+', or none: "
         f"{', '.join(HAR_TEXTS)} (default smry+Q; built-in none)",
         type=some_of("--text", "parts", HAR_TEXTS, "+", words={"none": ()}))
+    channel_names: bool = option(False, "put its name before each channel")
     answer: str = option(
         "class", "give the class by a class head, as text, or as text after a reasoning",
         choices=HAR_ANSWERS)
@@ -152,7 +153,7 @@ def train_once(settings, processes, data) -> dict:
     random_llm = settings.ablate == "random-llm"
     recipe = replace(
         align or new_recipe(settings, data), classes=data.dataset.classes, text=settings.text,
-        answer=settings.answer, ablation=settings.ablate,
+        channel_names=settings.channel_names, answer=settings.answer, ablation=settings.ablate,
         llm_seed=settings.seed if random_llm else None)
     recipe = replace(recipe, trained=tuple(sorted({*recipe.trained, *settings.train})))
     processes.check_same(recipe, data.meta)

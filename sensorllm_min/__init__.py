@@ -30,7 +30,6 @@ def load(source, llm=None, encoder=None, device=None, dtype="float32"):
     source: what train_align.py or train_har.py left in their --out, a checkpoint file, or a hub id.
     llm, encoder: where the frozen networks are now, if they were moved. device: cpu, cuda, cuda:N
     or mps (default: an NVIDIA GPU where there is one). dtype: float32, bfloat16 or int8. Raises an
-    InputError, in one line, where a file is missing, broken, or of other weights.
-    """
+    InputError, in one line, where a file is missing, broken, or of other weights."""
     from .evaluation.interface import load_model
     return load_model(source, llm, encoder, device, dtype)

@@ -53,8 +53,7 @@ class ChatTemplate:
 
     tokens: {"bos_token": text, ...}, which it may write; where: the model's directory, for
     messages. If the template refuses or drops the system text, that text comes before the question.
-    Raises an InputError if the template cannot be run or drops the question.
-    """
+    Raises an InputError if the template cannot be run or drops the question."""
 
     def __init__(self, source, tokens, where):
         self.tokens, self.where = tokens, where

@@ -42,8 +42,7 @@ class ChronosTokenizer:
     """The uniform-bin tokenizer of a checkpoint with one of SCALINGS.
 
     levels: the usual (mean, standard deviation) of each channel; None (as in the paper) if the
-    model gets no levels. Centers and boundaries are float32, as in chronos-forecasting.
-    """
+    model gets no levels. Centers and boundaries are float32, as in chronos-forecasting."""
 
     def __init__(self, config, scaling="StanNormalizeUniformBins", levels=None):
         self.config = config
@@ -63,8 +62,7 @@ class ChronosTokenizer:
         """Samples (B, S) -> ids, mask, each (B, S'+1); offset, scale, each (B,). NaN: unobserved.
 
         S' is min(S, context_length): a longer series keeps its last samples. The last id is EOS
-        with mask True. An unobserved sample gets the padding id and mask False.
-        """
+        with mask True. An unobserved sample gets the padding id and mask False."""
         config = self.config
         samples = samples[:, -config.context_length:]             # (B, S')
         observed = ~samples.isnan()
@@ -100,8 +98,7 @@ class ChronosTokenizer:
         """The mean and scale (N,) that scaling removes from series, as features (N, n_levels).
 
         Sines and cosines of asinh(mean) and log10(scale + 1e-4): small differences show in the
-        short waves, large ones in the long waves.
-        """
+        short waves, large ones in the long waves."""
         mean, scale = self.in_usual_units(mean, scale, channels)
         levels = torch.stack([mean.asinh(), torch.log10(scale + 1e-4)], -1)       # (N, 2)
         wavelengths = torch.tensor(WAVELENGTHS).to(levels)

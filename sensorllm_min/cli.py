@@ -20,8 +20,7 @@ def run_script(main):
     """Runs main; user errors print one line and exit with code 2, without a traceback.
 
     Of several processes the first prints it. Another one that torchrun has not ended after a few
-    seconds prints it too, since the error is its own.
-    """
+    seconds prints it too, since the error is its own."""
     sys.stdout.reconfigure(errors="backslashreplace")             # a console may lack a letter
     first = int(os.environ.get("RANK", 0)) == 0
     code, message = 0, None
@@ -86,8 +85,7 @@ probability = number_type("probability", float, sys.float_info.min, 1)
 def some_of(option, noun, known, sign=",", words={}):
     """A type for an option that takes some of `known`, joined by a sign: text -> a tuple of them.
 
-    words: {text: value} that may be given instead. InputError, with `noun`, for any other text.
-    """
+    words: {text: value} that may be given instead. InputError, with `noun`, for any other text."""
     def parse(text):
         if text in words:
             return words[text]

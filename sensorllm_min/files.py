@@ -22,8 +22,7 @@ class InputError(Exception):
 def as_input_error(where, problem="does not hold what it should", advice=""):
     """Turns any error in reading a user's file into an InputError that names it, with advice.
 
-    Libraries raise many kinds of errors for a broken file, so this catches Exception.
-    """
+    Libraries raise many kinds of errors for a broken file, so this catches Exception."""
     try:
         yield
     except InputError:

@@ -19,8 +19,7 @@ def fingerprint(directory):
     """A hash of a network's contents: shape settings, tensors, and how its tokenizer cuts a text.
 
     A copy that was saved again has the same: in other shards, in a wider dtype, with or without the
-    copy of a tied matrix. Only some numbers of each tensor are read.
-    """
+    copy of a tied matrix. Only some numbers of each tensor are read."""
     _, raw = read_model_config(directory)
     read_config = read_chronos_configs if raw.get("model_type") == "t5" else read_llama_config
     config = repr(read_config(directory))                         # 9.9999997e-06 is 1e-05

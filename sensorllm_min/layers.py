@@ -13,8 +13,7 @@ from .files import InputError
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (arXiv 1910.07467).
 
-    x (..., D), weight (D,) -> (..., D) in x's dtype. T5 calls it "layer norm".
-    """
+    x (..., D), weight (D,) -> (..., D) in x's dtype. T5 calls it "layer norm"."""
 
     def __init__(self, width, eps):
         super().__init__()
@@ -61,8 +60,7 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=No
     q (B, H, Tq, Dh); k, v (B, Hkv, Tk, Dh), Hkv dividing H; key_mask (B, Tk) bool, True where a key
     may be seen; bias (1 or B, H, Tq, Tk) is added to the scores. causal: query i stands at position
     Tk - Tq + i. backend: "triton", "torch", or None for `default_backend`; all give the same.
-    Returns (B, H, Tq, Dh); a query that may see no key gets zeros.
-    """
+    Returns (B, H, Tq, Dh); a query that may see no key gets zeros."""
     if backend is None:
         backend = default_backend(q) if q.is_cuda else "torch"
     if bias is not None and torch.is_grad_enabled():
@@ -116,8 +114,7 @@ def init_from_scratch(network):
     """Initialises a network at random: every matrix keeps the size of what flows through it.
 
     Linear weights are drawn from N(0, 1/fan_in), embeddings have length 1. Weights that write into
-    the residual stream are smaller by sqrt(2 n_layers), so that it does not grow (GPT-2's rule).
-    """
+    the residual stream are smaller by sqrt(2 n_layers), so that it does not grow (GPT-2's rule)."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
             std = module.in_features ** -0.5

@@ -19,8 +19,7 @@ def rotary_frequencies(config):
     """Rotary embedding: radians per token for each pair of dimensions, (Dh/2,): theta^(-2i/Dh).
 
     Llama 3.1 divides low frequencies by `factor`, keeps high ones, and blends between them: from
-    low_freq_factor to high_freq_factor waves in the first training context.
-    """
+    low_freq_factor to high_freq_factor waves in the first training context."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta ** exponents
     if config.rope_scaling is None:
@@ -149,8 +148,7 @@ class Llama(nn.Module):
         is padded, or only on the right, where a causal model never looks. A token's position is
         the number of real tokens before it. caches: a KVCache for each layer, which this call
         extends by T tokens. wanted (B, T) bool: the n tokens whose hidden states are used; the
-        others are dropped after the last attention, and the result is (n, D).
-        """
+        others are dropped after the last attention, and the result is (n, D)."""
         T = x.shape[1]
         if key_mask is None:
             past = caches[0].length if caches else 0

@@ -42,6 +42,7 @@ class Recipe:
     levels: tuple[tuple[float, ...], ...] | None = None       # mean and deviation of each channel
     classes: tuple[str, ...] = ()       # empty in stage 1
     text: tuple[str, ...] = ()          # parts of the stage-2 text
+    channel_names: bool = False         # the stage-2 prompt names each channel
     answer: str = "class"               # in stage 2, one of examples.HAR_ANSWERS
     ablation: str | None = None         # one of ablations.ABLATIONS
     llm_seed: int | None = None         # seeds an LLM of random weights (an ablation)
@@ -74,8 +75,7 @@ def build_model(recipe, dtype="float32") -> SensorLLM:
     """Builds the model of a recipe, from its sources or at random: seed torch first.
 
     dtype: that of pretrained weights, one of DTYPES; "int8" keeps the matrices of a frozen LLM in
-    int8, all else in bfloat16. Raises an InputError if a source is missing or has other weights.
-    """
+    int8, all else in bfloat16. Raises an InputError if a source is missing or has other weights."""
     if dtype == "int8" and "llm" in recipe.saved_parts:
         raise InputError("--dtype int8 is for a pretrained --llm that stays frozen; this one is "
                          "trained")

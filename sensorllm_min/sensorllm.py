@@ -38,8 +38,7 @@ class SensorLLM(nn.Module):
     special tokens (<ts>, channel markers, padding) have embeddings of their own, (n_special, D),
     which learn while the vocabulary gets neither gradients nor optimizer state. With levels
     (chronos.levels) each feature also carries the mean and scale of its series, which
-    standardisation discards.
-    """
+    standardisation discards."""
 
     def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
         super().__init__()
@@ -101,8 +100,7 @@ class SensorLLM(nn.Module):
     def encode(self, batch):
         """Samples -> features (steps, D_enc) of all series of the batch, one after another.
 
-        All channels of all rows go through the encoder at once, padded on the left to (N, S+1).
-        """
+        All channels of all rows go through the encoder at once, padded on the left to (N, S+1)."""
         ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
         ids = ids.to(batch.ids.device)
         observed = observed.to(batch.ids.device)
@@ -118,8 +116,14 @@ class SensorLLM(nn.Module):
         return features[is_real].to(self.special_embeddings.dtype)
 
     def splice(self, batch, sensors):
-        """Embeds the prompt's tokens and writes the sensors (steps, D) over its <ts>, in order."""
-        self.check_prompt(batch.ids, batch.series_lengths)
+        """Embeds the prompts' tokens and writes the sensors (steps, D) over their <ts>, in order.
+
+        Raises a ValueError if a row has another number of <ts> than of samples and series' ends."""
+        is_sensor = batch.ids == self.sensor_id                   # (B, T)
+        n_steps = (batch.series_lengths + 1).view(len(batch.ids), -1).sum(1)      # (B,)
+        if not torch.equal(is_sensor.sum(1), n_steps):
+            raise ValueError(f"the prompts hold {is_sensor.sum(1).tolist()} <ts>, the encoder "
+                             f"gives {n_steps.tolist()} vectors")
         is_special = batch.ids >= self.vocab_size                 # (B, T)
         word_ids = batch.ids.masked_fill(is_special, 0)
         x = self.llm.embed_tokens(word_ids)                       # (B, T, D)
@@ -127,28 +131,8 @@ class SensorLLM(nn.Module):
         # unlike that of indexing, the gradient does not depend on the number of threads
         special = F.embedding(special_ids, self.special_embeddings)
         x[is_special] = special.to(x.dtype)
-        x[batch.ids == self.sensor_id] = sensors.to(x.dtype)
+        x[is_sensor] = sensors.to(x.dtype)
         return x
-
-    def check_prompt(self, ids, series_lengths):
-        """Raises a ValueError unless each series has a run of <ts> between its channel's markers.
-
-        A run is one longer than its series, since the end of the series is a feature, too.
-        """
-        is_sensor = F.pad(ids == self.sensor_id, (1, 1))          # (B, T+2)
-        starts = (is_sensor[:, 1:-1] & ~is_sensor[:, :-2]).nonzero()    # (runs, 2): row, first <ts>
-        ends = (is_sensor[:, 1:-1] & ~is_sensor[:, 2:]).nonzero()        # (runs, 2): row, last <ts>
-        runs = (ends[:, 1] - starts[:, 1] + 1).tolist()
-        expected = (series_lengths + 1).tolist()
-        if runs != expected:
-            raise ValueError(f"the prompts hold runs of {runs} <ts>, "
-                             f"the encoder gives {expected} vectors")
-        around = F.pad(ids, (1, 1), value=-1)
-        opening = around[starts[:, 0], starts[:, 1]].tolist()
-        closing = around[ends[:, 0], ends[:, 1] + 2].tolist()
-        if closing != [self.tokenizer.markers.get(marker) for marker in opening]:
-            raise ValueError("a run of <ts> does not stand between the start and the end marker of "
-                             "one channel")
 
     # ---- what learns ----
 

@@ -16,8 +16,7 @@ def distance_bucket(distance, n_buckets, max_distance):
     """The bucket (of n_buckets) of a relative distance (key position - query position, int).
 
     Half of the buckets are for keys after the query. In each half, the first half of the buckets
-    hold one distance each; the others widen logarithmically up to max_distance and beyond.
-    """
+    hold one distance each; the others widen logarithmically up to max_distance and beyond."""
     half = n_buckets // 2
     exact = half // 2
     side = (distance > 0).long() * half
@@ -116,8 +115,7 @@ class T5Encoder(nn.Module):
         Bin embeddings start as smooth functions of their centers (n_bins,), so that neighbouring
         bins start alike: independent rows never learn that 2.31 is close to 2.32. Heads start
         local: half of them attend to the previous sample, half to the next one; half of each
-        sharply, half broadly. A slope is a difference of neighbours.
-        """
+        sharply, half broadly. A slope is a difference of neighbours."""
         init_from_scratch(self)
         for layer in self.layers:                                 # T5 does not scale its scores
             layer.attn.q_proj.weight.data *= self.config.head_dim ** -0.5

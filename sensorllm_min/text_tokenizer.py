@@ -56,8 +56,7 @@ class BytePairs:
 class Pieces:
     """A sentencepiece model: tokenizer.model, as of Llama 2.
 
-    extra: {text: id} of the tokens that a fine-tune added after the model's own.
-    """
+    extra: {text: id} of the tokens that a fine-tune added after the model's own."""
 
     def __init__(self, backend, extra):
         self.backend, self.extra, self.special = backend, extra, extra
@@ -84,8 +83,7 @@ class TextTokenizer:
 
     backend: BytePairs or Pieces; special: the ids (bos_id, eos_ids); added: our special tokens (see
     new_tokens), of which token i gets the id vocab_size + i; template: the Jinja source of a chat
-    template, None for LLAMA3 or PLAIN; where: the model's directory, for messages.
-    """
+    template, None for LLAMA3 or PLAIN; where: the model's directory, for messages."""
 
     def __init__(self, backend, vocab_size, special, added, template=None, where="the tokenizer"):
         self.backend = backend

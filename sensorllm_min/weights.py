@@ -109,8 +109,7 @@ class Unfilled(TorchFunctionMode):
 def load_strictly(module, tensors, unknown, where):
     """Makes `tensors` the parameters of `module`, which was built on the meta device.
 
-    Raises an InputError if a tensor is missing, unused, or of another shape.
-    """
+    Raises an InputError if a tensor is missing, unused, or of another shape."""
     wanted = {name: parameter.shape for name, parameter in module.named_parameters()}
     missing = sorted(wanted.keys() - tensors.keys())
     unused = sorted(tensors.keys() - wanted.keys()) + unknown

@@ -21,8 +21,7 @@ def unpack(archive, folder):
 def download(name, dataset, raw, say=print):
     """Fetches and unpacks the archive of a dataset into raw, unless that was done before.
 
-    InputError if the server cannot be reached, or the archive does not have the known sha256.
-    """
+    InputError if the server cannot be reached, or the archive does not have the known sha256."""
     if not dataset.url:
         raise InputError(f"--download: {name} has no archive")
     folder = Path(raw)

@@ -20,13 +20,15 @@ class PromptFormat:
     context_length: int                 # samples that the encoder takes
     max_positions: int                  # tokens that the LLM takes
     text: tuple = ("smry", "Q")         # stage 2: parts of texts.HAR_TEXTS after the sensors
+    channel_names: bool = False         # stage 2: before each channel's start marker
     answer: str = "class"               # stage 2: of HAR_ANSWERS
 
     @classmethod
     def of(cls, model, recipe):
         """The prompts that a model reads. recipe: the Recipe that it was built from."""
         return cls(model.tokenizer, recipe.chronos.context_length,
-                   recipe.llm_config.max_positions, recipe.text, recipe.answer)
+                   recipe.llm_config.max_positions, recipe.text, recipe.channel_names,
+                   recipe.answer)
 
     def check_length(self, samples, title):
         """Raises an InputError that names the window if it is too long for the encoder."""
@@ -40,8 +42,7 @@ class Examples:
 
     limit: a seeded sample of this many, in their order; None: all. degrees: maximum random rotation
     of a window's sensors in training, redrawn every epoch. The longest examples are made at once,
-    so that one that does not fit raises its InputError before the run.
-    """
+    so that one that does not fit raises its InputError before the run."""
     degrees = 0.0
     epoch = 0
     kind: str                           # of records: "align" or "har"
@@ -91,8 +92,7 @@ def rotate_sensors(window, units, degrees, rng):
     """A window (S, C) as if its sensors were worn differently, each unit turned by up to `degrees`.
 
     units: the channels that turn together, see sensors.rotations; other channels stay as they are.
-    The axis is uniform on the sphere, the angle uniform from 0 (Rodrigues' formula).
-    """
+    The axis is uniform on the sphere, the angle uniform from 0 (Rodrigues' formula)."""
     window = window.astype(np.float64)
     for triples in units:
         axis = rng.normal(size=3)
@@ -122,10 +122,11 @@ def align_prompt(prompts, channel, n_samples, rate, question):
 def har_prompt(prompts, window, dataset):
     """Stage 2: the ids of all channels of a window (S, C) and a text about them.
 
-    A model that answers in words gets a dialogue, as in stage 1; a class head gets the text.
-    """
+    A model that answers in words gets a dialogue, as in stage 1; a class head gets the text."""
     user = ""
     for channel in dataset.channels:
+        if prompts.channel_names:
+            user += f"{channel.spoken}: "
         user += placeholders(channel, len(window)) + "\n"
     if prompts.text:
         user += "\n" + har_text(window, dataset, prompts.text)

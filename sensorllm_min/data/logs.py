@@ -52,8 +52,7 @@ def put_on_grid(log, counts) -> Log:
     """A Log with rows at any times -> one with a row every 1 / rate seconds.
 
     Channels are interpolated across gaps of up to GAP and are NaN in longer ones. A row of NaN (its
-    time, too) without a label marks where the clock jumps by more than GAP, or back.
-    """
+    time, too) without a label marks where the clock jumps by more than GAP, or back."""
     if not len(log.samples):
         return log
     steps = np.rint(np.diff(log.seconds) * log.rate)
@@ -113,8 +112,7 @@ def stretches(samples, counts):
 def resample(samples, raw_rate, rate):
     """Resamples (N, C) through scipy's anti-aliasing filter -> float32.
 
-    Straight lines, and so rest, stay as they are, up to both ends.
-    """
+    Straight lines, and so rest, stay as they are, up to both ends."""
     if raw_rate == rate or len(samples) < 2:                      # one sample makes no line
         return samples.astype(np.float32)
     from scipy.signal import resample_poly

@@ -134,8 +134,7 @@ def report_left_out(raw, parts, say):
 def read_log(path, dataset, counts, activity=-1) -> Log:
     """A person's file -> Log, whose labels are those of the label column, or else `activity`.
 
-    With a time column the rate is the dataset's, or the file's own if that is higher.
-    """
+    With a time column the rate is the dataset's, or the file's own if that is higher."""
     headings = [channel.heading for channel in dataset.channels]
     frame = read_frame(path, headings, as_text=dataset.label_column)
     clock, label = dataset.time_column, dataset.label_column
@@ -159,8 +158,7 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
 def read_labels(texts, dataset, path):
     """A label column -> labels (N,), -1 for an empty one.
 
-    If dataset.json gives values, others are -1 too; if not, InputError for what names no class.
-    """
+    If dataset.json gives values, others are -1 too; if not, InputError for what names no class."""
     names = dataset.label_values or {name: name for name in dataset.classes}
     index = {text: dataset.classes.index(name) for text, name in names.items()}
     texts = texts.str.strip()
@@ -175,8 +173,7 @@ def read_clock(column, dataset, path):
     """A time column -> seconds (N,) from the first: numbers, ISO 8601 dates or times of day.
 
     Without a unit in dataset.json it is the one in which the samples come at the rate, or up to ten
-    times as fast. InputError for a missing time, and for numbers that only count the rows.
-    """
+    times as fast. InputError for a missing time, and for numbers that only count the rows."""
     import pandas as pd
     if column.isna().any():
         raise InputError(f"{path}, row {column.isna().argmax() + 1}: the time is missing")
@@ -207,8 +204,7 @@ def read_clock(column, dataset, path):
 def choose_rate(samples, seconds, rate, path, counts):
     """The rate that a file with times is read at: `rate`, or the file's own if that is higher.
 
-    The file's own is that of its slowest channel. InputError if it is lower than `rate`.
-    """
+    The file's own is that of its slowest channel. InputError if it is lower than `rate`."""
     steps = [np.diff(seconds[np.isfinite(channel)]) for channel in samples.T]
     medians = [float(np.median(some)) for some in steps if len(some)]
     if not medians:
@@ -254,8 +250,7 @@ def read_own(subject, files, dataset, seed, counts):
 def split_recordings(recordings, dataset):
     """A person's recordings -> those of "NAME-train", "NAME-val" and "NAME-test", in this order.
 
-    Each activity is split on its own, unless whole files that hold several are dealt out.
-    """
+    Each activity is split on its own, unless whole files that hold several are dealt out."""
     together = dataset.split == "recordings" and dataset.label_column
     groups, dealt = {}, []
     for recording in recordings:
@@ -273,8 +268,7 @@ def split_recordings(recordings, dataset):
 def split_by_time(recordings, n_apart):
     """Recordings of one activity, in their order -> yields (split, recording) at BORDERS.
 
-    n_apart: samples that are left out between the splits.
-    """
+    n_apart: samples that are left out between the splits."""
     total = sum(len(recording.samples) for recording in recordings)
     offset = 0
     for recording in recordings:

@@ -47,8 +47,7 @@ def make_job(name, raw, seed=0, rate=None, longest=None, **changes):
     """The Job for a dataset of the table, or for RAW/dataset.json if name is "own".
 
     rate: Hz, as for `at_rate`. longest: samples of the longest stage-1 window. changes: smooth,
-    band and answer of the DatasetInfo. None leaves a value as it is.
-    """
+    band and answer of the DatasetInfo. None leaves a value as it is."""
     reader = name
     if name == "own":
         name, dataset = own_dataset(raw)
@@ -71,8 +70,7 @@ def strided_windows(n_samples, window, stride):
     """Starts of a recording's windows: all that fit at the stride, and one flush with its end.
 
     Window and stride may be fractions of samples if the rate was changed: starts are rounded, so
-    that a recording gives as many windows as at the old rate.
-    """
+    that a recording gives as many windows as at the old rate."""
     room = n_samples - window
     last = n_samples - round(window)
     if min(room, last) < 0:
@@ -110,8 +108,7 @@ class PreparedSubject:
 def cut_windows(job, kind, recording, index):
     """Windows (start, length) of a subject's recording `index`, for "har" or "align".
 
-    For "align" the recordings of training subjects are cut twice, at other lengths.
-    """
+    For "align" the recordings of training subjects are cut twice, at other lengths."""
     dataset, n_samples = job.dataset, len(recording.samples)
     key = f"{kind} {recording.subject} {index}"
     rng = np.random.default_rng([job.seed, *key.encode()])
@@ -141,8 +138,7 @@ def describe_channels(job, where, window):
 def prepare_subject(job, subject, recordings):
     """All recordings of a subject, in their order -> PreparedSubject.
 
-    Windows that hold NaN or infinity are dropped, and counted.
-    """
+    Windows that hold NaN or infinity are dropped, and counted."""
     dataset, split = job.dataset, job.dataset.split_of(subject)
     wholes, har, align, tally = [], [], [], Counter()
     offset = 0
@@ -281,8 +277,7 @@ def check_only_ours(folder):
 def check_replaceable(out, name):
     """The meta.json in `out`; {} if `out` is missing or empty.
 
-    InputError if `out` holds anything but the same dataset: it will be removed.
-    """
+    InputError if `out` holds anything but the same dataset: it will be removed."""
     if not out.exists() or not any(out.iterdir()):
         return {}
     path, meta = out / "meta.json", {}
@@ -299,8 +294,7 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
     """Prepares the raw recordings of a dataset in the directory `out` -> its meta.
 
     settings: as for `make_job`. All is written to OUT.unfinished, which is renamed when complete.
-    InputError if raw files are missing or broken, or if `out` holds anything else.
-    """
+    InputError if raw files are missing or broken, or if `out` holds anything else."""
     out = Path(out).resolve()
     job = make_job(name, raw, **settings)
     check_replaceable(out, job.name)

@@ -16,8 +16,7 @@ AGAIN = "; prepare the dataset again with data_prep.py"
 class Records:
     """The records of JSON-lines files, one after another; each is parsed when it is indexed.
 
-    subjects: names, as texts, whose records are kept; None: all. sizes: bytes of each record.
-    """
+    subjects: names, as texts, whose records are kept; None: all. sizes: bytes of each record."""
 
     def __init__(self, paths, subjects=None):
         self.paths, self.n_lines = paths, 0
@@ -49,8 +48,7 @@ class PreparedData:
     """A directory that `prepare` wrote. InputError if it is missing or cannot be read.
 
     fold (k, K): part k of a cross-validation. It validates on every K-th subject that is not for
-    the test, starting at the k-th, and trains on the rest.
-    """
+    the test, starting at the k-th, and trains on the rest."""
     fold = None
 
     def __init__(self, directory):

@@ -24,8 +24,7 @@ def find_files(dataset, ending, raw):
     """{subject: its files} under raw, both in the order of the numbers in their paths.
 
     ending: a regular expression whose first group is the subject, or another part of the dataset.
-    InputError if there is no file, or if there are two of the same numbers.
-    """
+    InputError if there is no file, or if there are two of the same numbers."""
     found, parts = {}, {}
     for path in Path(raw).rglob("*"):
         match = re.search(rf"(?:^|/){ending}\Z", path.as_posix())
@@ -50,8 +49,7 @@ def find_files(dataset, ending, raw):
 def label_indices(numbers, ids, path, others=(0,)):
     """The activity numbers of a file -> indices into `ids`; -1 for `others`, which are no classes.
 
-    InputError for any other number.
-    """
+    InputError for any other number."""
     index = dict.fromkeys(others, -1) | {number: i for i, number in enumerate(ids)}
     numbers = numbers.tolist()
     for number in set(numbers) - index.keys():
@@ -92,8 +90,7 @@ def read_usc_had(subject, files, dataset, seed, counts):
 def join_overlapping(windows, follows):
     """Windows (W, 128, C) -> yields (index of the first window, samples (N, C)) of each recording.
 
-    Window i + 1 continues window i if follows[i] and their overlapping halves are equal.
-    """
+    Window i + 1 continues window i if follows[i] and their overlapping halves are equal."""
     half = windows.shape[1] // 2
     are_equal = windows[:-1, half:] == windows[1:, :half]         # (W-1, 64, C)
     joined = follows & are_equal.all((1, 2))
@@ -108,8 +105,7 @@ def read_uci_har(split, files, dataset, seed, counts):
     """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s.
 
     They are shipped as windows of 128 that overlap by half, in the order of recording; here they
-    are joined again. No subject is in both splits.
-    """
+    are joined again. No subject is in both splits."""
     [y_path] = files
     signals = []
     for sensor in ("total_acc", "body_gyro"):
@@ -155,8 +151,7 @@ def read_pamap2(subject, files, dataset, seed, counts):
     """54 columns: time, activity, heart rate, then 17 for each unit of hand, chest and ankle.
 
     Each unit gives acceleration of the +-16 g sensor (the +-6 g one saturates), gyroscope and
-    magnetometer. Its orientation is invalid in this dataset.
-    """
+    magnetometer. Its orientation is invalid in this dataset."""
     [path] = files
     columns = [0, 1]
     for first in (3, 20, 37):
@@ -172,8 +167,7 @@ def read_pamap2(subject, files, dataset, seed, counts):
 def read_capture24(subject, files, dataset, seed, counts):
     """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities.
 
-    The day is read in pieces, without rows that have no annotation, to save memory.
-    """
+    The day is read in pieces, without rows that have no annotation, to save memory."""
     import pandas as pd
     [path] = files
     dictionary_path = path.with_name("annotation-label-dictionary.csv")

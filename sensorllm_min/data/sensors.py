@@ -216,8 +216,7 @@ ALIGN_SECONDS = 1, 4                    # stage-1 windows: shortest, longest
 def at_rate(name, dataset, rate):
     """(name, DatasetInfo) of a dataset at another rate in Hz; stage-2 windows keep their seconds.
 
-    InputError for a rate above that of the recordings, or too low for a window.
-    """
+    InputError for a rate above that of the recordings, or too low for a window."""
     ratio = rate / dataset.rate
     window, stride = dataset.window * ratio, dataset.stride * ratio
     if rate > dataset.file_rate or window < 2 or stride < 1:
@@ -241,8 +240,7 @@ def rotations(dataset):
 
     Channels whose tokens differ only by x, y and z are one sensor. Sensors turn together if the
     rest of their tokens names the same body part. dataset.json may list the groups instead
-    ("places"): the tokens of x, y, z of one sensor after another.
-    """
+    ("places"): the tokens of x, y, z of one sensor after another."""
     column = {channel.token: i for i, channel in enumerate(dataset.channels)}
     groups = {}
     if dataset.rotation_groups is not None:

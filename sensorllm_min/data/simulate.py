@@ -9,8 +9,7 @@ def simulate(subject, activity, n_samples, rate, rng):
     """Samples (N, 6) of one simulated wrist: gravity, gait harmonics, turns, noise.
 
     A limb moves, then rests at the end of its swing (a clipped sine), so that signals rise, fall
-    and hold. People differ in how the sensor sits on the wrist, in pace, and in vigour.
-    """
+    and hold. People differ in how the sensor sits on the wrist, in pace, and in vigour."""
     person = np.random.default_rng(subject)
     tilt = person.normal(0, 0.1, 3)
     pace = person.normal(1, 0.05)

@@ -100,8 +100,7 @@ UNPACK_AGAIN = "; unpack the archive again"
 def read_table(path, n_columns, columns=None):
     """A text file of numbers separated by white space -> (lines, columns) float64.
 
-    n_columns: of each line. columns: the ones to read, in the file's order; None: all.
-    """
+    n_columns: of each line. columns: the ones to read, in the file's order; None: all."""
     import pandas as pd
     with (as_input_error(path, "is missing, truncated or not a table of numbers", UNPACK_AGAIN),
           open(path, "rb") as file):

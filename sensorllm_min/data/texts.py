@@ -21,8 +21,7 @@ from .wording import (ACTIVITY, CHANGES, COUNT_FORMATS, COVERS, DIRECTIONS, FALL
 def trend_segments(series):
     """A series (T,) -> starts (K,), ends (K,), directions (K,): runs of equal sign(x[t+1] - x[t]).
 
-    Starts and ends are sample indices; a segment ends where the next one starts.
-    """
+    Starts and ends are sample indices; a segment ends where the next one starts."""
     signs = np.sign(np.diff(series)).astype(int)                  # (T-1,)
     turns = np.flatnonzero(np.diff(signs)) + 1
     starts = np.concatenate([[0], turns])[:len(signs)]
@@ -34,8 +33,7 @@ def moving_average(series, width):
     """The mean of the `width` samples (an odd number) around each sample: (T,) -> (T,) float64.
 
     Near the ends there are fewer. A constant series stays exactly constant, so that no rounding
-    error becomes a trend.
-    """
+    error becomes a trend."""
     half = min(width // 2, len(series) - 1)
     window = np.ones(2 * half + 1)
     within = slice(half, half + len(series))
@@ -48,8 +46,7 @@ def moving_average(series, width):
 def turning_points(series, band):
     """Indices of the highs and lows between which a series moves by at least `band`, in order.
 
-    A high is the highest sample before a fall of `band`, a low the lowest before such a rise.
-    """
+    A high is the highest sample before a fall of `band`, a low the lowest before such a rise."""
     high = low = direction = 0
     points = []
     for i, x in enumerate(series):
@@ -78,8 +75,7 @@ def trend_line(series, dataset):
     It is the moving average over dataset.smooth seconds, taken twice, redrawn with a few straight
     strokes: from high to low to high where it moves by more than dataset.band of its range, level
     where it stays near a high or low for HOLD seconds. These are the trends that a person sees in a
-    plot. If smooth and band are 0, it is the series itself.
-    """
+    plot. If smooth and band are 0, it is the series itself."""
     if not (dataset.smooth or dataset.band):
         return series
     width = 2 * round(dataset.smooth * dataset.rate / 2) + 1      # odd, so that nothing shifts

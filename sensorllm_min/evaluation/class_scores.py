@@ -17,8 +17,7 @@ def class_scores(confusion):
 
     A further column, (n, n + 1), counts answers in words that name no class; they are wrong. A
     class that never occurs scores 0, as in scikit-learn with zero_division=0 and all labels given,
-    and does not count in the balanced accuracy.
-    """
+    and does not count in the balanced accuracy."""
     confusion = np.asarray(confusion, dtype=float)
     n = len(confusion)
     total = max(confusion.sum(), 1)
@@ -62,30 +61,21 @@ def confusion_of(records, n_classes):
     return counts
 
 
-def bootstrap_intervals(confusions, n_draws=2000, seed=0):
-    """A confusion matrix for each subject -> {score: [low, high]}, 95 % intervals over people.
-
-    A percentile bootstrap draws subjects, not windows, since those of one person are alike.
-    """
-    confusions = np.stack(confusions)                             # (subjects, n, n)
-    n_subjects = len(confusions)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), n_draws)
-    scores = [class_scores(np.tensordot(times, confusions, 1)) for times in drawn]
-    intervals = {}
-    for name in scores[0].keys() - {"per_class", "chance"}:
-        values = [draw[name] for draw in scores]
-        intervals[name] = np.quantile(values, (0.025, 0.975)).tolist()
-    return intervals
-
-
 def score_people(records, classes):
-    """Records of stage 2 -> the content of evaluation_SPLIT.json."""
-    by_subject = {}
+    """Records of stage 2 -> the content of evaluation_SPLIT.json.
+
+    "people" holds each one's windows, accuracy, and F1 averaged over the classes that this person
+    has."""
+    by_person = {}
     for record in records:
-        by_subject.setdefault(str(record["subject"]), []).append(record)
-    confusions = [confusion_of(by_subject[name], len(classes)) for name in sorted(by_subject)]
-    confusion = sum(confusions)
+        by_person.setdefault(str(record["subject"]), []).append(record)
+    people = {}
+    for name, own in sorted(by_person.items()):
+        scores = class_scores(confusion_of(own, len(classes)))
+        f1, windows = np.array(scores["per_class"]["f1"]), np.array(scores["per_class"]["windows"])
+        people[name] = {"windows": len(own), "accuracy": scores["accuracy"],
+                        "f1": float(f1[windows > 0].mean())}
+    confusion = confusion_of(records, len(classes))
     unparsable = int(confusion[:, -1].sum())
     if "probabilities" in records[0]:
         confusion = confusion[:, :-1]                             # a class head names a class
@@ -93,7 +83,7 @@ def score_people(records, classes):
         "windows": len(records),
         **class_scores(confusion),
         "unparsable": unparsable,
-        "intervals": bootstrap_intervals(confusions),
+        "people": people,
         "classes": classes,
         "confusion": confusion.tolist(),
     }

@@ -28,8 +28,7 @@ NOT_COMPARED = ("out", "resume", "compare", "seeds")
 def plan_runs(settings, data):
     """Yields (row, settings) of each run; one that left a checkpoint is resumed.
 
-    Raises an InputError for settings that cannot be compared.
-    """
+    Raises an InputError for settings that cannot be compared."""
     if settings.answer != "class":
         raise InputError("--compare compares class heads; leave --answer out")
     folds = [None] if settings.folds is None else plan_folds(settings, data)

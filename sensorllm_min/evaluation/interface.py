@@ -30,8 +30,7 @@ class Model:
 
     Samples are real numbers (T, C): T samples at `dataset.rate`, a column for each of
     `dataset.channels`, in their order and units. Every method raises an InputError for samples of
-    another shape, for a call that does not fit this stage, and for a window that is too long.
-    """
+    another shape, for a call that does not fit this stage, and for a window that is too long."""
 
     def __init__(self, model, recipe, progress, processes):
         self.model, self.recipe = model, recipe
@@ -46,8 +45,7 @@ class Model:
         Windows slide over it as in training; start and end are seconds from the first sample,
         probabilities {activity: probability} (None for a model that answers in words). NaN is a
         missing sample: gaps of up to 0.1 s are interpolated, and no window crosses a longer one.
-        batch_size: windows in a forward pass.
-        """
+        batch_size: windows in a forward pass."""
         self.require("har", "classify")
         samples = self.checked(samples, may_miss=True)
         counts = Counter()
@@ -64,8 +62,7 @@ class Model:
     def ask(self, samples, channel, question, max_new_tokens=400, sampling=GREEDY) -> str:
         """The answer to a question about one channel of a window (T, C).
 
-        sampling: a generate.Sampling; by default always the likeliest token.
-        """
+        sampling: a generate.Sampling; by default always the likeliest token."""
         self.require("align", "describe and ask")
         dataset = one_channel(self.dataset, channel)
         column = self.dataset.channels.index(dataset.channels[0])
@@ -78,8 +75,7 @@ class Model:
         """The features of a window (T, C), for a network of your own -> float32 array.
 
         after="encoder": the encoder's features (C, T+1, D_enc), with levels if the model has them;
-        "projector": the sensor embeddings (C, T+1, D). The last step is the end of the series.
-        """
+        "projector": the sensor embeddings (C, T+1, D). The last step is the end of the series."""
         if after not in ("encoder", "projector"):
             raise InputError(f"after={after!r}: give encoder or projector")
         samples = self.checked(samples)

@@ -61,8 +61,7 @@ def answer_batches(
         model, batches, processes, max_new_tokens=LONGEST, sampling=GREEDY, listen=None):
     """Yields the record of each example in `batches`, lists of Example (see the top of the file).
 
-    max_new_tokens, sampling: for answers in words. listen(ids): called at each new token of one.
-    """
+    max_new_tokens, sampling: for answers in words. listen(ids): called at each new token of one."""
     in_words = model.head is None
     for examples in batches:
         batch = collate(examples, model.tokenizer.pad_id, for_generation=in_words)
@@ -146,8 +145,7 @@ def keep_records(path, settings, answer, batch_size):
     """Appends the records that answer(n_done) yields to a file, after its settings -> all records.
 
     If the file has the same settings, its first n_done records are read instead of made again. They
-    are whole batches: in another batch the last bits of a result may differ.
-    """
+    are whole batches: in another batch the last bits of a result may differ."""
     first = json.dumps(settings) + "\n"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)

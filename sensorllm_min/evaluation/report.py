@@ -7,6 +7,7 @@ from ..plots.figures import draw_confusion, draw_signals
 from ..training.provenance import provenance
 from .class_scores import MEANING, most_wrong
 
+SHOWN = ("dataset", "llm", "encoder", "text", "answer", "ablation", "trained")      # of the recipe
 PAGE = """<!doctype html><html lang=en><head><meta charset=utf-8>
 <meta name=viewport content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: auto; padding: 1rem }}
@@ -44,23 +45,23 @@ def write_report(path, records, scores, model, data):
     """Writes the page. scores: the content of evaluation_SPLIT.json. model: an interface.Model."""
     import pandas as pd
     title = f"{data.name}: macro F1 {scores['macro_f1']:.3f} on {len(records)} windows"
-    n_subjects = len({record["subject"] for record in records})
-    note = (f"Scored on {data.dataset.held_out}. Intervals: {n_subjects} subjects drawn with "
-            "replacement, 2000 times; with fewer than five they only show how these differ. "
-            f"Answers that name no class, which are wrong: {scores['unparsable']}.")
-    intervals = {}
-    for name, (low, high) in scores["intervals"].items():
-        intervals[name] = f"{low:.3f} to {high:.3f}"
-    table = pd.DataFrame({"score": scores, "95 %": intervals, "": MEANING}, index=list(MEANING))
+    note = (f"Scored on {data.dataset.held_out}. Answers that name no class, which are wrong: "
+            f"{scores['unparsable']}.")
+    table = pd.DataFrame({"score": scores, "": MEANING}, index=list(MEANING))
+    people = pd.DataFrame.from_dict(scores["people"], orient="index")
     classes, per_class = data.dataset.classes, scores["per_class"]
     options = "display.max_colwidth", None, "display.precision", 4, "display.html.border", 0
     with pd.option_context(*options):                             # to_html escapes what it writes
         body = [table.to_html(na_rep=""), f"<p>{escape(note)}</p>",
                 picture(draw_confusion(scores["confusion"], classes), "Confusion matrix"),
                 pd.DataFrame(per_class, index=classes).to_html(),
+                "<h2>Each person: F1 is averaged over the classes that this person has</h2>",
+                people.to_html(),
                 "<h2>What it got most wrong, one window of each mistake</h2>"]
         body += [wrong_window(record, data) for record in most_wrong(records)]
-        origins = {"Settings": model.progress["settings"],
+        recipe = {name: getattr(model.recipe, name) for name in SHOWN}
+        origins = {"Model": recipe,
+                   "Settings": model.progress["settings"],
                    "Training": model.progress["provenance"],
                    "Evaluation": provenance(model.processes.device)}
         for heading, values in origins.items():

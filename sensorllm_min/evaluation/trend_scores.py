@@ -59,8 +59,7 @@ def count_matches(claimed, true):
 def truth_sums(claims, asked, series, rate, ended=True):
     """{name of TRUTH: (part, whole)} of an answer's Claims about a series (S,).
 
-    asked: the Claims of the true text. If it lists no segments, none are scored.
-    """
+    asked: the Claims of the true text. If it lists no segments, none are scored."""
     n = len(series) - 1
     claimed = in_samples(claims.segments, n, rate)
     pairs = {}
@@ -120,8 +119,7 @@ def score_trends(records, data, guess, processes):
     """This process's records -> {"all" or a channel: {"windows", "answers", "guess"}} of all.
 
     "answers" and "guess" hold the scores of TRUTH. Each is a part of a whole; parts and wholes are
-    added up over windows and processes.
-    """
+    added up over windows and processes."""
     groups = ["all", *data.tokens]
     sums = np.zeros((len(groups), 2, len(TRUTH), 2))
     for record in records:

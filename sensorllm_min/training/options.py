@@ -112,8 +112,7 @@ class RunSettings(SharedSettings):
     def with_epochs(self, n_windows, n_train, of_sample):
         """The same settings with enough epochs to see n_windows, if no number was given.
 
-        n_train: windows of an epoch; of_sample: epochs of a sample (--train-limit).
-        """
+        n_train: windows of an epoch; of_sample: epochs of a sample (--train-limit)."""
         epochs = of_sample if self.train_limit else n_windows / n_train
         return self.with_defaults(epochs=epochs)
 

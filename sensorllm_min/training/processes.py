@@ -65,8 +65,7 @@ class Processes:
 def choose_device(name=None) -> torch.device:
     """cpu, cuda, cuda:N or mps; None: an NVIDIA GPU if there is one, else the CPU.
 
-    Raises an InputError if this machine has no such device.
-    """
+    Raises an InputError if this machine has no such device."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     mps = ["mps"] if torch.backends.mps.is_available() else []
     devices = [*(["cuda"] if gpus else []), "cpu", *gpus, *mps]

@@ -51,8 +51,7 @@ def epoch_order(sizes, step_size, seed, epoch):
 
     The examples are shuffled, then sorted by size within pools of 32 steps, so that a step needs
     little padding; then the steps are shuffled. The largest one comes first, so that the memory a
-    run needs shows at once. The number of processes does not matter.
-    """
+    run needs shows at once. The number of processes does not matter."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))
     pool_size = 32 * step_size
@@ -70,8 +69,7 @@ def epoch_order(sizes, step_size, seed, epoch):
 class Loader:
     """The batches of each step, which has the same examples on any number of processes.
 
-    n_steps: steps of the whole run; step_size: examples of a step, over all processes.
-    """
+    n_steps: steps of the whole run; step_size: examples of a step, over all processes."""
 
     def __init__(self, examples, settings, processes):
         self.examples, self.settings, self.processes = examples, settings, processes
@@ -94,8 +92,7 @@ class Loader:
         """This process's batches of a step, one for each forward pass.
 
         Without an example of its own it gets one that counts nothing, since DDP needs every process
-        in the backward pass.
-        """
+        in the backward pass."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             self.epoch = self.examples.epoch = epoch
@@ -116,8 +113,7 @@ def train_step(model, optimizer, batches, lr, processes):
     Sums of losses are differentiated, and the gradients divided once by what counted on all
     processes: exact for answers of any length, where a mean of means would favour short ones.
     Gradients are clipped to a norm of 1. Raises an InputError before the update if the loss or the
-    norm is not finite.
-    """
+    norm is not finite."""
     loss_sum = weight_sum = n_tokens = 0
     for index, batch in enumerate(batches):
         n_tokens += batch.counts * batch.mask.sum().item()

@@ -23,8 +23,7 @@ LONGEST = 40                            # samples; a trend that lasts longer cou
 def trends_ahead(series, dataset):
     """The trend at each sample of a series (S,) but the last -> (2, S-1) whole numbers.
 
-    Directions (0 falling, 1 steady, 2 rising), and the samples left until the trend ends.
-    """
+    Directions (0 falling, 1 steady, 2 rising), and the samples left until the trend ends."""
     starts, ends, directions = trend_segments(trend_line(series, dataset))
     lengths = ends - starts
     direction = np.repeat(directions + 1, lengths)
@@ -47,8 +46,7 @@ def targets_of(batch, dataset):
 class TrendProbe(nn.Module):
     """An encoder with a linear probe that reads the trends from its features.
 
-    forward(batch) -> (mean loss per sample, 1), as train_step takes a loss and its weight.
-    """
+    forward(batch) -> (mean loss per sample, 1), as train_step takes a loss and its weight."""
 
     def __init__(self, model, dataset):
         super().__init__()
@@ -77,8 +75,7 @@ class TrendProbe(nn.Module):
 def warm_up(model, examples, settings, processes, log):
     """Trains model.encoder on the first process, for as many windows as stage 1 will see.
 
-    The other processes receive its weights. examples: AlignExamples; settings: RunSettings.
-    """
+    The other processes receive its weights. examples: AlignExamples; settings: RunSettings."""
     if processes.first:
         alone = replace(processes, world=1, bf16=False)
         settings = replace(settings, batch_size=32, accumulate=1, lr=2e-3, betas=(0.9, 0.95),

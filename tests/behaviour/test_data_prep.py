@@ -191,7 +191,7 @@ def test_raw_directories_that_are_missing_or_empty_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("change,words", [
-    ({"version": 0}, "version 0"), ({"dataset": "moon-walk"}, "moon-walk")], ids=str)
+    ({"version": 0}, "version 0"), ({"row": None}, "does not hold what it should")], ids=str)
 def test_a_meta_json_of_another_version_or_dataset_is_refused(demo, tmp_path, change, words):
     meta = json.loads((demo / "meta.json").read_text())
     (tmp_path / "meta.json").write_text(json.dumps(meta | change))

@@ -10,7 +10,7 @@ from sensorllm_min.data.claims import in_samples, parse_activity, parse_claims
 from sensorllm_min.data.sensors import DATASETS
 from sensorllm_min.data.texts import align_pair
 from sensorllm_min.evaluation.class_scores import (
-    bootstrap_intervals, class_report, class_scores, confusion_of, most_wrong)
+    class_report, class_scores, confusion_of, most_wrong, score_people)
 from sensorllm_min.evaluation.trend_scores import TRUTH, truth_sums
 
 CHANNEL = DATASETS["demo"].channels[0]
@@ -54,17 +54,15 @@ def test_class_scores_are_finite_without_windows_and_with_a_single_class():
         assert all(np.isfinite(score) for name, score in scores.items() if name != "per_class")
 
 
-def test_bootstrap_draws_subjects_not_windows():
-    """Two subjects, one all right and one all wrong: a draw is 0, 1/2 or 1, with probabilities 1/4, 1/2, 1/4."""
-    right, wrong = np.diag([50, 50]), np.array([[0, 50], [50, 0]])
-    assert bootstrap_intervals([right, wrong])["accuracy"] == [0, 1]    # over windows about 0.43 to 0.57
-    assert bootstrap_intervals([right])["macro_f1"] == [1, 1]
-    shares = np.random.default_rng(0).integers(20, 101, 40)       # right of 100 windows, of 40 people
-    low, high = bootstrap_intervals([np.array([[share, 100 - share], [0, 0]]) for share in shares])["accuracy"]
-    mean, half = shares.mean() / 100, 1.96 * shares.std() / 100 / len(shares) ** 0.5
-    # 0.006: a quantile of 2000 draws has a standard error of 0.002, and an interval of 90 % would be narrower by 0.011
-    # at either end
-    assert (low, high) == (pytest.approx(mean - half, abs=0.006), pytest.approx(mean + half, abs=0.006))
+def test_each_person_is_scored_on_the_classes_that_this_person_has():
+    """Ann has classes 0 and 1: F1 of 2/3 and 0. Bob has class 2 only, all right: 1, where a mean over all has 1/3."""
+    records = [{"subject": subject, "label": label, "predicted": predicted} for subject, label, predicted in (
+        ("bob", 2, 2), ("ann", 0, 0), ("ann", 1, 0), ("bob", 2, 2), ("bob", 2, 2))]
+    scores = score_people(records, ("a", "b", "c"))
+    assert list(scores["people"]) == ["ann", "bob"] and scores["windows"] == 5
+    assert scores["people"]["ann"] == {"windows": 2, "accuracy": 0.5, "f1": pytest.approx(1 / 3)}
+    assert scores["people"]["bob"] == {"windows": 3, "accuracy": 1, "f1": 1}
+    assert scores["accuracy"] == 0.8 and np.sum(scores["confusion"]) == 5
 
 
 @pytest.mark.parametrize("text,label", [

@@ -192,10 +192,10 @@ def rewrite(path, change):
 @pytest.mark.parametrize("setting,other", [
     ("data", "data/else"), ("batch_size", 8), ("accumulate", 1), ("epochs", 4.0), ("lr", 2e-3), ("seed", 1), ("train_limit", None),
     ("eval_limit", 49), ("dtype", "bfloat16"), ("rotate", 20.0), ("fold", (0, 3)), ("train", ("head",)),
-    ("train", ("projector", "head", "tokens")), ("ablation", "shuffled"), ("llm_fingerprint", "x")])
+    ("train", ("projector", "head", "tokens")), ("ablation", "shuffled"), ("channel_names", True), ("llm_fingerprint", "x")])
 def test_resuming_needs_the_same_settings_and_the_same_model(recipe, folder, setting, other):
     before, changes = digest(folder), {setting: other}
-    if setting in ("ablation", "llm_fingerprint"):
+    if setting in ("ablation", "channel_names", "llm_fingerprint"):
         recipe, changes = dataclasses.replace(recipe, **changes), {}
     named = "batch" if setting in ("batch_size", "accumulate") else setting
     with pytest.raises(InputError, match=f"was trained with {named} .*; --resume needs the same settings"):

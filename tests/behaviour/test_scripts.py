@@ -130,7 +130,7 @@ def options_of(script, monkeypatch):
 
 
 # Options that do something else, or nothing, where they are not given: they have no default.
-MODES = {"resume", "help", "gradient_checkpointing", "compile", "download", "compare", "folds",
+MODES = {"resume", "help", "gradient_checkpointing", "compile", "channel_names", "download", "compare", "folds",
          "ask", "csv", "show", "raw"}
 
 

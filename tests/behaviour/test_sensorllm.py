@@ -126,7 +126,7 @@ def test_prompts_that_do_not_fit_are_errors(data, parts):
     def refused(change):
         bad = copy.deepcopy(good)
         change(bad)
-        with pytest.raises(ValueError, match="runs of"):
+        with pytest.raises(ValueError, match="the encoder gives"):
             model.embed(bad)
 
     refused(lambda b: b.ids[1].__setitem__(sensor[2], 5))          # a placeholder too few
