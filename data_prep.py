@@ -9,9 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
-from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.cli import amount, count, run_script, seed, some_of
-from sensorllm_min.config import TINY_CHRONOS, TINY_LLAMA
+from sensorllm_min.config import TINY_LLAMA
 from sensorllm_min.data.download import download
 from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
 from sensorllm_min.data.prepare import make_job, prepare
@@ -36,17 +35,20 @@ def print_counts(meta):
 
 
 def show(data, index):
-    """Draws training window `index`, and prints it and pair `index` as the built-in LLM reads them."""
+    """Draws training window `index`; prints it and pair `index` as the built-in LLM reads them."""
     size = TINY_LLAMA.vocab_size
     backend = train_backend(sample_texts(data), size)
     tokenizer = built_tokenizer(backend, new_tokens(data.dataset.channels), size)
     prompts = PromptFormat(tokenizer, 10**9, 10**9)               # to look at: nothing is too long
-    windows, pairs = HarExamples(data, "train", prompts), AlignExamples(data, "train", prompts)
+    windows = HarExamples(data, "train", prompts)
+    pairs = AlignExamples(data, "train", prompts)
     if index >= min(len(windows), len(pairs)):
         raise InputError(f"--show {index}: {data.directory} holds training windows 0 to "
                          f"{len(windows) - 1} and pairs 0 to {len(pairs) - 1}")
-    pair, example = pairs[index], windows[index]
-    window, activity = data.window(example.record), data.dataset.classes[example.label]
+    pair = pairs[index]
+    example = windows[index]
+    window = data.window(example.record)
+    activity = data.dataset.classes[example.label]
     print(f"--- stage 1, training pair {index}: prompt\n{tokenizer.visible(pair.prompt)}")
     print(f"--- answer, which the loss is on\n{tokenizer.visible(pair.answer)}")
     print(f"--- stage 2, training window {index} ({activity}): prompt")
@@ -55,7 +57,7 @@ def show(data, index):
     subject = example.record["subject"]
     title = f"{data.name}, training window {index}: {activity}, subject {subject}"
     texts = window_trends_text(window, data.dataset).split("\n")
-    draw_window(path, window, data.dataset, ChronosTokenizer(TINY_CHRONOS), title, texts)
+    draw_window(path, window, data.dataset, title, texts)
     print(f"--- wrote {path}")
 
 
@@ -90,7 +92,8 @@ def main():
         help="only draw window N of the dataset in --out, and print its prompts")
     args = parser.parse_args()
 
-    name, raw = args.dataset, args.raw
+    name = args.dataset
+    raw = args.raw
     if args.download and not raw:
         raw = f"raw/{name}"
     if name != "demo" and not raw and args.show is None:

@@ -43,7 +43,6 @@ def sample_size(text):
 
 @dataclass(frozen=True)
 class EvaluateSettings(SharedSettings):
-    """The options. Defaults that depend on the checkpoint are None."""
     checkpoint: list = option(
         None, "outputs of train_align.py or train_har.py, checkpoint files, or hub ids (default: "
         "out/align and out/har, whichever exist)", nargs="+")
@@ -74,8 +73,6 @@ class EvaluateSettings(SharedSettings):
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
 
-# ---- scoring ----
-
 def answer_split(settings, model, checkpoint, examples, path):
     """The records of all examples, from the file at `path` as far as it holds them."""
     same = asdict(replace(settings, show=0)) | {"code": git_commit()}
@@ -100,7 +97,6 @@ def answer_split(settings, model, checkpoint, examples, path):
 
 
 def evenly(records, n):
-    """At most n records at equal distances, the first and the last among them."""
     chosen = np.linspace(0, len(records) - 1, min(n, len(records))).astype(int)
     return [records[i] for i in chosen]
 
@@ -120,10 +116,7 @@ def score_descriptions(settings, model, checkpoint, data, out):
     add_word_scores(scores, records, guess)
     say(f"answers / guess, on {len(records)} windows of {data.dataset.held_out}:\n"
         f"{scores_table(scores)}\n{in_one_line(scores)}")
-    result = {"windows": len(records), **scores["all"]["answers"]}
-    for name, value in scores["all"]["guess"].items():
-        result[f"guess_{name}"] = value
-    return result | {"groups": scores}
+    return {"windows": len(records), **scores["all"]["answers"], "groups": scores}
 
 
 def score_activities(settings, model, checkpoint, data, out):
@@ -153,8 +146,8 @@ def open_data(settings, recipe):
 
 
 def score(settings, model, checkpoint, out):
-    """Scores a checkpoint on a split and writes evaluation_SPLIT.json."""
-    recipe, progress = model.recipe, model.progress
+    recipe = model.recipe
+    progress = model.progress
     data = open_data(settings, recipe)
     best = progress["best"]                                       # None: not validated yet
     best = "none yet" if best is None else f"{best:.4f}"
@@ -169,8 +162,6 @@ def score(settings, model, checkpoint, out):
     say(f"wrote {path}\n")
 
 
-# ---- asking ----
-
 def ask(settings, model, out):
     """Answers a question about one window; in stage 1 by default about its trends."""
     if model.stage == "har":
@@ -182,7 +173,8 @@ def ask(settings, model, out):
     if settings.csv:
         window = csv_window(settings.csv, model.dataset, settings.channel)
     else:
-        data, index = open_data(settings, model.recipe), settings.window or 0
+        data = open_data(settings, model.recipe)
+        index = settings.window or 0
         window = prepared_window(data, model.stage, settings.split, index, settings.channel)
     spoken = window.dataset.channels[0].spoken
     question = settings.ask or QUESTIONS[0].format(sensor=f"normalized {spoken}")

@@ -29,7 +29,7 @@ from sensorllm_min.training.warm_up import warm_up
 PAIRS, DEMO_PAIRS = 40_000, 12_000
 
 
-def read_arguments() -> RunSettings:
+def read_arguments():
     settings = read_settings(RunSettings, __doc__)
     defaults = PUBLIC if settings.llm else BUILT_IN | {"batch_size": 8}
     return settings.with_defaults(
@@ -58,7 +58,8 @@ def main():
 
     # ---- optimizer and run; the built-in encoder learns to see before the LLM learns to speak ----
     n_pairs = DEMO_PAIRS if data.name == "demo" else PAIRS
-    settings = settings.with_epochs(n_pairs, len(train), of_sample=1)
+    epochs = 1 if settings.train_limit else n_pairs / len(train)
+    settings = settings.with_defaults(epochs=epochs)
     loader = Loader(train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, model, recipe, optimizer, loader)
@@ -101,9 +102,8 @@ def main():
     run.log("\n" + in_one_line(scores))
     if processes.first:
         draw_answers(run.out / "descriptions.png", shown, data, run.log)
-    ours, fixed = scores["all"]["answers"], scores["all"]["guess"]
-    run.finish({"val_loss": run.progress["best"], "direction_accuracy": ours["direction"],
-                "direction_chance": fixed["direction"], "scores": ours, "guess": fixed})
+    run.finish({"val_loss": run.progress["best"], "scores": scores["all"]["answers"],
+                "guess": scores["all"]["guess"]})
 
     # ---- the command that continues with stage 2; defaults are left out ----
     command = ["torchrun", "train_har.py"]

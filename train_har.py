@@ -20,7 +20,7 @@ from sensorllm_min.data.sensors import rotations
 from sensorllm_min.data.texts import HAR_TEXTS
 from sensorllm_min.evaluation.class_scores import class_report, class_scores
 from sensorllm_min.evaluation.compare import (
-    ROWS, claim_comparison, comparison_table, plan_runs, score_majority)
+    ROWS, claim_comparison, comparison_table, plan_runs)
 from sensorllm_min.evaluation.predict import score_classes
 from sensorllm_min.files import InputError, read_json, write_json
 from sensorllm_min.recipe import build_model, move_sources
@@ -40,7 +40,6 @@ WINDOWS, DEMO_WINDOWS = 40_000, 4_000
 
 @dataclass(frozen=True)
 class HarSettings(RunSettings):
-    """The options of stage 2."""
     align: str = option("out/align", "output of train_align.py to start from, or none")
     text: tuple | None = option(
         None, "parts of the text after the sensors, joined by '+', or none: "
@@ -92,7 +91,8 @@ def main():
 
 def compare(settings, processes, data):
     """Trains and scores every run of a comparison, prints the table, writes comparison.json."""
-    runs, results = list(plan_runs(settings, data)), {}
+    runs = list(plan_runs(settings, data))
+    results = {}
     if processes.first:
         claim_comparison(settings)
     for row, run_settings in runs:
@@ -101,7 +101,6 @@ def compare(settings, processes, data):
         path = Path(run_settings.out, "results.json")
         scores = read_json(path) if path.exists() else train_once(run_settings, processes, data)
         results.setdefault(row, []).append(scores)
-    results["majority"] = [run["majority"] for run in results[runs[0][0]]]
     if processes.first:
         path = Path(settings.out, "comparison.json")
         write_json(path, {"command": command_line(), "dataset": data.name, "results": results})
@@ -137,7 +136,7 @@ def complete(settings, align):
     return replace(settings, train=tuple(part for part in settings.train if part not in frozen))
 
 
-def train_once(settings, processes, data) -> dict:
+def train_once(settings, processes, data):
     """One run, from the model to its scores on the test subjects -> the content of results.json."""
     # ---- stage 1's checkpoint, and what learns now ----
     data.fold = settings.fold
@@ -174,7 +173,8 @@ def train_once(settings, processes, data) -> dict:
 
     # ---- optimizer and run ----
     n_windows = DEMO_WINDOWS if data.name == "demo" else WINDOWS
-    settings = settings.with_epochs(n_windows, len(train), of_sample=3)
+    epochs = 3 if settings.train_limit else n_windows / len(train)
+    settings = settings.with_defaults(epochs=epochs)
     loader = Loader(train, settings, processes)
     optimizer = new_optimizer(model, settings)
     run = Run(settings, processes, model, recipe, optimizer, loader)
@@ -208,7 +208,7 @@ def train_once(settings, processes, data) -> dict:
     run.log("\n" + class_report(confusion, recipe.classes))
     scores = class_scores(confusion)
     del scores["per_class"]
-    return run.finish({**scores, "majority": score_majority(train, test, len(recipe.classes))})
+    return run.finish(scores)
 
 
 if __name__ == "__main__":

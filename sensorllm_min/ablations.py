@@ -74,7 +74,8 @@ N_STATISTICS = 3 + len(QUANTILES) + N_BANDS
 
 def window_statistics(series):
     """Series (N, S) -> (N, N_STATISTICS): mean, quantiles, deviation, change, energy of bands."""
-    mean, deviation = series.mean(1), series.std(1, correction=0)
+    mean = series.mean(1)
+    deviation = series.std(1, correction=0)
     change = series.diff(dim=1).abs().mean(1)
     quantiles = series.quantile(series.new_tensor(QUANTILES), dim=1).T            # (N, 7)
     spectrum = torch.fft.rfft(series - mean[:, None])             # (N, S//2+1)

@@ -41,11 +41,15 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(examples, pad_id, for_generation=False) -> Batch:
+def collate(examples, pad_id, for_generation=False):
     """Examples -> Batch. for_generation: only the prompts, padded on the left to end together."""
     side = "left" if for_generation else "right"
     pad = partial(pad_sequence, batch_first=True, padding_side=side)
-    ids, mask, targets, series, channels = [], [], [], [], []
+    ids = []
+    mask = []
+    targets = []
+    series = []
+    channels = []
     for example in examples:
         answer = [] if for_generation else example.answer
         sequence = torch.tensor(example.prompt + answer)          # (t,)

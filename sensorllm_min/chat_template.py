@@ -52,11 +52,11 @@ class ChatTemplate:
     """A chat template in the Jinja environment of transformers.
 
     tokens: {"bos_token": text, ...}, which it may write; where: the model's directory, for
-    messages. If the template refuses or drops the system text, that text comes before the question.
-    Raises an InputError if the template cannot be run or drops the question."""
+    messages. If the template refuses or drops the system text, it comes before the question."""
 
     def __init__(self, source, tokens, where):
-        self.tokens, self.where = tokens, where
+        self.tokens = tokens
+        self.where = where
         jinja = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         jinja.filters["tojson"] = tojson
@@ -74,7 +74,7 @@ class ChatTemplate:
             raise InputError(f"{where} has a chat template that drops the question "
                              f"({brief(repr(self.example))}){ADVICE}")
 
-    def dialogue(self, system, user, answer=None) -> str:
+    def dialogue(self, system, user, answer=None):
         """A dialogue; without an answer it ends where the answer would begin."""
         turns = [("system", system), ("user", user)]
         if not self.has_system:
@@ -87,7 +87,7 @@ class ChatTemplate:
                 messages=messages, tools=None, documents=None,
                 add_generation_prompt=answer is None, **self.tokens)
 
-    def answer(self, text) -> str:
+    def answer(self, text):
         """What the template writes after the prompt: the answer and everything that follows it."""
         whole = self.dialogue(SYSTEM, USER, text)
         if whole.startswith(self.example):

@@ -27,9 +27,11 @@ def run_script(main):
     try:
         main()
     except (InputError, OSError) as error:                   # the text of an OSError names the file
-        code, message = 2, error
+        code = 2
+        message = error
     except Stopped as stopped:
-        code, message = 128 + signal.SIGTERM, stopped if first else None
+        code = 128 + signal.SIGTERM
+        message = stopped if first else None
     except KeyboardInterrupt:
         code = 130
     sys.stdout.flush()
@@ -83,9 +85,8 @@ probability = number_type("probability", float, sys.float_info.min, 1)
 
 
 def some_of(option, noun, known, sign=",", words={}):
-    """A type for an option that takes some of `known`, joined by a sign: text -> a tuple of them.
-
-    words: {text: value} that may be given instead. InputError, with `noun`, for any other text."""
+    """A type for an option: some of `known`, joined by a sign -> a tuple of them.
+    words: {text: value} that may be given instead."""
     def parse(text):
         if text in words:
             return words[text]

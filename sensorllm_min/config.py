@@ -99,7 +99,7 @@ def read_rope(raw, where):
         original_max_positions=int(rope["original_max_position_embeddings"]))
 
 
-def read_llama_config(directory) -> LlamaConfig:
+def read_llama_config(directory):
     """The config of an LLM directory; InputError for another family, activation or rope type."""
     where, raw = read_model_config(directory)
     family = raw.get("model_type")
@@ -137,7 +137,7 @@ def read_llama_config(directory) -> LlamaConfig:
             eos_ids=tuple(map(int, eos)))
 
 
-def read_chronos_configs(directory) -> tuple[T5Config, ChronosConfig]:
+def read_chronos_configs(directory):
     """The configs of a Chronos T5 directory; InputError for another family or feed-forward."""
     where, raw = read_model_config(directory)
     family = raw.get("model_type")

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def brief(value) -> str:
-    """A value in one line of at most 80 characters, for a message."""
+def brief(value):
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -20,14 +19,12 @@ class InputError(Exception):
 
 @contextmanager
 def as_input_error(where, problem="does not hold what it should", advice=""):
-    """Turns any error in reading a user's file into an InputError that names it, with advice.
-
-    Libraries raise many kinds of errors for a broken file, so this catches Exception."""
+    """Turns any error in reading a user's file into an InputError that names it, with advice."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:                                    # libraries raise many kinds
         reason = f"{type(error).__name__}: {brief(error)}"
         if isinstance(error, KeyError):
             reason = f"the key {brief(error)} is missing"
@@ -36,7 +33,7 @@ def as_input_error(where, problem="does not hold what it should", advice=""):
         raise InputError(f"{where} {problem} ({reason}){advice}")
 
 
-def read_json(path) -> dict:
+def read_json(path):
     """The object in a JSON file. InputError if the file is missing or holds anything else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -90,15 +87,13 @@ def locked(folder):
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        same = folder.exists() and os.path.samestat(os.fstat(handle), os.stat(folder))
     except BlockingIOError:
-        same = False
+        os.close(handle)
+        raise InputError(f"another run writes into {folder} now; wait for it, or choose another "
+                         "--out")
     except OSError:                                               # a file system without locks
-        same = True
+        pass
     try:
-        if not same:
-            raise InputError(f"another run writes into {folder} now; wait for it, or choose "
-                             "another --out")
         yield
     finally:
         os.close(handle)

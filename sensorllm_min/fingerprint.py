@@ -17,26 +17,14 @@ NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+e-?\d+")             # in a config
 
 def fingerprint(directory):
     """A hash of a network's contents: shape settings, tensors, and how its tokenizer cuts a text.
-
-    A copy that was saved again has the same: in other shards, in a wider dtype, with or without the
-    copy of a tied matrix. Only some numbers of each tensor are read."""
+    A copy that was saved again has the same: in other shards, in a wider dtype, a matrix tied."""
     _, raw = read_model_config(directory)
     read_config = read_chronos_configs if raw.get("model_type") == "t5" else read_llama_config
     config = repr(read_config(directory))                         # 9.9999997e-06 is 1e-05
     config = NUMBER.sub(lambda number: f"{float(number[0]):.5g}", config)
     digest = hashlib.sha256(config.encode())
-    digest.update(b"".join(sorted(tensor_samples(directory))))
-    if read_config is read_llama_config:
-        ids = load_backend(directory).encode(PROBE)
-        ends = [declared_token(directory, key) for key in ("bos_token", "eos_token")]
-        digest.update(repr((ids, *ends)).encode())
-    return digest.hexdigest()[:16]
-
-
-def tensor_samples(directory):
-    """The shape and some numbers, as bytes, of each tensor that our modules hold; a set."""
     needed = [name for name, ours in (LLAMA_NAMES | T5_NAMES).items() if ours]
-    samples = set()
+    samples = set()                     # of each tensor that our modules hold: shape, some numbers
     for path in safetensors_files(directory):
         with open_safetensors(path) as file:
             for name in file.keys():
@@ -45,4 +33,9 @@ def tensor_samples(directory):
                     index = torch.linspace(0, tensor.numel() - 1, SAMPLES, dtype=torch.float64)
                     numbers = tensor.flatten()[index.long()].double().numpy()
                     samples.add(repr(tuple(tensor.shape)).encode() + numbers.tobytes())
-    return samples
+    digest.update(b"".join(sorted(samples)))
+    if read_config is read_llama_config:
+        ids = load_backend(directory).encode(PROBE)
+        ends = [declared_token(directory, key) for key in ("bos_token", "eos_token")]
+        digest.update(repr((ids, *ends)).encode())
+    return digest.hexdigest()[:16]

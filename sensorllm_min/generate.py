@@ -61,7 +61,8 @@ def stream(llm, embeds, mask, stop_ids, max_new_tokens, sampling=GREEDY):
     if max_new_tokens == 0:
         return
     B, T, _ = embeds.shape
-    device, dtype = embeds.device, embeds.dtype
+    device = embeds.device
+    dtype = embeds.dtype
     if torch.is_autocast_enabled(device.type):                    # keys then have its dtype
         dtype = torch.get_autocast_dtype(device.type)
     caches = [KVCache(llm.config, B, T + max_new_tokens, dtype, device) for _ in llm.layers]

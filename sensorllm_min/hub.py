@@ -16,9 +16,7 @@ HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")     # NAME/MODEL[@
 
 
 def resolve_source(source, files=FILES):
-    """The directory of a source: itself, or the snapshot of a hub id in huggingface_hub's cache.
-
-    Raises an InputError if the source cannot be found or fetched."""
+    """The directory of a source: itself, or the snapshot of a hub id in huggingface_hub's cache."""
     if source is None or Path(source).is_dir():
         return source
     match = HUB_ID.fullmatch(str(source))

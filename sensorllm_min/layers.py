@@ -12,7 +12,6 @@ from .files import InputError
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (arXiv 1910.07467).
-
     x (..., D), weight (D,) -> (..., D) in x's dtype. T5 calls it "layer norm"."""
 
     def __init__(self, width, eps):
@@ -69,7 +68,8 @@ def attend(q, k, v, *, scale, causal=False, key_mask=None, bias=None, backend=No
     if backend == "triton":
         from .triton_attention import fused_attention          # here, so that torch alone is enough
         return fused_attention(q, k, v, scale=scale, causal=causal, key_mask=key_mask, bias=bias)
-    n_queries, n_keys = q.shape[2], k.shape[2]
+    n_queries = q.shape[2]
+    n_keys = k.shape[2]
     plain_causal = causal and n_queries == n_keys and key_mask is None and bias is None
     mask = None
     if not plain_causal:

@@ -26,7 +26,8 @@ def rotary_frequencies(config):
         return frequencies
     scaling = config.rope_scaling
     n_waves = scaling.original_max_positions * frequencies / (2 * math.pi)    # in that context
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    low = scaling.low_freq_factor
+    high = scaling.high_freq_factor
     keep = (n_waves - low) / (high - low)
     keep = keep.clamp(0, 1)                                       # 1: unchanged, 0: divided
     return frequencies * (keep + (1 - keep) / scaling.factor)
@@ -67,7 +68,6 @@ class KVCache:
         return self.keys[:b, :, :end], self.values[:b, :, :end]
 
     def keep(self, rows):
-        """Moves these rows to the front, in this order, and drops the others."""
         for stored in (self.keys, self.values):
             stored[:len(rows), :, :self.length] = stored[rows, :, :self.length]
 
@@ -88,7 +88,8 @@ class LlamaAttention(nn.Module):
 
     def forward(self, x, rotary, key_mask=None, cache=None):
         cos, sin = rotary
-        heads, kv_heads = (self.config.n_heads, -1), (self.config.n_kv_heads, -1)
+        heads = (self.config.n_heads, -1)
+        kv_heads = (self.config.n_kv_heads, -1)
         q = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)               # (B, H, T, Dh)
         k = self.k_proj(x).unflatten(-1, kv_heads).transpose(1, 2)            # (B, Hkv, T, Dh)
         v = self.v_proj(x).unflatten(-1, kv_heads).transpose(1, 2)            # (B, Hkv, T, Dh)

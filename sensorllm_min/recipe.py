@@ -54,7 +54,6 @@ class Recipe:
 
     @property
     def saved_parts(self):
-        """The parts of the model that a checkpoint holds."""
         scratch = [part for part in ("llm", "encoder") if getattr(self, part) is None]
         return {"projector", "tokens", "head", *self.trained, *scratch}
 
@@ -71,11 +70,11 @@ class Recipe:
         return cls(**fields | configs)
 
 
-def build_model(recipe, dtype="float32") -> SensorLLM:
+def build_model(recipe, dtype="float32"):
     """Builds the model of a recipe, from its sources or at random: seed torch first.
 
     dtype: that of pretrained weights, one of DTYPES; "int8" keeps the matrices of a frozen LLM in
-    int8, all else in bfloat16. Raises an InputError if a source is missing or has other weights."""
+    int8, all else in bfloat16."""
     if dtype == "int8" and "llm" in recipe.saved_parts:
         raise InputError("--dtype int8 is for a pretrained --llm that stays frozen; this one is "
                          "trained")

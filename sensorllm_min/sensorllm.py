@@ -98,9 +98,7 @@ class SensorLLM(nn.Module):
         return self.splice(batch, sensors)                        # splice: (B, T, D)
 
     def encode(self, batch):
-        """Samples -> features (steps, D_enc) of all series of the batch, one after another.
-
-        All channels of all rows go through the encoder at once, padded on the left to (N, S+1)."""
+        """Samples -> features (steps, D_enc) of all series of the batch, one after another."""
         ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
         ids = ids.to(batch.ids.device)
         observed = observed.to(batch.ids.device)
@@ -117,7 +115,6 @@ class SensorLLM(nn.Module):
 
     def splice(self, batch, sensors):
         """Embeds the prompts' tokens and writes the sensors (steps, D) over their <ts>, in order.
-
         Raises a ValueError if a row has another number of <ts> than of samples and series' ends."""
         is_sensor = batch.ids == self.sensor_id                   # (B, T)
         n_steps = (batch.series_lengths + 1).view(len(batch.ids), -1).sum(1)      # (B,)

@@ -55,13 +55,15 @@ class BytePairs:
 
 class Pieces:
     """A sentencepiece model: tokenizer.model, as of Llama 2.
-
     extra: {text: id} of the tokens that a fine-tune added after the model's own."""
 
     def __init__(self, backend, extra):
-        self.backend, self.extra, self.special = backend, extra, extra
+        self.backend = backend
+        self.extra = extra
+        self.special = extra
         self.n_pieces = backend.vocab_size()
-        self.bos_id, self.eos_id = backend.bos_id(), backend.eos_id()
+        self.bos_id = backend.bos_id()
+        self.eos_id = backend.eos_id()
 
     def encode(self, text):
         return self.backend.encode(text)
@@ -116,7 +118,7 @@ class TextTokenizer:
         self.end_of_turn = ends[0] if ends else eos_ids[0]
         self.stop_ids = {*eos_ids, self.end_of_turn}
 
-    def encode(self, text) -> list[int]:
+    def encode(self, text):
         """Text with special tokens in it -> ids. Adds no begin-of-text."""
         ids = []
         for part in self.cut.split(text):
@@ -130,7 +132,7 @@ class TextTokenizer:
                 ids += plain
         return ids
 
-    def as_text(self, text) -> str:
+    def as_text(self, text):
         """What a person typed, without control tokens: a space breaks each, "<ts>" to "< ts>"."""
         text = text.encode("utf-8", "replace").decode("utf-8")    # a terminal may give half letters
         control = {*self.whole, *self.backend.special}
@@ -139,7 +141,7 @@ class TextTokenizer:
                 text = text.replace(token, token[0] + " " + token[1:])
         return text
 
-    def decode(self, ids) -> str:
+    def decode(self, ids):
         """Ids -> text. Our special tokens are written out, those of the LLM are left out."""
         text = ""
         run = []
@@ -152,7 +154,7 @@ class TextTokenizer:
                 run.append(index)
         return text + self.backend.decode(run)
 
-    def visible(self, ids) -> str:
+    def visible(self, ids):
         """Ids -> text to look at: all special tokens are written out, repeated ones are counted."""
         names = {index: text for text, index in self.whole.items()}
         text = ""
@@ -166,11 +168,10 @@ class TextTokenizer:
                 text += f"{name}*{len(run)}"
         return text
 
-    def chat(self, system, user) -> list[int]:
-        """The ids of a dialogue up to where the assistant's answer begins."""
+    def chat(self, system, user):
         return self.encode(self.template.dialogue(system, user))
 
-    def answer(self, text) -> list[int]:
+    def answer(self, text):
         """The ids of the assistant's answer with the token that ends it: what is supervised."""
         after = self.template.answer(text)
         ids = self.encode(self.template.example + after)
@@ -248,7 +249,7 @@ def special_id(backend, directory, key, own, fallback):
 
 
 def load_text_tokenizer(
-        directory, llama_config, added=(PAD, SENSOR), template=None) -> TextTokenizer:
+        directory, llama_config, added=(PAD, SENSOR), template=None):
     """The tokenizer of an LLM directory; added, template: see TextTokenizer."""
     backend = load_backend(directory)
     first_eos = next(iter(llama_config.eos_ids), None)
@@ -282,7 +283,7 @@ def train_backend(texts, vocab_size):
     return backend
 
 
-def built_tokenizer(backend, added, vocab_size) -> TextTokenizer:
+def built_tokenizer(backend, added, vocab_size):
     """The TextTokenizer around a backend of `train_backend`."""
     bos_id = backend.token_to_id("<|begin_of_text|>")
     eos_id = backend.token_to_id("<|eot_id|>")

@@ -123,7 +123,6 @@ def hide(s, positions, keys, key_mask, batch, n_keys, CAUSAL: tl.constexpr):
 def find_keys(
         position, key_mask, batch, n_keys, CAUSAL: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """The keys that M queries from `position` on visit, without padding -> (first, edge, end).
-
     All queries see all keys from first to edge; from edge to end some are hidden."""
     first = 0
     end = n_keys

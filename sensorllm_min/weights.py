@@ -76,7 +76,8 @@ def safetensors_files(directory):
 
 def rename_tensors(directory, names, dtype):
     """All tensors of a directory under our names -> (dict, the names missing in `names`)."""
-    tensors, unknown = {}, []
+    tensors = {}
+    unknown = []
     for path in safetensors_files(directory):
         with open_safetensors(path) as file, as_input_error(path):
             for name in file.keys():
@@ -107,9 +108,7 @@ class Unfilled(TorchFunctionMode):
 
 
 def load_strictly(module, tensors, unknown, where):
-    """Makes `tensors` the parameters of `module`, which was built on the meta device.
-
-    Raises an InputError if a tensor is missing, unused, or of another shape."""
+    """Makes `tensors`, which must all fit, the parameters of a module on the meta device."""
     wanted = {name: parameter.shape for name, parameter in module.named_parameters()}
     missing = sorted(wanted.keys() - tensors.keys())
     unused = sorted(tensors.keys() - wanted.keys()) + unknown
@@ -125,7 +124,7 @@ def load_strictly(module, tensors, unknown, where):
     return module
 
 
-def load_llama(directory, dtype=None) -> Llama:
+def load_llama(directory, dtype=None):
     """The model of a LLaMA-family directory; dtype None keeps the stored one."""
     config = read_llama_config(directory)
     tensors, unknown = rename_tensors(directory, LLAMA_NAMES, dtype)

@@ -14,7 +14,6 @@ SEGMENT, SPAN, OVERALL, COUNT = (2, 1), (2, 0), (0, 1), (1, 1)
 
 @dataclass(frozen=True)
 class Claims:
-    """What a trend text says of a series."""
     segments: list                      # (start, end, direction), times in seconds
     unread: int = 0                     # lines or sentences that claim nothing
 
@@ -37,7 +36,7 @@ def parse_segments(text):
     return segments
 
 
-def parse_claims(text) -> Claims:
+def parse_claims(text):
     """The Claims of a text of any of `texts.ANSWER_KINDS`, in any wording."""
     unread = 0
     for claim, numbers, directions in split_claims(text):

@@ -19,9 +19,7 @@ def unpack(archive, folder):
 
 
 def download(name, dataset, raw, say=print):
-    """Fetches and unpacks the archive of a dataset into raw, unless that was done before.
-
-    InputError if the server cannot be reached, or the archive does not have the known sha256."""
+    """Fetches the archive of a dataset, checks its sha256, and unpacks it, unless that was done."""
     if not dataset.url:
         raise InputError(f"--download: {name} has no archive")
     folder = Path(raw)

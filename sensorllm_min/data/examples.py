@@ -41,8 +41,7 @@ class Examples:
     """The examples of one split, made when they are indexed.
 
     limit: a seeded sample of this many, in their order; None: all. degrees: maximum random rotation
-    of a window's sensors in training, redrawn every epoch. The longest examples are made at once,
-    so that one that does not fit raises its InputError before the run."""
+    of a window's sensors, redrawn every epoch. The longest are made at once: they must fit."""
     degrees = 0.0
     epoch = 0
     kind: str                           # of records: "align" or "har"
@@ -50,7 +49,10 @@ class Examples:
     how_to_shorten: str
 
     def __init__(self, data: PreparedData, split: str, prompts: PromptFormat, limit=None, seed=0):
-        self.data, self.split, self.prompts, self.seed = data, split, prompts, seed
+        self.data = data
+        self.split = split
+        self.prompts = prompts
+        self.seed = seed
         self.records = data.records(self.kind, split)
         if not len(self.records):
             raise InputError(f"{data.directory}: {self.kind}_{split}.jsonl holds no window; is the "
@@ -70,7 +72,7 @@ class Examples:
     def __len__(self):
         return len(self.index)
 
-    def __getitem__(self, i) -> Example:
+    def __getitem__(self, i):
         index = int(self.index[i])
         record = self.records[index]
         where = f"{self.data.directory}/{self.kind}_{self.split}.jsonl, record {index},"
@@ -81,7 +83,8 @@ class Examples:
                 window = rotate_sensors(window, rotations(self.data.dataset), self.degrees, rng)
             example = self.make(record, window)
         example.index = index
-        length, most = len(example.prompt) + len(example.answer), self.prompts.max_positions
+        length = len(example.prompt) + len(example.answer)
+        most = self.prompts.max_positions
         if length > most:
             raise InputError(f"{self.data.directory}: {self.kind} window {index} makes a prompt of "
                              f"{length} tokens, the LLM takes {most}; {self.how_to_shorten}")
@@ -101,7 +104,8 @@ def rotate_sensors(window, units, degrees, rng):
                           [z, 0, -x],
                           [-y, x, 0]]) / np.linalg.norm(axis)
         angle = np.deg2rad(rng.uniform(0, degrees))
-        sine, cosine = np.sin(angle), np.cos(angle)
+        sine = np.sin(angle)
+        cosine = np.cos(angle)
         rotation = np.eye(3) + sine * cross + (1 - cosine) * cross @ cross
         for columns in triples:
             window[:, columns] = window[:, columns] @ rotation.T
@@ -114,14 +118,12 @@ def placeholders(channel, n_samples):
 
 
 def align_prompt(prompts, channel, n_samples, rate, question):
-    """Stage 1: the ids of a question about one channel."""
     system = system_prompt(n_samples, rate)
     return prompts.tokenizer.chat(system, placeholders(channel, n_samples) + question)
 
 
 def har_prompt(prompts, window, dataset):
     """Stage 2: the ids of all channels of a window (S, C) and a text about them.
-
     A model that answers in words gets a dialogue, as in stage 1; a class head gets the text."""
     user = ""
     for channel in dataset.channels:
@@ -159,8 +161,11 @@ class HarExamples(Examples):
         return [self.records[i]["label"] for i in self.index]
 
     def make(self, record, window):
-        dataset, label, prompts = self.data.dataset, record["label"], self.prompts
-        prompt, answer = har_prompt(prompts, window, dataset), []
+        dataset = self.data.dataset
+        label = record["label"]
+        prompts = self.prompts
+        prompt = har_prompt(prompts, window, dataset)
+        answer = []
         if prompts.answer != "class":
             text = har_answer(window, dataset, label, reasoning=prompts.answer == "reasoning")
             answer = prompts.tokenizer.answer(text)
@@ -169,7 +174,8 @@ class HarExamples(Examples):
 
 def sample_texts(data):
     """About 2000 pairs of stage 1 and 100 texts of stage 2: what a small tokenizer trains on."""
-    pairs, windows = data.records("align", "train"), data.records("har", "train")
+    pairs = data.records("align", "train")
+    windows = data.records("har", "train")
     for i in range(0, len(pairs), len(pairs) // 2000 + 1):
         pair = pairs[i]
         system = system_prompt(pair["length"], data.dataset.rate)

@@ -15,7 +15,6 @@ GAP = 0.1                               # seconds; shorter than any movement tha
 
 @dataclass
 class Log:
-    """Rows of samples with their times."""
     samples: np.ndarray                 # (N, C), NaN where one is missing
     labels: np.ndarray                  # (N,) index into the classes, -1 for no activity
     seconds: np.ndarray                 # (N,) from the first row
@@ -48,11 +47,11 @@ def runs(values):
     return pairwise([0, *edges.tolist(), len(values)])
 
 
-def put_on_grid(log, counts) -> Log:
+def put_on_grid(log, counts):
     """A Log with rows at any times -> one with a row every 1 / rate seconds.
 
-    Channels are interpolated across gaps of up to GAP and are NaN in longer ones. A row of NaN (its
-    time, too) without a label marks where the clock jumps by more than GAP, or back."""
+    Channels are interpolated across gaps of up to GAP, and NaN in longer ones. A row of NaN (and no
+    label) marks where the clock jumps by more than GAP, or back."""
     if not len(log.samples):
         return log
     steps = np.rint(np.diff(log.seconds) * log.rate)
@@ -72,7 +71,8 @@ def put_on_grid(log, counts) -> Log:
 def interpolate(log, rows, counts):
     """`put_on_grid` for rows without a jump of the clock -> samples, labels, seconds."""
     rate = log.rate
-    seconds, raw = log.seconds[rows], log.samples[rows]
+    seconds = log.seconds[rows]
+    raw = log.samples[rows]
     start = seconds[0]
     nearest = start + np.rint((seconds - start) * rate) / rate    # time on the grid
     is_near = abs(seconds - nearest) < 1e-3 / rate
@@ -110,9 +110,7 @@ def stretches(samples, counts):
 
 
 def resample(samples, raw_rate, rate):
-    """Resamples (N, C) through scipy's anti-aliasing filter -> float32.
-
-    Straight lines, and so rest, stay as they are, up to both ends."""
+    """Resamples (N, C) through an anti-aliasing filter -> float32; straight lines stay straight."""
     if raw_rate == rate or len(samples) < 2:                      # one sample makes no line
         return samples.astype(np.float32)
     from scipy.signal import resample_poly

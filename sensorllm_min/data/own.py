@@ -20,8 +20,6 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}            # of a time co
 BORDERS = {"train": (0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1)}      # of a split by time
 
 
-# ---- dataset.json ----
-
 def normalised(name):
     """A name in Unicode's composed form: folders on a Mac have the decomposed one."""
     return unicodedata.normalize("NFC", str(name))
@@ -34,7 +32,8 @@ def own_dataset(raw):
         raise InputError(f"{raw} is not a directory; --raw takes the folder of dataset.json")
     with as_input_error(path):
         given = read_json(path)
-        name, rate = given.pop("name"), given["rate"]
+        name = given.pop("name")
+        rate = given["rate"]
         window = given.setdefault("window", max(2, round(2 * rate)))
         given.setdefault("stride", max(1, window // 2))
         given.setdefault("align_lengths", (min(5, window), window))
@@ -50,7 +49,6 @@ def own_dataset(raw):
 
 
 def check_dataset(name, dataset, path):
-    """Raises an InputError with the first rule that a dataset.json breaks."""
     def are_unique(values):
         return len(set(values)) == len(values) > 0
 
@@ -88,8 +86,6 @@ def check_dataset(name, dataset, path):
             raise InputError(f"{path}: {rule}")
 
 
-# ---- which files ----
-
 def visible_files(raw):
     """The files under raw, but for dataset.json and what a file manager leaves behind."""
     for path in sorted(Path(raw).rglob("*")):
@@ -102,7 +98,8 @@ def visible_files(raw):
 def own_files(raw):
     """{subject: files}. InputError if there are none, or if a subject of dataset.json has none."""
     _, dataset = own_dataset(raw)
-    depths, endings = (3,), (".csv", ".csv.gz", ".npy")
+    depths = (3,)
+    endings = (".csv", ".csv.gz", ".npy")
     if dataset.label_column:
         depths, endings = (2, 3), (".csv", ".csv.gz")             # an .npy names no column
     parts = {}
@@ -121,7 +118,6 @@ def own_files(raw):
 
 
 def report_left_out(raw, parts, say):
-    """Names the files that are in none of the parts."""
     read = set().union(*parts.values())
     names = [str(path.relative_to(raw)) for path in visible_files(raw) if path not in read]
     if names:
@@ -129,15 +125,12 @@ def report_left_out(raw, parts, say):
             f"({len(names)}): {', '.join(names[:8])}")
 
 
-# ---- from a file to a log ----
-
-def read_log(path, dataset, counts, activity=-1) -> Log:
-    """A person's file -> Log, whose labels are those of the label column, or else `activity`.
-
-    With a time column the rate is the dataset's, or the file's own if that is higher."""
+def read_log(path, dataset, counts, activity=-1):
+    """A person's file -> Log, whose labels are those of the label column, or else `activity`."""
     headings = [channel.heading for channel in dataset.channels]
     frame = read_frame(path, headings, as_text=dataset.label_column)
-    clock, label = dataset.time_column, dataset.label_column
+    clock = dataset.time_column
+    label = dataset.label_column
     if clock is None:
         clock = next((name for name in frame.columns if name.lower() == "time"), None)
     others = [name for name in (clock, label) if name]
@@ -156,9 +149,7 @@ def read_log(path, dataset, counts, activity=-1) -> Log:
 
 
 def read_labels(texts, dataset, path):
-    """A label column -> labels (N,), -1 for an empty one.
-
-    If dataset.json gives values, others are -1 too; if not, InputError for what names no class."""
+    """A label column -> labels (N,), -1 for an empty one, or what dataset.json gives no class."""
     names = dataset.label_values or {name: name for name in dataset.classes}
     index = {text: dataset.classes.index(name) for text, name in names.items()}
     texts = texts.str.strip()
@@ -171,9 +162,7 @@ def read_labels(texts, dataset, path):
 
 def read_clock(column, dataset, path):
     """A time column -> seconds (N,) from the first: numbers, ISO 8601 dates or times of day.
-
-    Without a unit in dataset.json it is the one in which the samples come at the rate, or up to ten
-    times as fast. InputError for a missing time, and for numbers that only count the rows."""
+    Without a unit it is the one in which samples come at the rate, or up to ten times as fast."""
     import pandas as pd
     if column.isna().any():
         raise InputError(f"{path}, row {column.isna().argmax() + 1}: the time is missing")
@@ -186,7 +175,8 @@ def read_clock(column, dataset, path):
             return (times - times.iloc[0]).dt.total_seconds().to_numpy()
     times = (column - column.iloc[0]).to_numpy(float)
     steps = np.diff(times)
-    rate, unit = dataset.file_rate, dataset.time_unit
+    rate = dataset.file_rate
+    unit = dataset.time_unit
     if unit is None:
         unit, step = "s", 1.0
         if (steps > 0).any():
@@ -202,9 +192,7 @@ def read_clock(column, dataset, path):
 
 
 def choose_rate(samples, seconds, rate, path, counts):
-    """The rate that a file with times is read at: `rate`, or the file's own if that is higher.
-
-    The file's own is that of its slowest channel. InputError if it is lower than `rate`."""
+    """The rate that a file is read at: `rate`, or that of its slowest channel if it is higher."""
     steps = [np.diff(seconds[np.isfinite(channel)]) for channel in samples.T]
     medians = [float(np.median(some)) for some in steps if len(some)]
     if not medians:
@@ -223,8 +211,6 @@ def choose_rate(samples, seconds, rate, path, counts):
         counts[f"files resampled from {rate:g} Hz"] += 1
     return rate
 
-
-# ---- recordings ----
 
 def read_own(subject, files, dataset, seed, counts):
     """The recordings of a person's files; files too short for a window are counted."""
@@ -248,11 +234,10 @@ def read_own(subject, files, dataset, seed, counts):
 
 
 def split_recordings(recordings, dataset):
-    """A person's recordings -> those of "NAME-train", "NAME-val" and "NAME-test", in this order.
-
-    Each activity is split on its own, unless whole files that hold several are dealt out."""
+    """A person's recordings -> those of "NAME-train", "NAME-val" and "NAME-test", in this order."""
     together = dataset.split == "recordings" and dataset.label_column
-    groups, dealt = {}, []
+    groups = {}
+    dealt = []
     for recording in recordings:
         key = None if together else recording.activity
         groups.setdefault(key, []).append(recording)
@@ -266,9 +251,7 @@ def split_recordings(recordings, dataset):
 
 
 def split_by_time(recordings, n_apart):
-    """Recordings of one activity, in their order -> yields (split, recording) at BORDERS.
-
-    n_apart: samples that are left out between the splits."""
+    """Cuts recordings of one activity at BORDERS, n_apart samples apart -> (split, recording)."""
     total = sum(len(recording.samples) for recording in recordings)
     offset = 0
     for recording in recordings:

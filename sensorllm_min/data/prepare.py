@@ -64,13 +64,9 @@ def make_job(name, raw, seed=0, rate=None, longest=None, **changes):
     return Job(name, dataset, seed, reader)
 
 
-# ---- windows ----
-
 def strided_windows(n_samples, window, stride):
     """Starts of a recording's windows: all that fit at the stride, and one flush with its end.
-
-    Window and stride may be fractions of samples if the rate was changed: starts are rounded, so
-    that a recording gives as many windows as at the old rate."""
+    Window and stride may be fractions: at another rate a recording gives as many windows."""
     room = n_samples - window
     last = n_samples - round(window)
     if min(room, last) < 0:
@@ -85,7 +81,8 @@ def strided_windows(n_samples, window, stride):
 
 def random_windows(n_samples, shortest, longest, rng):
     """(start, length) of successive windows of random length, until what is left is too short."""
-    windows, start = [], 0
+    windows = []
+    start = 0
     while n_samples - start >= shortest:
         length = min(int(rng.integers(shortest, longest + 1)), n_samples - start)
         windows.append((start, length))
@@ -93,11 +90,8 @@ def random_windows(n_samples, shortest, longest, rng):
     return windows
 
 
-# ---- from a subject's recordings to lines ----
-
 @dataclass
 class PreparedSubject:
-    """What the files hold of one subject."""
     subject: int | str
     samples: np.ndarray                 # (N, C) float32
     records: dict                       # {file without its ending: records}
@@ -106,10 +100,9 @@ class PreparedSubject:
 
 
 def cut_windows(job, kind, recording, index):
-    """Windows (start, length) of a subject's recording `index`, for "har" or "align".
-
-    For "align" the recordings of training subjects are cut twice, at other lengths."""
-    dataset, n_samples = job.dataset, len(recording.samples)
+    """Windows (start, length) of a recording, for "har" or "align": then twice for training."""
+    dataset = job.dataset
+    n_samples = len(recording.samples)
     key = f"{kind} {recording.subject} {index}"
     rng = np.random.default_rng([job.seed, *key.encode()])
     if kind == "har":
@@ -136,14 +129,17 @@ def describe_channels(job, where, window):
 
 
 def prepare_subject(job, subject, recordings):
-    """All recordings of a subject, in their order -> PreparedSubject.
-
-    Windows that hold NaN or infinity are dropped, and counted."""
-    dataset, split = job.dataset, job.dataset.split_of(subject)
-    wholes, har, align, tally = [], [], [], Counter()
+    """A subject's recordings -> PreparedSubject, without windows that hold NaN or infinity."""
+    dataset = job.dataset
+    split = job.dataset.split_of(subject)
+    wholes = []
+    har = []
+    align = []
+    tally = Counter()
     offset = 0
     for index, recording in enumerate(recordings):
-        samples, activity = recording.samples, dataset.classes[recording.activity]
+        samples = recording.samples
+        activity = dataset.classes[recording.activity]
         wholes.append({"subject": subject, "activity": activity, "start": offset,
                        "length": len(samples), "source": recording.source})
         for kind in ("har", "align"):
@@ -165,8 +161,6 @@ def prepare_subject(job, subject, recordings):
     return PreparedSubject(subject, samples, records, counts, tally)
 
 
-# ---- from parts to files, on several processes ----
-
 def prepare_part(job, part, raw_files):
     """Prepares one part of the raw files -> ([PreparedSubject], Counter of lost samples)."""
     lost = Counter()
@@ -178,12 +172,8 @@ def prepare_part(job, part, raw_files):
 def begin_worker():
     """Leaves Ctrl-C to the parent, and ends this worker when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: parent.join() or os._exit(1), daemon=True).start()
 
 
 def prepare_parts(job, parts, workers):
@@ -211,7 +201,9 @@ def write_dataset(job, parts, folder, workers, say):
         (folder / f"har_{split}.jsonl").write_bytes(b"")
         (folder / f"align_{split}.jsonl").write_bytes(b"")
 
-    subjects, tally, lost = {}, Counter(), Counter()
+    subjects = {}
+    tally = Counter()
+    lost = Counter()
     began = time.monotonic()
     results = prepare_parts(job, parts, workers)
     for n_done, (part, (prepared_subjects, lost_samples)) in enumerate(zip(parts, results), 1):
@@ -235,14 +227,12 @@ def write_dataset(job, parts, folder, workers, say):
 def describe(job, subjects, tally, lost):
     """The content of meta.json. subjects: {name: counts}; tally: of them all; lost: samples."""
     dataset = job.dataset
-    windows = dict.fromkeys(dataset.splits, 0)
-    pairs = dict.fromkeys(dataset.splits, 0)
-    for counts in subjects.values():
-        windows[counts["split"]] += counts["har_windows"]
-        pairs[counts["split"]] += counts["align_pairs"]
     balance = {}
+    pairs = dict.fromkeys(dataset.splits, 0)
     for split in dataset.splits:
         balance[split] = {activity: tally[split, activity] for activity in dataset.classes}
+    for counts in subjects.values():
+        pairs[counts["split"]] += counts["align_pairs"]
     return {
         "version": VERSION,
         "dataset": job.name,
@@ -250,7 +240,7 @@ def describe(job, subjects, tally, lost):
         "source": dataset.source,
         "held_out": dataset.held_out,
         "row": asdict(dataset),
-        "har_windows": windows,
+        "har_windows": {split: sum(counts.values()) for split, counts in balance.items()},
         "align_pairs": pairs,
         "dropped_windows_with_nan_or_inf": {"har_windows": tally["dropped", "har"],
                                             "align_windows": tally["dropped", "align"]},
@@ -258,8 +248,6 @@ def describe(job, subjects, tally, lost):
         "class_balance": balance,
         "subjects": subjects}
 
-
-# ---- the folder ----
 
 OURS = re.compile(r"meta\.json|samples(/[^/]+\.npy)?|recordings\.jsonl|window_\d+\.png|"
                   r"(har|align)_(train|val|test)\.jsonl")
@@ -275,12 +263,11 @@ def check_only_ours(folder):
 
 
 def check_replaceable(out, name):
-    """The meta.json in `out`; {} if `out` is missing or empty.
-
-    InputError if `out` holds anything but the same dataset: it will be removed."""
+    """The meta.json in `out`, {} without one. InputError unless all of `out` may be removed."""
     if not out.exists() or not any(out.iterdir()):
         return {}
-    path, meta = out / "meta.json", {}
+    path = out / "meta.json"
+    meta = {}
     if path.is_file():
         meta = read_json(path)
     if meta.get("dataset") != name or "version" not in meta:

@@ -14,12 +14,12 @@ AGAIN = "; prepare the dataset again with data_prep.py"
 
 
 class Records:
-    """The records of JSON-lines files, one after another; each is parsed when it is indexed.
-
-    subjects: names, as texts, whose records are kept; None: all. sizes: bytes of each record."""
+    """The records of JSON-lines files; each is parsed when it is indexed.
+    subjects: whose; None: all. sizes: bytes of each record."""
 
     def __init__(self, paths, subjects=None):
-        self.paths, self.n_lines = paths, 0
+        self.paths = paths
+        self.n_lines = 0
         kept = []
         for i, path in enumerate(paths):
             start = 0
@@ -72,7 +72,6 @@ class PreparedData:
         self.samples = {}                                         # subject -> memory-mapped (N, C)
 
     def subjects_of(self, split):
-        """The subjects of a split, as texts."""
         split_of = {subject: counts["split"] for subject, counts in self.meta["subjects"].items()}
         if self.fold and split != "test":
             k, n_folds = self.fold
@@ -83,12 +82,14 @@ class PreparedData:
             return [subject for subject in not_test if subject not in validated]
         return [subject for subject in split_of if split_of[subject] == split]
 
-    def records(self, kind, split) -> Records:
+    def records(self, kind, split):
         """The records of har_SPLIT.jsonl or align_SPLIT.jsonl. InputError unless all are there."""
         counts = self.meta[{"har": "har_windows", "align": "align_pairs"}[kind]]
-        splits, subjects = (split,), None
+        splits = (split,)
+        subjects = None
         if self.fold and split != "test":
-            splits, subjects = ("train", "val"), self.subjects_of(split)
+            splits = ("train", "val")
+            subjects = self.subjects_of(split)
         records = Records([self.directory / f"{kind}_{one}.jsonl" for one in splits], subjects)
         expected = sum(counts[one] for one in splits)
         if records.n_lines != expected:
@@ -117,7 +118,9 @@ class PreparedData:
 
     def window(self, record):
         """The samples (S, C) float32 of a record. InputError if they are missing or not finite."""
-        subject, start, length = record["subject"], record["start"], record["length"]
+        subject = record["subject"]
+        start = record["start"]
+        length = record["length"]
         window = self.samples_of(subject)[start:start + length]
         if len(window) != length or not np.isfinite(window).all():
             raise InputError(f"{self.directory}/samples/{subject}.npy: samples {start} to "

@@ -22,10 +22,9 @@ from .tables import UNPACK_AGAIN, check_samples, read_table
 
 def find_files(dataset, ending, raw):
     """{subject: its files} under raw, both in the order of the numbers in their paths.
-
-    ending: a regular expression whose first group is the subject, or another part of the dataset.
-    InputError if there is no file, or if there are two of the same numbers."""
-    found, parts = {}, {}
+    ending: a regular expression whose first group is the subject, or another part."""
+    found = {}
+    parts = {}
     for path in Path(raw).rglob("*"):
         match = re.search(rf"(?:^|/){ending}\Z", path.as_posix())
         if not match:
@@ -47,20 +46,13 @@ def find_files(dataset, ending, raw):
 
 
 def label_indices(numbers, ids, path, others=(0,)):
-    """The activity numbers of a file -> indices into `ids`; -1 for `others`, which are no classes.
-
-    InputError for any other number."""
+    """The activity numbers of a file -> indices into `ids`; -1 for `others`, not classes."""
     index = dict.fromkeys(others, -1) | {number: i for i, number in enumerate(ids)}
     numbers = numbers.tolist()
     for number in set(numbers) - index.keys():
         raise InputError(f"{path} holds the activity {number:g}, which is none of "
                          f"{sorted(index)}{UNPACK_AGAIN}")
     return np.array([index[number] for number in numbers], int)
-
-
-def demo_files(raw):
-    """Ten simulated people."""
-    return {subject: [] for subject in range(1, 11)}
 
 
 def read_demo(subject, files, dataset, seed, counts):
@@ -88,9 +80,8 @@ def read_usc_had(subject, files, dataset, seed, counts):
 
 
 def join_overlapping(windows, follows):
-    """Windows (W, 128, C) -> yields (index of the first window, samples (N, C)) of each recording.
-
-    Window i + 1 continues window i if follows[i] and their overlapping halves are equal."""
+    """Windows (W, 128, C) -> yields (index of the first window, samples (N, C)) of each recording,
+    joining window i + 1 to window i if follows[i] and their overlapping halves are equal."""
     half = windows.shape[1] // 2
     are_equal = windows[:-1, half:] == windows[1:, :half]         # (W-1, 64, C)
     joined = follows & are_equal.all((1, 2))
@@ -103,9 +94,7 @@ def join_overlapping(windows, follows):
 
 def read_uci_har(split, files, dataset, seed, counts):
     """{train,test}/Inertial Signals: total acceleration in g, gyroscope in rad/s.
-
-    They are shipped as windows of 128 that overlap by half, in the order of recording; here they
-    are joined again. No subject is in both splits."""
+    They are shipped as windows of 128 that overlap by half, in order, and are joined again."""
     [y_path] = files
     signals = []
     for sensor in ("total_acc", "body_gyro"):
@@ -127,7 +116,8 @@ def read_uci_har(split, files, dataset, seed, counts):
     for first, samples in join_overlapping(windows, same_subject & same_activity):
         samples = resample(samples, dataset.file_rate, dataset.rate)
         source = f"{split} window {first + 1}"
-        who, what = int(subject[first]), int(activity[first])
+        who = int(subject[first])
+        what = int(activity[first])
         recordings.append(Recording(who, what, samples, source))
     yield from sorted(recordings, key=lambda recording: recording.subject)
 
@@ -137,7 +127,8 @@ def read_mhealth(subject, files, dataset, seed, counts):
     [path] = files
     columns = [0, 1, 2, *range(5, 11), *range(14, 20), 23]
     table = read_table(path, 24, columns)
-    samples, numbers = table[:, :-1], table[:, -1]
+    samples = table[:, :-1]
+    numbers = table[:, -1]
     labels = label_indices(numbers, range(1, 13), path)
     log = steady_log(samples, labels, dataset.file_rate)
     yield from cut_log(subject, log, dataset.rate, path.name, counts)
@@ -149,25 +140,22 @@ PAMAP2_OTHERS = (0, 9, 10, 11, 18, 19, 20)                        # transitions;
 
 def read_pamap2(subject, files, dataset, seed, counts):
     """54 columns: time, activity, heart rate, then 17 for each unit of hand, chest and ankle.
-
-    Each unit gives acceleration of the +-16 g sensor (the +-6 g one saturates), gyroscope and
-    magnetometer. Its orientation is invalid in this dataset."""
+    Of each: acceleration of the +-16 g sensor (the other saturates), gyroscope, magnetometer."""
     [path] = files
     columns = [0, 1]
     for first in (3, 20, 37):
         columns += range(first + 1, first + 4)
         columns += range(first + 7, first + 13)
     table = read_table(path, 54, columns)
-    times, samples = table[:, 0], table[:, 2:]
+    times = table[:, 0]
+    samples = table[:, 2:]
     labels = label_indices(table[:, 1], PAMAP2_IDS, path, PAMAP2_OTHERS)
     log = Log(samples, labels, times - times[0], dataset.file_rate)
     yield from cut_log(subject, log, dataset.rate, path.name, counts)
 
 
 def read_capture24(subject, files, dataset, seed, counts):
-    """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities.
-
-    The day is read in pieces, without rows that have no annotation, to save memory."""
+    """P*.csv.gz: time, x, y, z (g), annotation; the dictionary maps annotations to activities."""
     import pandas as pd
     [path] = files
     dictionary_path = path.with_name("annotation-label-dictionary.csv")
@@ -175,7 +163,9 @@ def read_capture24(subject, files, dataset, seed, counts):
         dictionary = pd.read_csv(dictionary_path, index_col="annotation")
         label_of = dictionary["label:WillettsSpecific2018"].map(dataset.classes.index)
     columns = {"time": str, "x": np.float32, "y": np.float32, "z": np.float32, "annotation": str}
-    samples, labels, times = [], [], []
+    samples = []
+    labels = []
+    times = []
     with as_input_error(path, "is truncated or not a Capture-24 recording", UNPACK_AGAIN):
         for piece in pd.read_csv(path, chunksize=100_000, dtype=columns):
             piece = piece[piece["annotation"].notna()]
@@ -192,13 +182,12 @@ def read_capture24(subject, files, dataset, seed, counts):
 Reader = namedtuple("Reader", "files read")
 
 
-def archive(dataset, ending, read):
-    """A Reader of the files of an archive whose paths end like this, see `find_files`."""
-    return Reader(partial(find_files, dataset, ending), read)
+def archive(name, ending, read):
+    return Reader(partial(find_files, name, ending), read)
 
 
 READERS = {
-    "demo": Reader(demo_files, read_demo),
+    "demo": Reader(lambda raw: {person: [] for person in range(1, 11)}, read_demo),
     # the path counts, since the ids inside some of the files are wrong
     "usc-had": archive("usc-had", r"Subject(\d+)/a(\d+)t(\d+)\.mat", read_usc_had),
     "uci-har": archive("uci-har", r"y_(train|test)\.txt", read_uci_har),

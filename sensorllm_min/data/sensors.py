@@ -18,12 +18,10 @@ class Channel:
 
     @property
     def heading(self):
-        """The name of its column in a CSV."""
         return self.column or self.token
 
     @property
     def titled(self):
-        """Its name with its unit, as pictures and reports show it."""
         if not self.unit:
             return self.spoken
         return f"{self.spoken} ({self.unit})"
@@ -89,7 +87,6 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, values):
-        """The DatasetInfo whose fields are values of JSON."""
         channels = tuple(Channel(**channel) for channel in values["channels"])
         fields = {key: as_tuples(value) for key, value in values.items()}
         return cls(**fields | {"channels": channels})
@@ -103,17 +100,14 @@ class DatasetInfo:
 
     @property
     def n_window(self):
-        """Samples of a stage-2 window."""
         return round(self.window)
 
     @property
     def file_rate(self):
-        """Hz, of the raw samples."""
         return self.raw_rate or self.rate
 
     @property
     def held_out(self):
-        """What the test is made of, for reports."""
         return SPLITS[self.split]
 
     @property
@@ -126,7 +120,6 @@ WRIST = triaxial("acc", "g") + triaxial("gyro", "deg/s")
 
 
 def pamap2_unit(body_part):
-    """The nine channels of the sensor unit that is worn there."""
     prefixes = f"{body_part}_", f"{body_part} "
     return (triaxial("acc", "m/s^2", *prefixes) + triaxial("gyro", "rad/s", *prefixes)
             + triaxial("mag", "uT", *prefixes))
@@ -214,11 +207,10 @@ ALIGN_SECONDS = 1, 4                    # stage-1 windows: shortest, longest
 
 
 def at_rate(name, dataset, rate):
-    """(name, DatasetInfo) of a dataset at another rate in Hz; stage-2 windows keep their seconds.
-
-    InputError for a rate above that of the recordings, or too low for a window."""
+    """(name, DatasetInfo) of a dataset at another rate, Hz; stage-2 windows keep their seconds."""
     ratio = rate / dataset.rate
-    window, stride = dataset.window * ratio, dataset.stride * ratio
+    window = dataset.window * ratio
+    stride = dataset.stride * ratio
     if rate > dataset.file_rate or window < 2 or stride < 1:
         raise InputError(f"--rate {rate:g}: the recordings of {name} have {dataset.file_rate:g} Hz "
                          f"and their windows would hold {window:g} samples, {stride:g} apart; give "
@@ -250,7 +242,8 @@ def rotations(dataset):
         return list(groups.values())
     for token in column:
         for at in [i for i, letter in enumerate(token) if letter == "x"]:
-            before, after = token[:at], token[at + 1:]
+            before = token[:at]
+            after = token[at + 1:]
             sensor = [before + axis + after for axis in "xyz"]
             if all(name in column for name in sensor):
                 words = filter(None, (before + after).split("_"))

@@ -7,9 +7,7 @@ NOISE = 0.05                            # in steps of RESOLUTION: seldom changes
 
 def simulate(subject, activity, n_samples, rate, rng):
     """Samples (N, 6) of one simulated wrist: gravity, gait harmonics, turns, noise.
-
-    A limb moves, then rests at the end of its swing (a clipped sine), so that signals rise, fall
-    and hold. People differ in how the sensor sits on the wrist, in pace, and in vigour."""
+    A limb moves, then rests at the end of its swing (a clipped sine)."""
     person = np.random.default_rng(subject)
     tilt = person.normal(0, 0.1, 3)
     pace = person.normal(1, 0.05)

@@ -1,7 +1,6 @@
-"""Tables of samples as people and archives have them, read so that no column passes for another.
+"""Tables of samples as people and archives have them; what does not match is an InputError.
 
-A file that does not match for certain raises an InputError. pandas is imported where it is used,
-since training does not need it.
+pandas is imported where it is used, since training does not need it.
 """
 import csv
 import gzip
@@ -25,8 +24,7 @@ def csv_lines(path):
         yield from ((lines.line_num, fields) for fields in lines if fields)
 
 
-def csv_header(path) -> list[str]:
-    """The names of a CSV's columns."""
+def csv_header(path):
     for _, fields in csv_lines(path):
         return [name.strip() for name in fields]
     raise InputError(f"{path} is empty")
@@ -35,9 +33,8 @@ def csv_header(path) -> list[str]:
 def read_frame(path, headings, as_text=None):
     """A person's file -> DataFrame. as_text: the column that is kept as it is written.
 
-    The header of a .csv or .csv.gz names its columns; an .npy has the columns `headings`, in this
-    order. InputError for a line of more or fewer fields than the header; a trailing comma is fine.
-    """
+    The header of a .csv or .csv.gz names its columns, which every line must have; an .npy has the
+    columns `headings`, in this order."""
     import pandas as pd
     if Path(path).suffix.lower() == ".npy":
         with as_input_error(path, f"does not hold the channels {', '.join(headings)}"):
@@ -67,7 +64,8 @@ def pick_columns(frame, names, path):
     for name in names:
         if header.count(name) != 1:
             how = "twice the" if name in header else "no"
-            needed, found = ", ".join(names), brief(", ".join(header))
+            needed = ", ".join(names)
+            found = brief(", ".join(header))
             raise InputError(f"{path} has {how} column {name}; it needs {needed}, its columns are "
                              f"{found}")
     return frame[list(names)]
@@ -80,7 +78,8 @@ def to_numbers(frame, path):
     wrong = np.argwhere((numbers.isna() & frame.notna()).to_numpy())
     if len(wrong):
         row, column = wrong[0]
-        name, text = frame.columns[column], brief(repr(frame.iloc[row, column]))
+        name = frame.columns[column]
+        text = brief(repr(frame.iloc[row, column]))
         raise InputError(f"{path}, row {row + 1}: {name} is {text}, not a number")
     return np.array(numbers, np.float64, order="C")
 
@@ -98,9 +97,7 @@ UNPACK_AGAIN = "; unpack the archive again"
 
 
 def read_table(path, n_columns, columns=None):
-    """A text file of numbers separated by white space -> (lines, columns) float64.
-
-    n_columns: of each line. columns: the ones to read, in the file's order; None: all."""
+    """A text of lines of n_columns numbers -> (lines, columns) float64. columns: None reads all."""
     import pandas as pd
     with (as_input_error(path, "is missing, truncated or not a table of numbers", UNPACK_AGAIN),
           open(path, "rb") as file):

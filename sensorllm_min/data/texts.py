@@ -16,11 +16,8 @@ from .wording import (ACTIVITY, CHANGES, COUNT_FORMATS, COVERS, DIRECTIONS, FALL
                       TOTALS, WORD_PAIRS)
 
 
-# ---- trends: the facts ----
-
 def trend_segments(series):
     """A series (T,) -> starts (K,), ends (K,), directions (K,): runs of equal sign(x[t+1] - x[t]).
-
     Starts and ends are sample indices; a segment ends where the next one starts."""
     signs = np.sign(np.diff(series)).astype(int)                  # (T-1,)
     turns = np.flatnonzero(np.diff(signs)) + 1
@@ -30,10 +27,8 @@ def trend_segments(series):
 
 
 def moving_average(series, width):
-    """The mean of the `width` samples (an odd number) around each sample: (T,) -> (T,) float64.
-
-    Near the ends there are fewer. A constant series stays exactly constant, so that no rounding
-    error becomes a trend."""
+    """The mean of the `width` samples (an odd number) around each sample, fewer near the ends.
+    A constant series (T,) stays exactly constant, so that no rounding error becomes a trend."""
     half = min(width // 2, len(series) - 1)
     window = np.ones(2 * half + 1)
     within = slice(half, half + len(series))
@@ -44,9 +39,7 @@ def moving_average(series, width):
 
 
 def turning_points(series, band):
-    """Indices of the highs and lows between which a series moves by at least `band`, in order.
-
-    A high is the highest sample before a fall of `band`, a low the lowest before such a rise."""
+    """Indices of the highs and lows between which a series moves by at least `band`, in order."""
     high = low = direction = 0
     points = []
     for i, x in enumerate(series):
@@ -56,10 +49,12 @@ def turning_points(series, band):
             low = i
         if direction >= 0 and series[high] - x >= band:
             points.append(high)
-            direction, low = -1, i
+            direction = -1
+            low = i
         elif direction <= 0 and x - series[low] >= band:
             points.append(low)
-            direction, high = 1, i
+            direction = 1
+            high = i
     if direction:
         points.append(high if direction > 0 else low)
     return points
@@ -72,10 +67,9 @@ HOLD = 0.5                              # seconds: a shorter plateau does not co
 def trend_line(series, dataset):
     """The simplified curve (T,) whose trends stage 1 describes.
 
-    It is the moving average over dataset.smooth seconds, taken twice, redrawn with a few straight
-    strokes: from high to low to high where it moves by more than dataset.band of its range, level
-    where it stays near a high or low for HOLD seconds. These are the trends that a person sees in a
-    plot. If smooth and band are 0, it is the series itself."""
+    The moving average over dataset.smooth seconds, taken twice, is redrawn with straight strokes
+    between highs and lows more than dataset.band of its range apart, level where it stays near one
+    for HOLD seconds. If smooth and band are 0, it is the series itself."""
     if not (dataset.smooth or dataset.band):
         return series
     width = 2 * round(dataset.smooth * dataset.rate / 2) + 1      # odd, so that nothing shifts
@@ -92,7 +86,8 @@ def trend_line(series, dataset):
         points.insert(0, 0)
     if abs(smooth[end] - smooth[points[-1]]) >= band / 2:
         points.append(end)
-    xs, ys = [], []
+    xs = []
+    ys = []
     for point in points:
         far = np.flatnonzero(np.abs(smooth - smooth[point]) > PLATEAU * band)
         position = np.searchsorted(far, point)
@@ -122,8 +117,6 @@ def time_text(index, rate):
     """The time of a sample in seconds, with enough decimals to distinguish neighbouring samples."""
     return number(index / rate, max(2, math.ceil(math.log10(rate))))
 
-
-# ---- trends: the words ----
 
 class FirstWording:
     """A stand-in for a random generator that always chooses the first entry: no paraphrasing."""
@@ -155,8 +148,8 @@ def fill_word(template, word):
 
 
 def simple_trend(segments, words, rate, rng):
-    """One line per segment; with several directions, also a line for each with its count."""
-    line, count_line = rng.choice(LINE_FORMATS), rng.choice(COUNT_FORMATS)
+    line = rng.choice(LINE_FORMATS)
+    count_line = rng.choice(COUNT_FORMATS)
     starts, ends, directions = segments
     if not directions:
         return SINGLE
@@ -172,7 +165,6 @@ def simple_trend(segments, words, rate, rng):
 
 
 def detailed_trend(segments, words, rate, rng):
-    """A sentence per segment, without the counts."""
     starts, ends, directions = segments
     if not directions:
         return SINGLE
@@ -185,7 +177,6 @@ def detailed_trend(segments, words, rate, rng):
 
 
 def summary(segments, words, rate, rng, sensor, overall):
-    """Sensor and time span; kinds and changes of trend; seconds of each; overall direction."""
     starts, ends, directions = segments
     last = time_text(ends[-1] if ends else 0, rate)
     covers = rng.choice(COVERS).format(sensor=sensor, first=time_text(0, rate), last=last)
@@ -232,7 +223,6 @@ def pair_rng(seed, dataset_name, paraphrase, *key):
 
 
 def system_prompt(n_samples, rate):
-    """The system prompt of stage 1."""
     return ("A dialogue between a researcher and an assistant. The assistant analyses a sensor "
             f"time series of {n_samples} points sampled at {rate} Hz.")
 
@@ -247,7 +237,8 @@ def decimals(value):
 
 def statistics_text(window, dataset):
     """A line per channel: mean and population standard deviation."""
-    means, deviations = window.mean(0, dtype=float), window.std(0, dtype=float)
+    means = window.mean(0, dtype=float)
+    deviations = window.std(0, dtype=float)
     lines = []
     for channel, mean, deviation in zip(dataset.channels, means, deviations):
         lines.append(f"{channel.spoken}: Mean={decimals(mean)}, StdDev={decimals(deviation)}")
@@ -312,7 +303,6 @@ def har_text(window, dataset, parts):
 
 
 def har_system_prompt(n_samples, dataset):
-    """The system prompt before an answer in words."""
     return ("A dialogue between a researcher and an assistant. The assistant recognises activities "
             f"from {len(dataset.channels)} sensor channels of {n_samples} points sampled at "
             f"{dataset.rate} Hz.")
@@ -330,7 +320,8 @@ def reasoning_text(window, dataset):
     for unit in dict.fromkeys(channel.unit for channel in dataset.channels):
         columns = [i for i, channel in enumerate(dataset.channels) if channel.unit == unit]
         column = max(columns, key=lambda i: window[:, i].std(dtype=float))
-        series, spoken = window[:, column].astype(float), dataset.channels[column].spoken
+        series = window[:, column].astype(float)
+        spoken = dataset.channels[column].spoken
         start = f"In {unit}, the" if unit else "The"
         sentence = (f"{start} {spoken} varies most, by {number(series.std())} around "
                     f"{number(series.mean())}")

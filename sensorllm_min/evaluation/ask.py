@@ -18,7 +18,6 @@ from ..plots.figures import draw_descriptions, draw_window
 
 @dataclass
 class Window:
-    """A window that questions are asked about."""
     samples: np.ndarray                 # (S, C)
     dataset: DatasetInfo                # with these C channels
     name: str                           # for the picture's file
@@ -35,9 +34,10 @@ def one_channel(dataset, token):
     return replace(dataset, channels=channels)
 
 
-def prepared_window(data, stage, split, index, token=None) -> Window:
+def prepared_window(data, stage, split, index, token=None):
     """Window `index` of a split: in stage 1 its own channel or another, in stage 2 all of them."""
-    records, dataset = data.records(stage, split), data.dataset
+    records = data.records(stage, split)
+    dataset = data.dataset
     if not 0 <= index < len(records):
         raise InputError(f"--window {index}: {data.directory} holds {split} windows 0 to "
                          f"{len(records) - 1} of this stage")
@@ -55,7 +55,7 @@ def prepared_window(data, stage, split, index, token=None) -> Window:
     return Window(samples[:, [column]], chosen, f"{name}_{token}", title, truth)
 
 
-def csv_window(path, dataset, token=None) -> Window:
+def csv_window(path, dataset, token=None):
     """A CSV as one window of one channel, for stage 1: that of `token`, or the only one."""
     if token is None:
         columns = csv_header(path)
@@ -81,9 +81,10 @@ def csv_window(path, dataset, token=None) -> Window:
     return Window(samples, dataset, Path(path).stem, str(path), None)
 
 
-def answer(model, window, question, max_new_tokens, sampling, say) -> str:
+def answer(model, window, question, max_new_tokens, sampling, say):
     """The answer of an interface.Model about a window; `say` gets it piece by piece."""
-    classes, said = model.recipe.classes, ""
+    classes = model.recipe.classes
+    said = ""
 
     def listen(ids):
         nonlocal said
@@ -111,7 +112,7 @@ def converse(model, window, question, max_new_tokens, sampling, folder):
     channels = ", ".join(channel.spoken for channel in dataset.channels)
     texts = window_trends_text(window.samples, dataset).split("\n")
     path = folder / f"asked_{window.name}.png"
-    draw_window(path, window.samples, dataset, model.model.chronos, window.title, texts)
+    draw_window(path, window.samples, dataset, window.title, texts)
     print(f"{window.title}: {channels}, {len(window.samples)} samples, drawn in {path}", flush=True)
     say = partial(print, end="", flush=True)
     text = answer(model, window, question, max_new_tokens, sampling, say)

@@ -9,15 +9,15 @@ MEANING = {
     "macro_precision": "precision, averaged over all classes",
     "macro_recall": "recall, averaged over all classes",
     "chance": "accuracy of always naming the class that most of these windows have",
+    "chance_f1": "macro F1 of the same",
 }
 
 
 def class_scores(confusion):
     """Confusion matrix (n, n), rows true, columns predicted -> {score: value}, with "per_class".
 
-    A further column, (n, n + 1), counts answers in words that name no class; they are wrong. A
-    class that never occurs scores 0, as in scikit-learn with zero_division=0 and all labels given,
-    and does not count in the balanced accuracy."""
+    A further column, (n, n + 1), counts answers in words that name no class. A class that never
+    occurs scores 0, as in scikit-learn with zero_division=0 and all labels given."""
     confusion = np.asarray(confusion, dtype=float)
     n = len(confusion)
     total = max(confusion.sum(), 1)
@@ -32,6 +32,7 @@ def class_scores(confusion):
     recall = fraction(right, true)
     f1 = fraction(2 * right, true + predicted)
     accuracy = right.sum() / total
+    chance = true.max() / total
     scores = {
         "accuracy": accuracy,
         "balanced_accuracy": recall[true > 0].mean() if true.any() else 0.0,
@@ -39,7 +40,8 @@ def class_scores(confusion):
         "micro_f1": 2 * right.sum() / max(true.sum() + predicted.sum(), 1),
         "macro_precision": precision.mean(),
         "macro_recall": recall.mean(),
-        "chance": true.max() / total,
+        "chance": chance,
+        "chance_f1": 2 * chance / (1 + chance) / n,
     }
     scores = {name: float(score) for name, score in scores.items()}
     scores["per_class"] = {
@@ -72,7 +74,8 @@ def score_people(records, classes):
     people = {}
     for name, own in sorted(by_person.items()):
         scores = class_scores(confusion_of(own, len(classes)))
-        f1, windows = np.array(scores["per_class"]["f1"]), np.array(scores["per_class"]["windows"])
+        f1 = np.array(scores["per_class"]["f1"])
+        windows = np.array(scores["per_class"]["windows"])
         people[name] = {"windows": len(own), "accuracy": scores["accuracy"],
                         "f1": float(f1[windows > 0].mean())}
     confusion = confusion_of(records, len(classes))

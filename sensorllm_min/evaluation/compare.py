@@ -4,11 +4,8 @@ from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-
 from ..ablations import ABLATIONS
 from ..files import InputError, read_json, write_json
-from .class_scores import class_scores
 
 # The rows of the table: which settings of the full model each of them changes.
 ROWS = {
@@ -20,15 +17,13 @@ ROWS = {
 # The columns of the table, and what it shows of each.
 SCORES = ("macro_f1", "less", "accuracy", "balanced_accuracy")
 COLUMNS = dict.fromkeys(SCORES, ["mean", "std"])
-COLUMNS |= {"trained_parameters": ["max"], "seconds": ["median"]}
+COLUMNS |= {"chance_f1": ["mean"], "trained_parameters": ["max"], "seconds": ["median"]}
 # Settings that may change when a comparison is continued, by more rows or seeds for example.
 NOT_COMPARED = ("out", "resume", "compare", "seeds")
 
 
 def plan_runs(settings, data):
-    """Yields (row, settings) of each run; one that left a checkpoint is resumed.
-
-    Raises an InputError for settings that cannot be compared."""
+    """Yields (row, settings) of each run; one that left a checkpoint is resumed."""
     if settings.answer != "class":
         raise InputError("--compare compares class heads; leave --answer out")
     folds = [None] if settings.folds is None else plan_folds(settings, data)
@@ -74,17 +69,7 @@ def claim_comparison(settings):
     write_json(path, given)
 
 
-def score_majority(train, test, n_classes):
-    """The scores of always naming the majority class of the training windows."""
-    guess = np.bincount(train.labels(), minlength=n_classes).argmax()
-    confusion = np.zeros((n_classes, n_classes), int)
-    confusion[:, guess] = np.bincount(test.labels(), minlength=n_classes)
-    scores = class_scores(confusion)
-    del scores["per_class"]
-    return scores | {"trained_parameters": 0, "seconds": 0.0}
-
-
-def comparison_table(results) -> str:
+def comparison_table(results):
     """{row: [scores of each run]} -> a table; "less": by how much the first row's run is better."""
     import pandas                                                 # takes a second
     records = []

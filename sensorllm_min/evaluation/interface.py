@@ -33,8 +33,10 @@ class Model:
     another shape, for a call that does not fit this stage, and for a window that is too long."""
 
     def __init__(self, model, recipe, progress, processes):
-        self.model, self.recipe = model, recipe
-        self.progress, self.processes = progress, processes
+        self.model = model
+        self.recipe = recipe
+        self.progress = progress
+        self.processes = processes
         self.stage = recipe.stage
         self.dataset = dataset_of(recipe)
         self.prompts = PromptFormat.of(model, recipe)
@@ -61,7 +63,6 @@ class Model:
 
     def ask(self, samples, channel, question, max_new_tokens=400, sampling=GREEDY) -> str:
         """The answer to a question about one channel of a window (T, C).
-
         sampling: a generate.Sampling; by default always the likeliest token."""
         self.require("align", "describe and ask")
         dataset = one_channel(self.dataset, channel)
@@ -105,7 +106,6 @@ class Model:
         return Example(prompt, [], list(samples.T), IGNORED, {}, index, columns)
 
     def answer(self, example, max_new_tokens=400, sampling=GREEDY, listen=None):
-        """The record of the answer to one Example (see predict)."""
         record, = answer_batches(
             self.model, [[example]], self.processes, max_new_tokens, sampling, listen)
         return record

@@ -6,8 +6,6 @@
     generated, ended        an answer in words; whether it ended by itself or was cut off
     probabilities, loss     of the classes, and the weighted cross entropy, from a class head
     predicted               stage 2: the label; None for an answer in words that names no class
-
-Several processes each answer their own part of a split.
 """
 import json
 import time
@@ -43,7 +41,8 @@ def batches_of(examples, processes, batch_size, say=None, n_done=0):
         if say and start > n_done and now - said > SILENCE:
             said = now
             seconds = now - began
-            done, rest = sizes[n_done:start].sum(), sizes[start:].sum()
+            done = sizes[n_done:start].sum()
+            rest = sizes[start:].sum()
             left = seconds / done * rest                          # as if sizes were times
             say(f"{start}/{len(order)} windows, {(start - n_done) / seconds:.2g} windows/s, "
                 f"{left / 60:.1f} min left")
@@ -60,8 +59,7 @@ def longest_answer(examples):
 def answer_batches(
         model, batches, processes, max_new_tokens=LONGEST, sampling=GREEDY, listen=None):
     """Yields the record of each example in `batches`, lists of Example (see the top of the file).
-
-    max_new_tokens, sampling: for answers in words. listen(ids): called at each new token of one."""
+    listen(ids) is called at each new token of an answer in words."""
     in_words = model.head is None
     for examples in batches:
         batch = collate(examples, model.tokenizer.pad_id, for_generation=in_words)
@@ -109,7 +107,7 @@ def read_activities(records, classes):
 
 
 @torch.no_grad()
-def mean_loss(model, examples, processes, batch_size, say=None) -> float:
+def mean_loss(model, examples, processes, batch_size, say=None):
     """The loss per answer token (stage 1) or per weighted window (stage 2) over all examples."""
     loss_sum = weight_sum = 0
     for batch in batches_of(examples, processes, batch_size, say):
@@ -144,8 +142,8 @@ def score_classes(model, examples, processes, batch_size, say=None):
 def keep_records(path, settings, answer, batch_size):
     """Appends the records that answer(n_done) yields to a file, after its settings -> all records.
 
-    If the file has the same settings, its first n_done records are read instead of made again. They
-    are whole batches: in another batch the last bits of a result may differ."""
+    If the file has the same settings, its first n_done records are read instead of made again:
+    whole batches, since in another batch the last bits of a result may differ."""
     first = json.dumps(settings) + "\n"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)

@@ -1,6 +1,4 @@
 """The activity of each window of a recording of any length, from a CSV or an array."""
-import csv
-import io
 from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
@@ -42,7 +40,8 @@ def slide_windows(log, dataset, counts):
 
 def classify_recording(model, log, counts, batch_size=16) -> list[Prediction]:
     """A Log -> a Prediction for each window, in order. InputError if it holds no whole window."""
-    dataset, classes = model.dataset, model.recipe.classes
+    dataset = model.dataset
+    classes = model.recipe.classes
     seconds = dataset.n_window / dataset.rate
     windows = list(slide_windows(log, dataset, counts))
     if not windows:
@@ -55,7 +54,8 @@ def classify_recording(model, log, counts, batch_size=16) -> list[Prediction]:
     records = answer_batches(model.model, batches, model.processes)
     predictions = []
     for (start, _), record in zip(windows, read_activities(records, classes)):
-        label, probabilities = record["predicted"], record.get("probabilities")
+        label = record["predicted"]
+        probabilities = record.get("probabilities")
         activity = None if label is None else classes[label]
         if probabilities:
             probabilities = dict(zip(classes, probabilities))
@@ -87,20 +87,21 @@ def bar_of(activities, log):
 
 def predict_csv(path, model, batch_size, say):
     """Classifies a CSV: writes PATH.predictions.csv and draws PATH.predictions.png."""
-    dataset, counts = model.dataset, Counter()
+    import pandas as pd
+    dataset = model.dataset
+    counts = Counter()
     column = dataset.label_column or "label"
     values = dataset.label_values or {name: name for name in dataset.classes}
     present = column in csv_header(path)
     labelled = replace(dataset, label_column=column if present else None, label_values=values)
     log = put_on_grid(read_log(path, labelled, counts), counts)
     predictions = classify_recording(model, log, counts, batch_size)
-    lines = io.StringIO()
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(("start", "end", "activity", "probability"))
+    table = []
     for start, end, activity, probabilities in predictions:
         probability = f"{probabilities[activity]:.4f}" if probabilities else ""
-        table.writerow((f"{start:.3f}", f"{end:.3f}", activity or NO_CLASS, probability))
-    write_text(f"{path}.predictions.csv", lines.getvalue())
+        table.append((f"{start:.3f}", f"{end:.3f}", activity or NO_CLASS, probability))
+    table = pd.DataFrame(table, columns=["start", "end", "activity", "probability"])
+    write_text(f"{path}.predictions.csv", table.to_csv(index=False, lineterminator="\n"))
 
     lost = "".join(f"; {what} {count}" for what, count in sorted(counts.items()) if count)
     say(f"{path}: {len(log.samples)} samples at {log.rate:g} Hz, {len(predictions)} windows of "

@@ -31,13 +31,11 @@ def picture(png, caption):
 def wrong_window(record, data):
     """The signals of a wrongly classified window, and the model's answer."""
     classes = data.dataset.classes
-    label, predicted = record["label"], record["predicted"]
+    label = record["label"]
+    predicted = record["predicted"]
     answer = "no class" if predicted is None else classes[predicted]
     caption = (f"Window {record['window']}, subject {record['subject']}: {classes[label]}, "
                f"predicted as {answer}. {record.get('generated', '')}")
-    if "probabilities" in record:
-        chances = record["probabilities"]
-        caption += f"Probability {chances[predicted]:.2f}; of the true class {chances[label]:.2f}"
     return picture(draw_signals(data.window(record), data.dataset), caption)
 
 
@@ -49,7 +47,8 @@ def write_report(path, records, scores, model, data):
             f"{scores['unparsable']}.")
     table = pd.DataFrame({"score": scores, "": MEANING}, index=list(MEANING))
     people = pd.DataFrame.from_dict(scores["people"], orient="index")
-    classes, per_class = data.dataset.classes, scores["per_class"]
+    classes = data.dataset.classes
+    per_class = scores["per_class"]
     options = "display.max_colwidth", None, "display.precision", 4, "display.html.border", 0
     with pd.option_context(*options):                             # to_html escapes what it writes
         body = [table.to_html(na_rep=""), f"<p>{escape(note)}</p>",

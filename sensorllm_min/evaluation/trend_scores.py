@@ -9,8 +9,6 @@ training window of similar length, and it claims a single trend in the most comm
     well_formed    fraction of the answers that ended, hold nothing but claims, and whose
                    segments follow one another from 0 s
 """
-from bisect import bisect_left
-
 import numpy as np
 
 from ..data.claims import Claims, in_samples, parse_claims, parse_segments
@@ -57,9 +55,7 @@ def count_matches(claimed, true):
 
 
 def truth_sums(claims, asked, series, rate, ended=True):
-    """{name of TRUTH: (part, whole)} of an answer's Claims about a series (S,).
-
-    asked: the Claims of the true text. If it lists no segments, none are scored."""
+    """{name of TRUTH: (part, whole)} of Claims about a series (S,), of what the true text lists."""
     n = len(series) - 1
     claimed = in_samples(claims.segments, n, rate)
     pairs = {}
@@ -104,15 +100,12 @@ class Guess:
             texts.sort()
 
     def claims(self, n_samples):
-        """One segment in the most common direction."""
         return Claims([(0.0, (n_samples - 1) / self.rate, self.usual)])
 
     def text(self, channel, n_samples):
         """The text of a training window of similar length, of this channel if any was drawn."""
         texts = self.texts.get(channel) or next(iter(self.texts.values()))
-        index = bisect_left(texts, (n_samples, ""))
-        neighbours = texts[max(index - 1, 0):index + 1]
-        return min(neighbours, key=lambda pair: abs(pair[0] - n_samples))[1]
+        return min(texts, key=lambda pair: abs(pair[0] - n_samples))[1]
 
 
 def score_trends(records, data, guess, processes):

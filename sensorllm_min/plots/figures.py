@@ -3,13 +3,12 @@ import io
 import textwrap
 
 import numpy as np
-import torch
 
 from ..data.texts import trend_line, trend_segments
 from ..data.wording import FALLING, RISING, STEADY
 from ..files import write_bytes
 
-RED, BLUE, ORANGE, GREY = "#c0392b", "#2471a3", "#f5b041", "#7f8c8d"     # for the colour-blind, too
+RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"                 # for the colour-blind, too
 PALE_GREY = "#bdc3c7"
 COLOURS = {RISING: RED, FALLING: BLUE, STEADY: GREY}
 TREND_LEGEND = {"rising": RED, "falling": BLUE, "steady": GREY}
@@ -38,7 +37,6 @@ def panels(rows, size, columns=1, **settings):
 
 
 def add_legend(figure, colours):
-    """Adds a legend below the panels. colours: {name: colour}."""
     line = plotting().Line2D
     handles = [line([], [], color=colour, linewidth=4) for colour in colours.values()]
     figure.legend(handles, colours, loc="outside lower center", ncols=6)
@@ -57,25 +55,20 @@ def save(figure, path):
         file.write(png_of(figure, dpi=110))
 
 
-def draw_window(path, window, dataset, chronos, title, texts):
-    """Draws a window (S, C) to a PNG: a panel per channel, with trend line, bins, and its text."""
+def draw_window(path, window, dataset, title, texts):
+    """Draws a window (S, C) to a PNG: a panel per channel, with its trend line and its text."""
     n = len(dataset.channels)
     columns = 3 if n % 3 == 0 else min(n, 2)
     rows = -(-n // columns)
     size = 5.2 * columns, 2.9 * rows
     figure, axes = panels(rows, size, columns)
-    seconds = np.arange(len(window)) / dataset.rate
-    series = torch.tensor(window.T, dtype=torch.float64)          # (C, S)
-    ids, _, offset, scale = chronos.encode(series)                # (C, S+1)
-    bins = chronos.decode(ids[:, :-1], offset, scale).numpy()     # (C, S): the value of each bin
     for axis in axes[n:]:
         axis.set_visible(False)
     for i, (axis, channel) in enumerate(zip(axes, dataset.channels)):
-        axis.step(seconds, bins[i], where="mid", color=ORANGE, linewidth=2.5, alpha=0.7)
         draw_trend_line(axis, window[:, i], dataset)
         axis.set_title(channel.titled)
         axis.set_xlabel(textwrap.fill(texts[i], 92), fontsize=6.5, loc="left")
-    add_legend(figure, TREND_LEGEND | {"the bin the encoder sees": ORANGE})
+    add_legend(figure, TREND_LEGEND)
     figure.suptitle(f"{title}; time in seconds")
     save(figure, path)
 
@@ -117,7 +110,6 @@ def draw_descriptions(path, windows, dataset):
 
 
 def units_of(dataset):
-    """The units of a dataset's channels, each once, in order."""
     return list(dict.fromkeys(channel.unit for channel in dataset.channels))
 
 

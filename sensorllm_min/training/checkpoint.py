@@ -70,9 +70,7 @@ def read_checkpoint(path):
 
 
 def fill_model(model, recipe, tensors, path, new_parts=()):
-    """Copies a checkpoint's tensors into the model; parts in new_parts stay as they are.
-
-    Raises an InputError that names the tensors that are missing, left over or of another shape."""
+    """Copies a checkpoint's tensors, which must all fit, into the model, but for its new_parts."""
     skipped = {"optimizer", *new_parts}
     wanted = trained_tensors(model, recipe)
     wanted = {name: wanted[name] for name in wanted if model.part_of(name) not in skipped}

@@ -27,7 +27,6 @@ BUILT_IN = SHARED | {"projector": (256,), "accumulate": 1, "lr": 1e-3, "betas": 
 
 
 def widths(text):
-    """Whole numbers of at least 1, joined by ','."""
     return tuple(count(width) for width in text.split(","))
 
 
@@ -109,13 +108,6 @@ class RunSettings(SharedSettings):
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
-    def with_epochs(self, n_windows, n_train, of_sample):
-        """The same settings with enough epochs to see n_windows, if no number was given.
-
-        n_train: windows of an epoch; of_sample: epochs of a sample (--train-limit)."""
-        epochs = of_sample if self.train_limit else n_windows / n_train
-        return self.with_defaults(epochs=epochs)
-
 
 def default_parts(settings, *parts):
     """The default of --train: `parts`, plus every network without public weights."""
@@ -125,7 +117,6 @@ def default_parts(settings, *parts):
 
 @functools.cache
 def hold(folder):
-    """Locks a folder until this process ends."""
     lock = locked(folder)
     lock.__enter__()
     return lock
@@ -144,8 +135,7 @@ def claim_out(settings, stage, processes):
                              "continue it with --resume, choose another --out, or remove it")
 
 
-def open_or_make_data(directory, processes) -> PreparedData:
-    """The prepared dataset; the demo is made if it is missing."""
+def open_or_make_data(directory, processes):
     missing = not Path(directory, "meta.json").exists()
     if Path(directory) == Path("data/demo") and missing and processes.first:
         print("making the demo dataset in data/demo: simulated people, no download", flush=True)
@@ -154,7 +144,7 @@ def open_or_make_data(directory, processes) -> PreparedData:
     return PreparedData(directory)
 
 
-def new_recipe(settings, data) -> Recipe:
+def new_recipe(settings, data):
     """Describes a new model: the given networks, or tiny ones with a tokenizer of their own."""
     recipe = Recipe(
         dataset=data.name, dataset_info=data.meta["row"],

@@ -26,12 +26,10 @@ class Processes:
         return self.rank == 0
 
     def wait(self):
-        """Returns once every process has called it."""
         if self.world > 1:
             dist.barrier()
 
-    def sum(self, *values) -> list[float]:
-        """Adds each value up over all processes."""
+    def sum(self, *values):
         values = [float(value) for value in values]
         if self.world == 1:
             return values
@@ -45,12 +43,6 @@ class Processes:
             return model
         return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False)
 
-    def copy_from_first(self, parameters):
-        """Overwrites the parameters of all processes with the first one's."""
-        if self.world > 1:
-            for parameter in parameters:
-                dist.broadcast(parameter.data, 0)
-
     def check_same(self, *values):
         """Raises an InputError unless the values, as text, are the same in all processes."""
         digest = int(hashlib.sha256(repr(values).encode()).hexdigest()[:10], 16)
@@ -62,10 +54,8 @@ class Processes:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def choose_device(name=None) -> torch.device:
-    """cpu, cuda, cuda:N or mps; None: an NVIDIA GPU if there is one, else the CPU.
-
-    Raises an InputError if this machine has no such device."""
+def choose_device(name=None):
+    """cpu, cuda, cuda:N or mps; None: an NVIDIA GPU if there is one, else the CPU."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     mps = ["mps"] if torch.backends.mps.is_available() else []
     devices = [*(["cuda"] if gpus else []), "cpu", *gpus, *mps]
@@ -74,7 +64,7 @@ def choose_device(name=None) -> torch.device:
     return torch.device(name or devices[0])
 
 
-def start_processes(bf16=False, device=None) -> Processes:
+def start_processes(bf16=False, device=None):
     """Joins the processes that torchrun started, if it did; on GPUs each process uses one."""
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "tokenizers", "pandas")
 
 
-def git_commit() -> str | None:
+def git_commit():
     """The commit of this folder, with "-dirty" if files have changed since; None without git."""
     if not (ROOT / ".git").exists():                              # a copy inside another project
         return None
@@ -26,15 +26,14 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def command_line() -> str:
-    """The command of this process, as it would be typed again."""
+def command_line():
     start = ["python"]
     if "RANK" in os.environ:
         start = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
     return shlex.join([*start, Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def provenance(device, n_processes=1) -> dict:
+def provenance(device, n_processes=1):
     """What results files and reports say about their origin, as a JSON object."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     packages = [f"{package} {version(package)}" for package in PACKAGES]

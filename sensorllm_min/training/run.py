@@ -29,8 +29,11 @@ class Run:
     """A training run and its folder, in which only the first process writes."""
 
     def __init__(self, settings, processes, model, recipe, optimizer, loader):
-        self.out, self.processes = Path(settings.out), processes
-        self.model, self.recipe, self.optimizer = model, recipe, optimizer
+        self.out = Path(settings.out)
+        self.processes = processes
+        self.model = model
+        self.recipe = recipe
+        self.optimizer = optimizer
         self.n_steps = loader.n_steps
         self.n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         every = settings.eval_every or math.ceil(self.n_steps / 8)
@@ -79,7 +82,8 @@ class Run:
 
     def log_step(self, step, loss, norm, lr, n_tokens):
         """Records a training step; prints a line after the first one, then every 10 steps."""
-        done, now = step + 1, time.monotonic()
+        done = step + 1
+        now = time.monotonic()
         record = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr}
         self.metrics.write(json.dumps(record) + "\n")
         self.recent.append((loss, n_tokens, now - self.clock))
@@ -97,7 +101,8 @@ class Run:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         seconds = time.monotonic() - self.clock
         self.log(f"step {step + 1:5}  validation: {shown}  ({seconds:.0f} s)")
-        score, best = scores[key], self.progress["best"]
+        score = scores[key]
+        best = self.progress["best"]
         improved = best is None or (score > best if higher_is_better else score < best)
         if improved:
             self.progress |= {"best": score, "best_step": step + 1}
@@ -121,13 +126,12 @@ class Run:
                           f"{self.out}/last.safetensors")
 
     def load_best(self):
-        """Puts the best checkpoint's tensors into the model."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)             # everything is saved by now
         self.processes.wait()                                     # the first one writes it
         recipe, _, tensors = read_checkpoint(self.out / "best.safetensors")
         fill_model(self.model, recipe, tensors, self.out / "best.safetensors")
 
-    def finish(self, results) -> dict:
+    def finish(self, results):
         """Writes curves.png and results.json, which marks the run as finished -> the results."""
         seconds = round(time.monotonic() - self.began, 1)
         results |= {"seconds": seconds, "trained_parameters": self.n_trained,
@@ -142,8 +146,9 @@ class Run:
         return results
 
 
-def introduction(recipe, settings, loader, n_trained) -> str:
-    train, parts = loader.examples, ", ".join(settings.train)
+def introduction(recipe, settings, loader, n_trained):
+    train = loader.examples
+    parts = ", ".join(settings.train)
     text = f"LLM {recipe.llm or 'built-in'}, encoder {recipe.encoder or 'built-in'}"
     if recipe.llm and not recipe.chat_template:
         text += ("\nthe LLM has no chat template: dialogues are written as for Llama 3 if its "
@@ -152,7 +157,7 @@ def introduction(recipe, settings, loader, n_trained) -> str:
             f"steps of {loader.step_size}; trained: {parts}, {n_trained:,} parameters")
 
 
-def step_line(done, n_steps, lr, recent, memory) -> str:
+def step_line(done, n_steps, lr, recent, memory):
     """What is printed about recent steps: (loss, tokens, seconds) of each; memory in bytes."""
     loss, tokens, seconds = np.mean(recent, 0)
     rate = tokens / seconds
@@ -161,7 +166,7 @@ def step_line(done, n_steps, lr, recent, memory) -> str:
             f"{minutes:.1f} min left  {memory / 1e9:.2f} GB")
 
 
-def new_progress(settings, processes, loader) -> dict:
+def new_progress(settings, processes, loader):
     """The progress of a run that begins, as a JSON object; "best" is a validation score."""
     shared = {name: getattr(settings, name, None) for name in SAME_ON_RESUME}
     shared["batch"] = loader.step_size

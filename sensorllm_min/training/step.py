@@ -1,14 +1,7 @@
 """The training step: which examples it has, at which learning rate, and what it does.
 
-The cost of a step in FLOPs, of n real tokens, a of them answers, and s sensor steps, where the
-LLM's blocks hold N weights, its head V x D, the trained parts P:
-
-    LLM, frozen     4 N n: forward, and the gradient of the activations, not of the weights
-    head            4 V D a in stage 1: only answers need logits
-    attention       2 T^2 D forward (causal: half of 4), 5 T^2 D backward, for each row and layer
-    encoder         forward only, all channels of all rows at once
-    trained parts   6 P s, and a dozen optimizer operations for each of the P weights
-
+Of n real tokens, a of them answers, a frozen LLM of N weights costs 4 N n FLOPs (forward, and the
+gradient of the activations), its head of V x D weights 4 V D a, attention 7 T^2 D a row and layer.
 For each token and layer the backward pass keeps the block's input, the inputs of both norms, q, k,
 v, the attention's output, gate and up; with --gradient-checkpointing only the block's input.
 """
@@ -49,9 +42,8 @@ def new_optimizer(model, settings):
 def epoch_order(sizes, step_size, seed, epoch):
     """The examples of each step of an epoch: index arrays of step_size each, one of them shorter.
 
-    The examples are shuffled, then sorted by size within pools of 32 steps, so that a step needs
-    little padding; then the steps are shuffled. The largest one comes first, so that the memory a
-    run needs shows at once. The number of processes does not matter."""
+    They are shuffled, then sorted by size within pools of 32 steps, so that a step needs little
+    padding; then the steps are shuffled. The largest comes first: it shows the memory needed."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))
     pool_size = 32 * step_size
@@ -67,12 +59,12 @@ def epoch_order(sizes, step_size, seed, epoch):
 
 
 class Loader:
-    """The batches of each step, which has the same examples on any number of processes.
-
-    n_steps: steps of the whole run; step_size: examples of a step, over all processes."""
+    """The batches of each step (step_size examples, the same on any number of processes)."""
 
     def __init__(self, examples, settings, processes):
-        self.examples, self.settings, self.processes = examples, settings, processes
+        self.examples = examples
+        self.settings = settings
+        self.processes = processes
         self.step_size = settings.batch_size * settings.accumulate * processes.world
         self.steps_per_epoch = math.ceil(len(examples) / self.step_size)
         self.n_steps = math.ceil(self.steps_per_epoch * settings.epochs)
@@ -89,21 +81,20 @@ class Loader:
                 yield step, batches
 
     def batches(self, step):
-        """This process's batches of a step, one for each forward pass.
-
-        Without an example of its own it gets one that counts nothing, since DDP needs every process
-        in the backward pass."""
+        """This process's batches of a step, one for each forward pass."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             self.epoch = self.examples.epoch = epoch
             self.order = epoch_order(
                 self.examples.sizes, self.step_size, self.settings.seed, epoch)
-        everyone, accumulate = self.order[index], self.settings.accumulate
+        everyone = self.order[index]
+        accumulate = self.settings.accumulate
         mine = everyone[self.processes.rank::self.processes.world]
         parts = [mine[i::accumulate] for i in range(min(accumulate, len(mine)))]
         pad_id = self.examples.prompts.tokenizer.pad_id
         batches = [collate([self.examples[i] for i in part], pad_id)
                    for part in parts or [everyone[:1]]]
+        # without an example of its own it has one that counts nothing: DDP needs every process
         return [replace(batch, counts=float(len(parts) > 0)) for batch in batches]
 
 
@@ -111,9 +102,8 @@ def train_step(model, optimizer, batches, lr, processes):
     """Forward, backward, update -> (mean loss, gradient norm, tokens), each over all processes.
 
     Sums of losses are differentiated, and the gradients divided once by what counted on all
-    processes: exact for answers of any length, where a mean of means would favour short ones.
-    Gradients are clipped to a norm of 1. Raises an InputError before the update if the loss or the
-    norm is not finite."""
+    processes: a mean of means would favour short answers. Gradients are clipped to a norm of 1.
+    Raises an InputError before the update if the loss or the norm is not finite."""
     loss_sum = weight_sum = n_tokens = 0
     for index, batch in enumerate(batches):
         n_tokens += batch.counts * batch.mask.sum().item()
@@ -145,7 +135,6 @@ def train_step(model, optimizer, batches, lr, processes):
 
 
 def stop_at(what, value, batches=()):
-    """Raises an InputError for a value that is not finite."""
     examples = [str(index) for batch in batches for index in batch.examples]
     seen = f" (training examples {brief(', '.join(examples))})" if examples else ""
     raise InputError(f"the {what} is {value}{seen}; stopped, and the checkpoints saved until now "

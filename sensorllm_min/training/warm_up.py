@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -22,7 +23,6 @@ LONGEST = 40                            # samples; a trend that lasts longer cou
 
 def trends_ahead(series, dataset):
     """The trend at each sample of a series (S,) but the last -> (2, S-1) whole numbers.
-
     Directions (0 falling, 1 steady, 2 rising), and the samples left until the trend ends."""
     starts, ends, directions = trend_segments(trend_line(series, dataset))
     lengths = ends - starts
@@ -45,12 +45,13 @@ def targets_of(batch, dataset):
 
 class TrendProbe(nn.Module):
     """An encoder with a linear probe that reads the trends from its features.
-
     forward(batch) -> (mean loss per sample, 1), as train_step takes a loss and its weight."""
 
     def __init__(self, model, dataset):
         super().__init__()
-        self.encoder, self.chronos, self.dataset = model.encoder, model.chronos, dataset
+        self.encoder = model.encoder
+        self.chronos = model.chronos
+        self.dataset = dataset
         self.probe = nn.Linear(model.encoder.config.d_model, N_DIRECTIONS + LONGEST + 1)
         self.accuracy = 0.0                                       # of directions in the last batch
 
@@ -73,9 +74,7 @@ class TrendProbe(nn.Module):
 
 
 def warm_up(model, examples, settings, processes, log):
-    """Trains model.encoder on the first process, for as many windows as stage 1 will see.
-
-    The other processes receive its weights. examples: AlignExamples; settings: RunSettings."""
+    """Trains model.encoder on the first process, for as many windows as stage 1 will see."""
     if processes.first:
         alone = replace(processes, world=1, bf16=False)
         settings = replace(settings, batch_size=32, accumulate=1, lr=2e-3, betas=(0.9, 0.95),
@@ -90,4 +89,6 @@ def warm_up(model, examples, settings, processes, log):
             if done % 200 == 0 or done == loader.n_steps:
                 log(f"the encoder warms up: step {done}/{loader.n_steps}, direction right at "
                     f"{probe.accuracy:.0%} of samples")
-    processes.copy_from_first(model.encoder.parameters())
+    if processes.world > 1:
+        for parameter in model.encoder.parameters():
+            dist.broadcast(parameter.data, 0)

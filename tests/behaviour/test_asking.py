@@ -142,7 +142,7 @@ def test_pictures_show_the_window_and_what_an_answer_claims(folder, data, asked,
     monkeypatch.setattr(ask, "draw_descriptions", lambda *args: claims.append(args))
     (folder / "my.csv").write_text("x_acc,y_acc\n1,5\n2,4\n3,4\n")
     out = asked("--checkpoint", "out/align", "--csv", "my.csv", "--channel", "y_acc")
-    ((path, samples, dataset, _, title, texts),) = windows
+    ((path, samples, dataset, title, texts),) = windows
     assert (str(path), title, samples.tolist()) == ("out/align/asked_my.png", "my.csv", [[5], [4], [4]])
     (channel,) = dataset.channels
     assert texts == [align_pair(samples[:, 0], channel, dataset.rate, ("summary",), FirstWording)[1]]

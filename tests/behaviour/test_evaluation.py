@@ -310,7 +310,7 @@ def test_the_guess_beside_the_scores_has_seen_only_training_windows(folder, eval
     expected, of_test = (guess_scores(AlignExamples(data, split, models["align"].prompts), records, data)
                          for split in ("train", "test"))
     assert expected["rouge_l"] < of_test["rouge_l"]               # that one would have read the answers
-    assert {name: scores[f"guess_{name}"] for name in expected} == expected == scores["groups"]["all"]["guess"]
+    assert expected == scores["groups"]["all"]["guess"]
 
 
 def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windows(folder, data, monkeypatch):
@@ -328,8 +328,6 @@ def test_training_stage_1_scores_its_answers_and_a_guess_from_its_training_windo
     expected = guess_scores(train, [example.record for example in test], data)
     assert found["guess"] == {name: pytest.approx(expected[name]) for name in TRUTH}              # added in another order
     assert found["scores"]["well_formed"] == 0.5
-    assert found["direction_accuracy"] == found["scores"]["direction"]
-    assert found["direction_chance"] == found["guess"]["direction"]
     assert found["seconds"] >= 1e6                                # those of the warm-up count
 
 

@@ -21,9 +21,9 @@ READMES = [ROOT / "README.md", ROOT / "tests/README.md", *PACKAGE.rglob("README.
 
 # ---- the budget ----
 
-# Where the project stands. It is to fall further: to 7,500 lines, 7.2 nodes a code line, 9,500 lines of tests.
-MOST = {"lines": 7920, "nodes": 42000, "nodes a code line": 7.35, "options": 55, "columns": 100,
-        "lines of tests": 10150, "words in READMEs": 7000}
+# What the project may grow to before something else has to go.
+MOST = {"lines": 7500, "nodes": 42000, "nodes a code line": 7.2, "options": 55, "columns": 100,
+        "lines of tests": 9900, "words in READMEs": 7000}
 
 
 def count_nodes(text):

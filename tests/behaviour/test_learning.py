@@ -62,7 +62,6 @@ def test_stage_1_learns_to_describe_the_trends_of_unseen_people(align):
     """Seeds 0, 1, 2: direction 0.77, 0.76, 0.79, of a guess 0.34; segment F1 0.50, 0.49, 0.52, of a guess 0.13."""
     found = results(align)
     ours, guess = found["scores"], found["guess"]
-    assert found["direction_accuracy"] == ours["direction"] and found["direction_chance"] == guess["direction"]
     assert ours["direction"] > 0.6 and guess["direction"] < 0.45
     assert ours["segment_f1"] > 0.4 and guess["segment_f1"] < 0.3
 
@@ -74,7 +73,7 @@ def test_stage_2_learns_the_activities_of_unseen_people(har):
     """
     found = results(har)
     assert found["macro_f1"] > 0.5 and found["accuracy"] > 0.5
-    assert found["majority"]["macro_f1"] < 0.1
+    assert found["chance_f1"] < 0.1
 
 
 def test_all_that_stage_2_trains_moves(align, har):

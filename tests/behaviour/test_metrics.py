@@ -45,7 +45,10 @@ def test_class_scores_equal_scikit_learn(seed, unread):
         assert ours["macro_precision"] == pytest.approx(precision.mean())
         assert ours["macro_recall"] == pytest.approx(recall.mean())
         assert ours["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted))
-        assert ours["chance"] == pytest.approx(np.bincount(true).max() / 200)
+        usual = np.full(200, np.bincount(true).argmax())
+        assert ours["chance"] == pytest.approx(accuracy_score(true, usual))
+        expected = f1_score(true, usual, labels=labels, average="macro", zero_division=0)
+        assert ours["chance_f1"] == pytest.approx(expected)
 
 
 def test_class_scores_are_finite_without_windows_and_with_a_single_class():

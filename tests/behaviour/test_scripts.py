@@ -26,7 +26,7 @@ def test_the_scripts_do_what_the_readme_says_when_a_person_starts_them(tmp_path)
     out = run("train_align.py", *SMALL, "--max-new-tokens", 16, cwd=tmp_path)
     assert "min left" in out and "after training" in out
     assert out.rstrip().endswith("next: torchrun train_har.py") and "wrote out/align/results.json" in out
-    scores = {"val_loss", "direction_accuracy", "direction_chance", "seconds", "trained_parameters"}
+    scores = {"val_loss", "scores", "guess", "seconds", "trained_parameters"}
     assert scores <= results(tmp_path / "out/align").keys()
     out = torchrun("train_har.py", *SMALL, cwd=tmp_path)
     assert "no sensor turns" not in out

@@ -69,7 +69,7 @@ def test_two_processes_and_accumulation_equal_one_process(demo, tmp_path):
     apart = sum((two[name] - one[name]).square().sum() for name in weights)
     gone = sum((one[name] - start[name]).square().sum() for name in weights)
     assert 0 < gone and apart < 1e-4 * gone
-    for key in ("val_loss", "direction_accuracy", "trained_parameters"):
+    for key in ("val_loss", "trained_parameters", "scores"):
         assert results(tmp_path / "two")[key] == pytest.approx(results(tmp_path / "one")[key], rel=1e-5)
 
 
