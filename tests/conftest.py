@@ -13,7 +13,7 @@ import pytest                                                                 # 
 
 # A worker that has nothing left to do takes the next file, in this order, then the others: the
 # longest come first, so that the two workers end together.
-LONGEST_FIRST = ("test_kills", "test_fuzz", "test_training", "test_evaluation", "test_learning", "test_sensorllm",
+LONGEST_FIRST = ("test_fuzz", "test_training", "test_evaluation", "test_learning", "test_sensorllm",
                  "test_interruptions", "test_triton_compiled", "test_triton_attention", "test_hub", "test_scripts",
                  "test_one_line", "test_ablations", "test_triton_networks", "test_datasets",
                  "test_other_systems")

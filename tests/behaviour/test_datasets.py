@@ -17,7 +17,7 @@ from raw_files import (ANNOTATIONS, PEOPLE, STEP, UCI_SIGNALS, usc_had_path, wri
 from sensorllm_min.files import InputError
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.prepare import prepare, strided_windows
-from sensorllm_min.data.logs import Log, cut_log, put_on_grid, resample, runs, steady_log, stretches
+from sensorllm_min.data.logs import put_on_grid, resample, steady_log, stretches
 from sensorllm_min.data.own import own_dataset
 from sensorllm_min.data.sensors import DATASETS
 
@@ -356,16 +356,6 @@ def test_short_gaps_are_interpolated_and_long_ones_end_a_recording():
     np.testing.assert_allclose(second[:, 1], np.arange(51, 100))
     assert counts == {"samples interpolated": 10, "samples lost at ends and in long gaps": 14, "recordings split at a gap": 1}
     assert continuous(np.full((5, 2), np.nan), 100, counts) == []
-
-
-def test_a_clock_that_jumps_ends_a_recording_and_small_skips_are_interpolated():
-    seconds = np.array([0, 0.01, 0.02, 0.05, 0.06, 5.0, 5.01, 1.0, 1.01, 1.02, 1.03])
-    log, counts = Log(np.arange(11.0)[:, None], np.zeros(11, int), seconds, 100), Counter()
-    on_grid = put_on_grid(log, counts)
-    assert [on_grid.labels[start:end].tolist() for start, end in runs(on_grid.labels)] == [[0] * 7, [-1], [0] * 2, [-1], [0] * 4]
-    np.testing.assert_allclose(on_grid.samples[:7, 0], [0, 1, 2, 2 + 1 / 3, 2 + 2 / 3, 3, 4], atol=1e-9)
-    assert counts == {"samples interpolated": 2, "recordings split at a gap": 2}
-    assert [len(recording.samples) for recording in cut_log(1, log, 100, "x", Counter())] == [7, 2, 4]
 
 
 def test_what_is_interpolated_is_the_lost_value_alone():

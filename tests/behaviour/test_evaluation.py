@@ -22,10 +22,9 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.texts import har_answer, reasoning_text, strongest_rhythm
 from sensorllm_min.evaluation import predict, report
 from sensorllm_min.evaluation.class_scores import class_scores, confusion_of, most_wrong
-from sensorllm_min.evaluation.predict import keep_records, mean_loss, score_classes
+from sensorllm_min.evaluation.predict import keep_records, score_classes
 from sensorllm_min.evaluation.trend_scores import TRUTH, Guess, add_word_scores, score_trends
 from sensorllm_min.files import InputError
-from sensorllm_min.sensorllm import SensorLLM
 
 ALIGN = ("--checkpoint", "out/align")
 HAR = ("--checkpoint", "out/har")
@@ -234,18 +233,6 @@ def test_answers_are_sampled_as_asked(folder, evaluated, unreported, stage):
     assert said("--temperature", 5, "--top-k", 1) == greedy == said("--temperature", 5, "--top-p", 1e-6)
 
 
-def test_bfloat16_and_the_attention_asked_for_reach_the_model(evaluated, unreported, monkeypatch):
-    """bfloat16 is computed under autocast, float32 is not."""
-    seen, encode = [], SensorLLM.encode
-    monkeypatch.setattr("sensorllm_min.evaluation.interface.use_backend", lambda model, backend: seen.append(backend))
-    monkeypatch.setattr(SensorLLM, "encode", lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or encode(*args))
-    for dtype, bf16 in (("float32", False), ("bfloat16", True)):
-        for checkpoint in (ALIGN, HAR):
-            seen.clear()
-            evaluated(*checkpoint, "--limit", 2, "--max-new-tokens", 2, "--dtype", dtype, "--attention", "torch")
-            assert seen == ["torch", bf16]
-
-
 @pytest.mark.parametrize("options,words", [
     (("--llm", "elsewhere"), "--llm elsewhere: the checkpoint holds its own"),
     (("--encoder", "elsewhere"), "--encoder elsewhere: the checkpoint holds its own"),
@@ -256,26 +243,6 @@ def test_files_that_do_not_fit_the_checkpoint_are_refused(folder, evaluated, opt
     (folder / "data/other/meta.json").write_text(json.dumps(meta | {"dataset": "mhealth"}))
     with pytest.raises(InputError, match=words):
         evaluated(*ALIGN, *options)
-
-
-@pytest.mark.parametrize("stage", ["align", "har"])
-def test_the_loss_is_the_same_in_batches_of_any_size(models, data, stage):
-    """Sums over all that counts, weighted by class in stage 2: no mean of means. Relative 1e-5: float32 sums."""
-    model, examples_of = models[stage].model, AlignExamples if stage == "align" else HarExamples
-    examples, losses = examples_of(data, "val", models[stage].prompts, 12), []
-    if stage == "har":
-        losses = [score_classes(model, examples, ALONE, size, quiet)[1] for size in (5, 12)]
-    losses += [mean_loss(model, examples, ALONE, size) for size in (1, 5, 12)]
-    assert losses == [pytest.approx(losses[0], rel=1e-5)] * len(losses)
-
-
-def test_a_long_evaluation_says_between_batches_how_far_it_is(models, data, monkeypatch):
-    examples, said = AlignExamples(data, "val", models["align"].prompts, 12), []
-    mean_loss(models["align"].model, examples, ALONE, 5, said.append)
-    assert not said
-    monkeypatch.setattr(predict, "SILENCE", -1)
-    mean_loss(models["align"].model, examples, ALONE, 5, said.append)
-    assert [re.match(r"(\d+)/12 windows, .* windows/s, .* min left$", line)[1] for line in said] == ["5", "10"]
 
 
 # ---- stage 1: scores ----

@@ -2,7 +2,6 @@
 import http.server
 import json
 import shutil
-import sys
 import threading
 from pathlib import Path
 
@@ -11,9 +10,7 @@ from helpers import launch, make_chronos, make_llama, run
 from safetensors.torch import load_file, save_file
 from untrained import small_dataset
 
-from sensorllm_min.files import InputError
 from sensorllm_min.fingerprint import fingerprint
-from sensorllm_min.hub import resolve_source
 from sensorllm_min.text_tokenizer import train_backend
 from sensorllm_min.training.checkpoint import read_checkpoint
 
@@ -171,14 +168,6 @@ def test_a_model_that_is_not_in_the_cache_needs_the_hub(data, hub, tmp_path, mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")      # the discard port
     assert "made/llama is not a directory and cannot be fetched" in run(*command, cwd=tmp_path, expect=2)
-
-
-def test_a_directory_needs_no_hub(models, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert resolve_source(models / "made/llama") == models / "made/llama"
-    assert resolve_source(None) is None
-    with pytest.raises(InputError, match="not a directory"):
-        resolve_source(Path("/no/where"))
 
 
 def test_a_checkpoint_on_the_hub_scores_the_same(data, hub, models, tmp_path):

@@ -11,7 +11,6 @@ from helpers import ROOT, Run, assert_same_tensors, losses, metrics, run
 from safetensors.torch import load_file
 
 SMALL = ("--train-limit", 52, "--eval-limit", 8, "--test-limit", 2, "--max-new-tokens", 4)
-ENDED = 128 + signal.SIGTERM                # the exit code of a run that was asked to end
 
 
 def assert_same_run(one, other):

@@ -4,13 +4,11 @@ import re
 import shutil
 import signal
 
-import numpy as np
 import pytest
 from helpers import Run, make_llama, run
 from untrained import small_dataset
 
 from sensorllm_min.files import locked
-from sensorllm_min.plots.figures import draw_confusion
 from sensorllm_min.text_tokenizer import train_backend
 
 SMALL = ("--train-limit", 12, "--eval-limit", 4, "--test-limit", 2)
@@ -88,11 +86,6 @@ def test_a_run_asked_to_end_before_its_first_validation_can_be_evaluated(demo, t
     assert "validation none yet" in out and "wrote x/evaluation_test.json" in out
 
 
-def test_more_processes_than_examples_train(demo, tmp_path):
-    run("train_align.py", "--data", demo, "--out", "x", "--train-limit", 1, "--eval-limit", 1, "--test-limit", 1, *BRIEF,
-        cwd=tmp_path, processes=3)
-
-
 # ---- prepared data ----
 
 def changed_split(demo, folder, split, keep):
@@ -122,7 +115,3 @@ def test_a_class_without_a_training_window_and_a_single_test_subject_are_scored(
     run("train_har.py", "--data", "data", "--align", "none", "--text", "none", "--epochs", 1, *SMALL, cwd=tmp_path)
     out = run("evaluate.py", "--checkpoint", "out/har", "--data", "data", "--limit", 4, cwd=tmp_path)
     assert "wrote out/har/evaluation_test.json" in out
-
-
-def test_a_class_name_with_dollar_signs_is_drawn_as_it_is():
-    draw_confusion(np.eye(2, dtype=int), ["$x", r"a $\frac{ b"])

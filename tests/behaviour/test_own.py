@@ -133,13 +133,6 @@ def test_a_time_column_that_makes_no_sense_is_refused(tmp_path, dataset, times, 
         read(tmp_path / "a.csv", dataset)
 
 
-def test_of_lines_with_the_same_time_the_first_counts(tmp_path, dataset):
-    (tmp_path / "a.csv").write_text("time,ramp,wave\n0,,\n0.04,,\n0.08,,\n")          # all missing: no mistake
-    assert np.isnan(read(tmp_path / "a.csv", dataset).samples).all()
-    (tmp_path / "a.csv").write_text("time,ramp,wave\n0,0,1\n0.04,1,1\n0.04,9,1\n0.08,2,1\n0.12,3,1\n")
-    np.testing.assert_allclose(read(tmp_path / "a.csv", dataset).samples[:, 0], [0, 1, 2, 3], atol=1e-9)
-
-
 def test_numbers_of_lines_are_no_times(tmp_path):
     """At 100 Hz they would pass for milliseconds of a file at 1,000 Hz."""
     dataset = describe(tmp_path / "raw", rate=100)

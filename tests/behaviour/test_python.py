@@ -1,6 +1,5 @@
 """The model in Python: what a person types who has samples in an array, and the examples of the READMEs as they stand."""
 import re
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,10 +11,8 @@ import sensorllm_min
 from sensorllm_min.batch import collate
 from sensorllm_min.chronos_tokenizer import ChronosTokenizer
 from sensorllm_min.data.examples import AlignExamples, HarExamples, sample_texts
-from sensorllm_min.data.logs import put_on_grid, steady_log
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation import predict
-from sensorllm_min.evaluation.recording import slide_windows
 from sensorllm_min.files import InputError
 from sensorllm_min.generate import stream
 from sensorllm_min.text_tokenizer import train_backend
@@ -93,24 +90,6 @@ def test_a_recording_is_classified_as_its_prepared_windows_are(demo, stage_2):
         assert list(prediction.probabilities) == list(stage_2.dataset.classes)
         assert list(prediction.probabilities.values()) == pytest.approx(expected[i], abs=1e-6)
         assert prediction.activity == max(prediction.probabilities, key=prediction.probabilities.get)
-
-
-def test_windows_lie_between_long_gaps_and_over_short_ones(demo, stage_2):
-    _, samples = recording_of(demo, 0)
-    broken = samples.astype(float)
-    broken[10] = broken[100:110] = np.nan                         # 0.05 s, and half a second
-    counts = Counter()
-    log = put_on_grid(steady_log(broken, np.full(340, -1), 20), counts)
-    windows = {round(20 * seconds): window for seconds, window in slide_windows(log, stage_2.dataset, counts)}
-    assert list(windows) == [*range(0, 73, 12), 76, *range(110, 315, 12), 316]
-    np.testing.assert_allclose(windows[0][10], (samples[9] + samples[11]) / 2, rtol=1e-6)
-    assert counts["samples interpolated"] == 1 and counts["recordings split at a gap"] == 1
-    assert [prediction.start for prediction in stage_2.classify(broken)] == [start / 20 for start in windows]
-
-
-def test_a_model_that_answers_in_words_names_a_class_or_none(demo, folder):
-    found = sensorllm_min.load(folder / "out/words").classify(recording_of(demo, 0)[1][:30])
-    assert [(one.start, one.activity, one.probabilities) for one in found] == [(0.0, None, None), (0.3, None, None)]
 
 
 def test_the_loss_is_weighted_as_in_training(demo, folder, tmp_path):

@@ -250,21 +250,6 @@ def test_the_first_each_tenth_and_the_last_step_are_printed_and_all_are_measured
     assert [step + 1 for step in range(30) if step in run.validated] == [4, 8, 12, 16, 20, 24, 28, 30]
 
 
-def test_results_name_seconds_trained_parameters_and_where_they_come_from(recipe, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(training, "draw_curves", lambda path, records: drawn.append((path, records)))
-    run = begin(recipe, tmp_path, train=("head",))
-    run.metrics.write(json.dumps({"step": 1, "loss": 2.0}) + "\n")
-    run.finish({"score": 0.5})
-    assert drawn == [(tmp_path / "curves.png", [{"step": 1, "loss": 2.0}])]
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results.keys() == {"score", "seconds", "trained_parameters", "held_out", "provenance"}
-    assert results["trained_parameters"] == 2 * 128
-    source = results["provenance"]
-    assert source["trained"] == ["head"] and source["device"].startswith("cpu (") and source["processes"] == 1
-    assert f"torch {torch.__version__}" in source["versions"] and source["command"]
-
-
 # ---- tensors that do not fit, files that cannot be written ----
 
 CHANGES = {

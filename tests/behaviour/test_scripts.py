@@ -7,11 +7,9 @@ import importlib
 import re
 
 import pytest
-from helpers import DEVICE, quiet, results, run, torchrun
-from test_datasets import write_own
-from untrained import evaluate_here, save_untrained, small_dataset
+from helpers import DEVICE, results, run, torchrun
+from untrained import small_dataset
 
-from sensorllm_min.data.prepare import prepare
 
 SMALL = ("--train-limit", 48, "--eval-limit", 8, "--test-limit", 8, "--epochs", 1)
 
@@ -103,16 +101,6 @@ def test_asking_for_triton_without_a_gpu_ends_in_one_line(demo, tmp_path, monkey
     printed = run(
         "train_align.py", "--data", demo, "--attention", "triton", cwd=tmp_path, expect=2)
     assert "--attention triton needs a GPU" in printed.splitlines()[-1]
-
-
-def test_checkpoints_know_the_channels_of_recordings_of_one_s_own(tmp_path, monkeypatch, capsys):
-    """Three channels that no table knows: prepared, then evaluated in both stages."""
-    write_own(tmp_path / "raw")
-    prepare("own", tmp_path / "raw", tmp_path / "data/gloves", say=quiet)
-    for stage in ("align", "har"):
-        save_untrained(tmp_path / f"out/{stage}", tmp_path / "data/gloves", stage)
-    out = evaluate_here(monkeypatch, capsys, tmp_path, "--limit", 4, "--max-new-tokens", 8)
-    assert "stage align, gloves" in out and "stage har, gloves" in out and "typing" in out
 
 
 def options_of(script, monkeypatch):

@@ -9,11 +9,8 @@ import torch
 
 from sensorllm_min.batch import Example
 from sensorllm_min.config import TINY_LLAMA
-from sensorllm_min.data.examples import AlignExamples, HarExamples, PromptFormat, sample_texts
-from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.files import InputError
 from sensorllm_min.llama import Llama
-from sensorllm_min.text_tokenizer import built_tokenizer, new_tokens, train_backend
 from sensorllm_min.training.options import RunSettings, default_parts, set_up
 from sensorllm_min.training.processes import Processes
 from sensorllm_min.training.step import Loader, epoch_order, learning_rate, new_optimizer, train_step
@@ -260,26 +257,3 @@ def test_orders_of_other_seeds_and_epochs_are_others_and_the_largest_step_comes_
         assert 0.3 < (np.diff(totals) > 0).mean() < 0.7
         assert np.mean([np.ptp(sizes[step]) for step in order]) < np.ptp(sizes) / 5
         assert sorted(np.concatenate(order)) == list(range(643))
-
-
-@pytest.mark.parametrize("examples_of", [AlignExamples, HarExamples])
-def test_a_limited_split_is_a_seeded_sample_of_all_of_it(demo, examples_of):
-    data = PreparedData(demo)
-    added = new_tokens(data.dataset.channels)
-    tokenizer = built_tokenizer(train_backend(sample_texts(data), 500), added, 500)
-
-    def sample(limit, seed):
-        return examples_of(data, "train", PromptFormat(tokenizer, 512, 4096), limit, seed)
-    everything = len(sample(None, 0))
-    drawn = [sample(40, seed).index for seed in (0, 1, 0)]
-    assert np.array_equal(drawn[0], drawn[2]) and len(set(drawn[0]) & set(drawn[1])) < 10
-    for index in drawn:
-        assert len(index) == len(set(index)) == 40 and (np.diff(index) > 0).all()
-        assert index.min() < everything / 4 and index.max() > everything * 3 / 4     # from the first part and the last
-    assert np.array_equal(sample(everything, 0).index, np.arange(everything))
-    hundred = sample(100, 0)
-    records = [hundred[i].record for i in range(100)]
-    assert [hundred[i].index for i in range(100)] == hundred.index.tolist()
-    assert {str(record["subject"]) for record in records} == set(data.subjects_of("train"))
-    if examples_of is HarExamples:
-        assert np.bincount(hundred.labels(), minlength=5).min() >= 8          # 20 are expected, give or take 4

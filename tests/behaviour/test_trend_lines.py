@@ -11,7 +11,7 @@ from untrained import ALONE
 from sensorllm_min.plots import figures as plots
 from sensorllm_min.data.claims import in_samples, parse_claims
 from sensorllm_min.data.examples import AlignExamples, PromptFormat, sample_texts
-from sensorllm_min.plots.figures import COLOURS, draw_curves
+from sensorllm_min.plots.figures import COLOURS
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.sensors import DATASETS
@@ -244,26 +244,3 @@ def test_bars_stand_where_the_true_trends_are_and_where_the_answer_claims_them(w
     assert drawn[0][1] == {(0.0, 0.4, COLOURS[1]), (0.4, 0.6, COLOURS[0]), (0.6, first, COLOURS[-1])}
     assert drawn[1][1] == {(0.2, last, COLOURS[-1]), (0.6, 0.6, COLOURS[1])}
     assert len(drawn[2]) == 1                                     # it claims nothing
-
-
-def test_losses_are_drawn_smoothed_on_a_log_axis(tmp_path, monkeypatch):
-    """Each of 150 losses as the mean of a fiftieth: itself and the two before it."""
-    drawn, save = {}, plots.save
-
-    def look(figure, path):
-        for axis in figure.axes:
-            for line in axis.lines:
-                drawn[line.get_label()] = axis.get_yscale(), line.get_ydata()
-        save(figure, path)
-        for axis in figure.axes:                                  # as text, not as a formula's source
-            assert not [tick for tick in axis.get_yticklabels(which="both") if "$" in tick.get_text()]
-
-    monkeypatch.setattr(plots, "save", look)
-    losses = np.random.default_rng(0).uniform(0.1, 1, 150)
-    records = [{"step": i + 1, "loss": loss, "grad_norm": 1.0, "lr": 1e-3}
-               for i, loss in enumerate(losses)]
-    records.append({"step": 150, "val_loss": 0.5, "accuracy": 0.0})
-    draw_curves(tmp_path / "curves.png", records)
-    assert drawn["loss"][0] == drawn["val loss"][0] == "log" and drawn["accuracy"][0] == "linear"
-    expected = [losses[max(0, i - 2):i + 1].mean() for i in range(150)]       # a fiftieth of 150 is three
-    np.testing.assert_allclose(drawn["loss"][1], expected, atol=1e-12)

@@ -44,24 +44,3 @@ def test_a_query_without_a_key_gets_zeros():
     assert (out[:, :, 0] == 0).all() and (out[:, :, 1] == v[:, :, 1]).all()
     out.sum().backward()
     assert not q.grad.isnan().any()
-
-
-@pytest.mark.parametrize("attention", [attend, reference_attention])
-def test_attention_number_by_number(attention):
-    """Each output computed by loops that share no code with either: which keys a query sees, and
-    which head they belong to.
-    """
-    torch.manual_seed(0)
-    B, H, Hkv, Tq, Tk, Dh = 2, 4, 2, 3, 5, 4
-    q, bias = torch.randn(B, H, Tq, Dh), torch.randn(1, H, Tq, Tk)
-    k, v = torch.randn(B, Hkv, Tk, Dh), torch.randn(B, Hkv, Tk, Dh)
-    mask = torch.tensor([[True] * 5, [False, True, True, False, True]])
-    out = attention(q, k, v, scale=0.7, causal=True, key_mask=mask, bias=bias)
-    for b, h, i in itertools.product(range(B), range(H), range(Tq)):
-        head = h // 2                   # query heads 0, 1 share key head 0
-        position = i + 2                # the queries are the last three of five
-        seen = [j for j in range(Tk) if j <= position and mask[b, j]]
-        scores = torch.stack([0.7 * q[b, h, i] @ k[b, head, j] + bias[0, h, i, j] for j in seen])
-        expected = sum(p * v[b, head, j] for p, j in zip(scores.softmax(0), seen, strict=True))
-        # five float32 terms of size 1
-        torch.testing.assert_close(out[b, h, i], expected, rtol=0, atol=1e-6)
