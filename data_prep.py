@@ -28,7 +28,8 @@ def print_counts(meta):
     import pandas as pd
     for what in ("har_windows", "align_pairs", "dropped_windows_with_nan_or_inf", "lost_samples"):
         if meta[what]:
-            print(f"{what}: " + ", ".join(f"{key} {count}" for key, count in meta[what].items()))
+            counts = [f"{key} {count}" for key, count in meta[what].items()]
+            print(f"{what}: {', '.join(counts)}")
     print(f"held out: {meta['held_out']}\n\nstage-2 windows:")
     print(pd.DataFrame(meta["class_balance"]).to_string())
     print(pd.DataFrame.from_dict(meta["subjects"], orient="index").to_string())
@@ -75,8 +76,8 @@ def main():
         help="draws the random windows and the wording (default 0)")
     add("--rate", type=amount, metavar="HZ",
         help="resample to this rate; stage-1 windows then last 1 to 4 s, with --smooth 0.25, "
-             "--band 0.25 and answers of one wording (default: the dataset's own rate, and the "
-             "paper's texts)")
+             "--band 0.25 and answers of one wording with facts (default: the dataset's own rate, "
+             "and the paper's texts)")
     add("--smooth", type=amount, metavar="SECONDS",
         help="stage 1 describes the trends of a moving average this long (default 0)")
     add("--band", type=amount, metavar="FRACTION",

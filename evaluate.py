@@ -20,7 +20,7 @@ from sensorllm_min.data.examples import AlignExamples, HarExamples
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.wording import QUESTIONS
 from sensorllm_min.evaluation.ask import converse, csv_window, prepared_window
-from sensorllm_min.evaluation.class_scores import class_report, score_people
+from sensorllm_min.evaluation.class_scores import class_report, count_people, score_people
 from sensorllm_min.evaluation.interface import load_model
 from sensorllm_min.evaluation.predict import (
     LONGEST, answer_batches, batches_of, keep_records, longest_answer, read_activities)
@@ -108,7 +108,8 @@ def score_descriptions(settings, model, checkpoint, data, out):
     path = out / f"descriptions_{settings.split}.jsonl"
     records = answer_split(settings, model, checkpoint, examples, path)
     for record in evenly(records, settings.show):
-        say(f"--- window {record['window']}: {record['channel']}, {record['length']} samples\n"
+        length = record["length"]
+        say(f"--- window {record['window']}: {record['channel']}, {length} samples\n"
             f"true:\n{record['answer']}\ngenerated:\n{record['generated']}\n")
     draw_answers(path.with_suffix(".png"), evenly(records, 6), data, say)
     guess = Guess(AlignExamples(data, "train", model.prompts))
@@ -125,8 +126,11 @@ def score_activities(settings, model, checkpoint, data, out):
     examples = HarExamples(data, settings.split, model.prompts, settings.limit, settings.seed)
     path = out / f"predictions_{settings.split}.jsonl"
     records = answer_split(settings, model, checkpoint, examples, path)
-    scores = score_people(records, model.recipe.classes)
-    say(class_report(scores["confusion"], model.recipe.classes))
+    classes = model.recipe.classes
+    by_person = data.subjects_of(settings.split)
+    counts = count_people(records, by_person, len(classes))
+    scores = score_people(counts, by_person, classes)
+    say(class_report(scores["confusion"], classes))
     people = pd.DataFrame.from_dict(scores["people"], orient="index")
     say(f"\neach person; F1 over the classes that this person has: {people['f1'].mean():.3f} +- "
         f"{people['f1'].std(ddof=0):.3f}\n{people.to_string(float_format='{:.4f}'.format)}")
@@ -137,8 +141,8 @@ def score_activities(settings, model, checkpoint, data, out):
 
 
 def open_data(settings, recipe):
-    """The dataset of --data. InputError unless the checkpoint was trained on it."""
-    data = PreparedData(settings.data or f"data/{recipe.dataset}")
+    """The dataset of --data, in the checkpoint's fold. InputError unless it was trained on it."""
+    data = PreparedData(settings.data or f"data/{recipe.dataset}", recipe.fold)
     if data.name != recipe.dataset:
         raise InputError(f"the checkpoint was trained on {recipe.dataset}, {settings.data} holds "
                          f"{data.name}; give the --data it was trained on")

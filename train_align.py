@@ -33,7 +33,7 @@ def read_arguments():
     settings = read_settings(RunSettings, __doc__)
     defaults = PUBLIC if settings.llm else BUILT_IN | {"batch_size": 8}
     return settings.with_defaults(
-        **defaults, out="out/align", levels=settings.encoder is None, test_limit=200,
+        **defaults, out="out/align", statistics=settings.encoder is None, test_limit=200,
         train=default_parts(settings, "projector", "tokens"))
 
 
@@ -41,7 +41,7 @@ def main():
     # ---- arguments, processes, data ----
     settings = read_arguments()
     processes = start_processes(settings.dtype != "float32", settings.device)
-    data = open_or_make_data(settings.data, processes)
+    data = open_or_make_data(settings, processes)
     torch.manual_seed(settings.seed)
     claim_out(settings, "align", processes)
 
@@ -82,7 +82,7 @@ def main():
         run.log_step(step, loss, norm, lr, n_tokens)
         if step in run.validated:
             val_loss = mean_loss(model, val, processes, settings.batch_size, run.log)
-            run.log_validation(step, {"val_loss": val_loss}, "val_loss", higher_is_better=False)
+            run.log_validation(step, {"val_loss": val_loss})
         run.stop_if_asked(step)
 
     # ---- what it learned: the best checkpoint on test subjects ----

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .sensorllm import Projector, SensorLLM
+from .sensorllm import Projector, SensorLLM, channel_means
 
 
 class TextOnly(SensorLLM):
@@ -53,55 +53,24 @@ class EncoderMLP(SensorLLM):
         return self.head(channel_means(features, batch))
 
 
-class Statistics(SensorLLM):
+class StatisticsMLP(SensorLLM):
     """No encoder and no LLM: statistics of the window, as for a random forest, go into an MLP."""
 
     def new_head(self, n_channels, n_classes):
-        return Projector(n_channels * N_STATISTICS, self.projector.hidden, n_classes)
+        return Projector(n_channels * self.chronos.statistics.n, self.projector.hidden, n_classes)
 
     def class_logits(self, batch):
-        series = batch.series                                     # (N, S): windows of one length
-        series, _ = self.chronos.in_usual_units(series, series[:, 0], batch.channels)
-        statistics = window_statistics(series)                    # (N, N_STATISTICS)
+        statistics = self.chronos.statistics(batch)               # (N, n)
         statistics = statistics.to(self.special_embeddings.dtype).to(batch.ids.device)
         return self.head(statistics.reshape(len(batch.labels), -1))
 
 
-QUANTILES = 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0
-N_BANDS = 8                             # bands of frequencies, wider and wider
-N_STATISTICS = 3 + len(QUANTILES) + N_BANDS
-
-
-def window_statistics(series):
-    """Series (N, S) -> (N, N_STATISTICS): mean, quantiles, deviation, change, energy of bands."""
-    mean = series.mean(1)
-    deviation = series.std(1, correction=0)
-    change = series.diff(dim=1).abs().mean(1)
-    quantiles = series.quantile(series.new_tensor(QUANTILES), dim=1).T            # (N, 7)
-    spectrum = torch.fft.rfft(series - mean[:, None])             # (N, S//2+1)
-    energy = spectrum.abs().square() / series.shape[1]
-    edges = np.geomspace(1, energy.shape[1], N_BANDS + 1).round().astype(int)
-    bands = []
-    for first, last in zip(edges, edges[1:]):
-        last = max(last, first + 1)                               # short windows repeat bands
-        bands.append(energy[:, first:last].sum(1))
-    locations = torch.stack([mean, *quantiles.T], -1).asinh()                     # (N, 8)
-    sizes = torch.stack([deviation, change, *bands], -1)                          # (N, 10)
-    return torch.cat([locations, torch.log10(sizes + 1e-4)], -1)
-
-
-def channel_means(vectors, batch):
-    """Vectors (B*C*(S+1), width) of windows of one length -> their means, (B, C*width)."""
-    means = vectors.unflatten(0, (len(batch.series), -1)).mean(1)                 # (B*C, width)
-    return means.reshape(len(batch.labels), -1)
-
-
 # name -> (the model, the parts that do not learn)
 ABLATIONS = {
-    "random-llm": (SensorLLM, {"llm"}),                           # random weights: `build_model`
+    "random-llm": (SensorLLM, set()),                             # random weights: `build_model`
     "no-llm": (NoLLM, {"llm", "tokens"}),
     "encoder-mlp": (EncoderMLP, {"llm", "tokens", "projector"}),
-    "statistics": (Statistics, {"llm", "tokens", "projector", "encoder"}),
+    "statistics": (StatisticsMLP, {"llm", "tokens", "projector", "encoder"}),
     "shuffled": (Shuffled, set()),
     "text-only": (TextOnly, set()),
 }

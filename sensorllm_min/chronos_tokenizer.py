@@ -8,8 +8,6 @@ Two scalings share everything else:
     mean scaling         scaled = x / mean|x|                    Chronos' own
     standardisation      scaled = (x - mean) / std               SensorLLM's default
 """
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -35,23 +33,17 @@ def stan_normalize(samples, observed):
 
 SCALINGS = {"MeanScaleUniformBins": mean_scale, "StanNormalizeUniformBins": stan_normalize}
 
-WAVELENGTHS = 1.5, 3.0, 6.0, 12.0, 24.0                           # of the sinusoids of a level
-
 
 class ChronosTokenizer:
     """The uniform-bin tokenizer of a checkpoint with one of SCALINGS.
 
-    levels: the usual (mean, standard deviation) of each channel; None (as in the paper) if the
-    model gets no levels. Centers and boundaries are float32, as in chronos-forecasting."""
+    statistics: the Statistics that the model gets beside the ids; None, as in the paper: none.
+    Centers and boundaries are float32, as in chronos-forecasting."""
 
-    def __init__(self, config, scaling="StanNormalizeUniformBins", levels=None):
+    def __init__(self, config, scaling="StanNormalizeUniformBins", statistics=None):
         self.config = config
         self.scaling = SCALINGS[scaling]
-        self.levels = None
-        self.n_levels = 0
-        if levels is not None:
-            self.levels = torch.tensor(levels)                    # (C, 2)
-            self.n_levels = 4 * len(WAVELENGTHS)
+        self.statistics = statistics
         n_bins = config.n_tokens - config.n_special_tokens - 1
         self.centers = torch.linspace(config.low_limit, config.high_limit, n_bins)       # (n_bins,)
         between = (self.centers[1:] + self.centers[:-1]) / 2
@@ -83,25 +75,3 @@ class ChronosTokenizer:
         bins = bins.clamp(0, len(self.centers) - 1)
         scaled = self.centers.to(ids.device)[bins]
         return scaled * scale[:, None] + offset[:, None]
-
-    def in_usual_units(self, values, scale, channels):
-        """Converts values and scale of series, each (N, ...), to the units of their channels."""
-        if self.levels is None:
-            return values, scale
-        levels = self.levels.to(values)[channels]                 # (N, 2)
-        scale = scale / levels[:, 1]
-        ones = [1] * (values.dim() - 1)
-        usual_mean, usual_scale = levels.T.reshape(2, -1, *ones)  # (N, 1, ...) each
-        return (values - usual_mean) / usual_scale, scale
-
-    def level_features(self, mean, scale, channels):
-        """The mean and scale (N,) that scaling removes from series, as features (N, n_levels).
-
-        Sines and cosines of asinh(mean) and log10(scale + 1e-4): small differences show in the
-        short waves, large ones in the long waves."""
-        mean, scale = self.in_usual_units(mean, scale, channels)
-        levels = torch.stack([mean.asinh(), torch.log10(scale + 1e-4)], -1)       # (N, 2)
-        wavelengths = torch.tensor(WAVELENGTHS).to(levels)
-        angles = 2 * math.pi * levels[..., None] / wavelengths    # (N, 2, waves)
-        waves = torch.cat([angles.sin(), angles.cos()], -1)       # (N, 2, 2 * waves)
-        return waves.flatten(1)

@@ -15,6 +15,7 @@ from .int8 import quantize
 from .layers import init_from_scratch
 from .llama import Llama
 from .sensorllm import SensorLLM
+from .statistics import Statistics
 from .t5_encoder import T5Encoder
 from .text_tokenizer import built_tokenizer, load_text_tokenizer
 from .weights import load_llama, load_t5_encoder
@@ -30,6 +31,7 @@ class Recipe:
     scaling: str                        # one of chronos_tokenizer.SCALINGS
     projector: tuple[int, ...]          # hidden widths
     dataset_info: dict                  # a data.sensors.DatasetInfo as a JSON object
+    fold: tuple[int, int] | None = None     # of PreparedData, in a cross-validation
     llm: str | None = None              # directory or hub id with commit; None: built-in size
     llm_fingerprint: str | None = None
     llm_config: LlamaConfig = TINY_LLAMA
@@ -39,7 +41,7 @@ class Recipe:
     chronos: ChronosConfig = TINY_CHRONOS
     tokenizer_json: str | None = None   # of the built-in LLM; a public LLM brings its own
     chat_template: str | None = None    # Jinja source; None: chosen by the tokenizer's tokens
-    levels: tuple[tuple[float, ...], ...] | None = None       # mean and deviation of each channel
+    usual: tuple | None = None          # of statistics.Statistics; None: the model gets none
     classes: tuple[str, ...] = ()       # empty in stage 1
     text: tuple[str, ...] = ()          # parts of the stage-2 text
     channel_names: bool = False         # the stage-2 prompt names each channel
@@ -103,7 +105,10 @@ def build_model(recipe, dtype="float32"):
             init_from_scratch(llm)
     if dtype == "int8":
         quantize(llm)
-    chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, recipe.levels)
+    statistics = None
+    if recipe.usual:
+        statistics = Statistics(recipe.usual, round(recipe.dataset_info["window"]))
+    chronos = ChronosTokenizer(recipe.chronos, recipe.scaling, statistics)
     model_class, _ = ABLATIONS.get(recipe.ablation, (SensorLLM, set()))
     n_classes = len(recipe.classes) if recipe.answer == "class" else 0
     return model_class(encoder, chronos, llm, tokenizer, recipe.projector, n_classes or None)

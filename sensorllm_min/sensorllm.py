@@ -16,6 +16,7 @@ from torch import nn
 
 from .batch import IGNORED
 
+LABEL_SMOOTHING = 0.1                   # of a class head with statistics, in training
 PARTS = ("encoder", "llm", "projector", "tokens", "head")         # what can be trained, or frozen
 
 
@@ -36,9 +37,9 @@ class SensorLLM(nn.Module):
 
     The loss is that of stage 2 if there is a class head (n_classes), else that of stage 1. The
     special tokens (<ts>, channel markers, padding) have embeddings of their own, (n_special, D),
-    which learn while the vocabulary gets neither gradients nor optimizer state. With levels
-    (chronos.levels) each feature also carries the mean and scale of its series, which
-    standardisation discards."""
+    which learn while the vocabulary gets neither gradients nor optimizer state. With statistics
+    (chronos.statistics) each feature also carries those of its series, and the class head reads
+    what the LLM makes of each channel, not the last token alone."""
 
     def __init__(self, encoder, chronos, llm, tokenizer, projector_hidden, n_classes=None):
         super().__init__()
@@ -49,7 +50,9 @@ class SensorLLM(nn.Module):
         self.vocab_size = tokenizer.vocab_size
         self.sensor_id = tokenizer.sensor_id
         d_model = llm.config.d_model
-        self.d_features = encoder.config.d_model + chronos.n_levels
+        self.d_features = encoder.config.d_model
+        if chronos.statistics:
+            self.d_features += chronos.statistics.n
         self.projector = Projector(self.d_features, projector_hidden, d_model)
         words = llm.embed_tokens.weight.detach()                  # (V, D)
         mean_embedding = words.mean(0, dtype=torch.float32)       # (D,)
@@ -62,7 +65,8 @@ class SensorLLM(nn.Module):
         self.register_buffer("class_weights", weights)
 
     def new_head(self, n_channels, n_classes):
-        return nn.Linear(self.llm.config.d_model, n_classes, bias=False)
+        n_read = n_channels + 1 if self.chronos.statistics else 1
+        return nn.Linear(n_read * self.llm.config.d_model, n_classes, bias=False)
 
     # ---- what happens to a sample ----
 
@@ -70,7 +74,9 @@ class SensorLLM(nn.Module):
         if self.head is not None:                                 # stage 2
             logits = self.class_logits(batch)                     # (B, n_classes)
             weights = self.class_weights[batch.labels]            # (B,): rare activities count more
-            losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+            smoothing = LABEL_SMOOTHING if self.training and self.chronos.statistics else 0.0
+            losses = F.cross_entropy(logits.float(), batch.labels, reduction="none",
+                                     label_smoothing=smoothing)
             return (weights * losses).sum(), weights.sum()
 
         x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
@@ -83,12 +89,19 @@ class SensorLLM(nn.Module):
         return loss, in_answer.sum()
 
     def class_logits(self, batch):
-        """Scores (B, n_classes) of the activities, from the hidden state of the last real token."""
+        """Scores (B, n_classes) of the activities, from the hidden state of the last real token;
+        with statistics also from the mean over the <ts> of each channel."""
         x = self.embed(batch)                                     # tokenise ... splice: (B, T, D)
         last = batch.mask.sum(1) - 1                              # (B,)
-        is_last = F.one_hot(last, x.shape[1]).bool()              # (B, T)
-        hidden = self.llm(x, wanted=is_last)                      # decode: (B, D)
+        wanted = F.one_hot(last, x.shape[1]).bool()               # (B, T)
+        if self.chronos.statistics:
+            wanted = wanted | (batch.ids == self.sensor_id)
+        hidden = self.llm(x, wanted=wanted)                       # decode: (wanted tokens, D)
         hidden = hidden.to(self.special_embeddings.dtype)
+        if self.chronos.statistics:
+            hidden = hidden.unflatten(0, (len(x), -1))            # (B, C*(S+1) + 1, D)
+            channels = channel_means(hidden[:, :-1].flatten(0, 1), batch)         # (B, C*D)
+            hidden = torch.cat([channels, hidden[:, -1]], -1)
         return self.head(hidden)                                  # score: (B, n_classes)
 
     def embed(self, batch):
@@ -99,15 +112,15 @@ class SensorLLM(nn.Module):
 
     def encode(self, batch):
         """Samples -> features (steps, D_enc) of all series of the batch, one after another."""
-        ids, observed, mean, scale = self.chronos.encode(batch.series)    # tokenise: (N, S+1)
+        ids, observed, _, _ = self.chronos.encode(batch.series)   # tokenise: (N, S+1)
         ids = ids.to(batch.ids.device)
         observed = observed.to(batch.ids.device)
         features = self.encoder(ids, observed)                    # encode: (N, S+1, D_enc)
-        if self.chronos.n_levels:
-            levels = self.chronos.level_features(mean, scale, batch.channels)     # (N, n_levels)
-            levels = levels.to(features.dtype).to(features.device)
-            levels = levels[:, None].expand(-1, ids.shape[1], -1)         # (N, S+1, n_levels)
-            features = torch.cat([features, levels], -1)
+        if self.chronos.statistics:
+            statistics = self.chronos.statistics(batch)           # (N, n)
+            statistics = statistics.to(features.dtype).to(features.device)
+            statistics = statistics[:, None].expand(-1, ids.shape[1], -1)
+            features = torch.cat([features, statistics], -1)
         steps = torch.arange(ids.shape[1], device=ids.device)
         first = ids.shape[1] - 1 - batch.series_lengths           # (N,): where each series begins
         is_real = steps >= first[:, None]                         # (N, S+1)
@@ -147,6 +160,12 @@ class SensorLLM(nn.Module):
             parameter.requires_grad_(trained)
             if trained:
                 parameter.data = parameter.data.float()
+
+
+def channel_means(vectors, batch):
+    """Vectors (B*C*(S+1), width) of windows of one length -> their means, (B, C*width)."""
+    means = vectors.unflatten(0, (len(batch.series), -1)).mean(1)                 # (B*C, width)
+    return means.reshape(len(batch.labels), -1)
 
 
 def class_weights(labels, n_classes):

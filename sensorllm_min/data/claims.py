@@ -1,13 +1,14 @@
 """Answers read back: what a trend text claims, and which activity an answer names."""
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .wording import ACTIVITY, DIRECTION_OF_WORD, SINGLE
+from .wording import ACTIVITY, DIRECTION_OF_WORD, FACTS, SINGLE
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 WORD = re.compile("|".join(DIRECTION_OF_WORD))
 TOTAL = re.compile(f"({WORD.pattern}) for {NUMBER.pattern} seconds")
 CHANGES = re.compile(r"\d+ kinds? of trend|(no|\d+) changes? of direction")
+FACT = re.compile(rf"\b({'|'.join(FACTS)})\b\D*?(-?{NUMBER.pattern})")
 # How many numbers and direction words claim something: a segment, a time span, an overall trend.
 SEGMENT, SPAN, OVERALL, COUNT = (2, 1), (2, 0), (0, 1), (1, 1)
 
@@ -16,6 +17,7 @@ SEGMENT, SPAN, OVERALL, COUNT = (2, 1), (2, 0), (0, 1), (1, 1)
 class Claims:
     segments: list                      # (start, end, direction), times in seconds
     unread: int = 0                     # lines or sentences that claim nothing
+    facts: dict = field(default_factory=dict)   # {one of wording.FACTS: number}
 
 
 def split_claims(text):
@@ -39,17 +41,21 @@ def parse_segments(text):
 def parse_claims(text):
     """The Claims of a text of any of `texts.ANSWER_KINDS`, in any wording."""
     unread = 0
+    facts = {}
     for claim, numbers, directions in split_claims(text):
         size = len(numbers), len(directions)
+        fact = FACT.search(claim)
+        if fact:
+            facts[fact[1]] = float(fact[2])
         is_read = (
-            size in (SEGMENT, SPAN, OVERALL)
+            fact or size in (SEGMENT, SPAN, OVERALL)
             or size == COUNT and numbers[0].isdigit()
             or TOTAL.search(claim.lower())
             or CHANGES.search(claim)
             or claim in ("", SINGLE))
         if not is_read:
             unread += 1
-    return Claims(parse_segments(text), unread)
+    return Claims(parse_segments(text), unread, facts)
 
 
 def in_samples(segments, n_intervals, rate):

@@ -40,9 +40,11 @@ class PromptFormat:
 class Examples:
     """The examples of one split, made when they are indexed.
 
-    limit: a seeded sample of this many, in their order; None: all. degrees: maximum random rotation
-    of a window's sensors, redrawn every epoch. The longest are made at once: they must fit."""
+    limit: a seeded sample of this many, in their order; None: all. degrees, factor: the most that a
+    window's sensors are turned and its movement is resized, redrawn every epoch. The longest are
+    made at once: they must fit."""
     degrees = 0.0
+    factor = 1.0
     epoch = 0
     kind: str                           # of records: "align" or "har"
     called: str                         # what printed lines call an example
@@ -78,9 +80,11 @@ class Examples:
         where = f"{self.data.directory}/{self.kind}_{self.split}.jsonl, record {index},"
         with as_input_error(where):
             window = self.data.window(record)
+            rng = np.random.default_rng([self.seed, self.epoch, index])
             if self.degrees:
-                rng = np.random.default_rng([self.seed, self.epoch, index])
                 window = rotate_sensors(window, rotations(self.data.dataset), self.degrees, rng)
+            if self.factor != 1:
+                window = resize_movement(window, self.factor, rng)
             example = self.make(record, window)
         example.index = index
         length = len(example.prompt) + len(example.answer)
@@ -110,6 +114,14 @@ def rotate_sensors(window, units, degrees, rng):
         for columns in triples:
             window[:, columns] = window[:, columns] @ rotation.T
     return window
+
+
+def resize_movement(window, factor, rng):
+    """A window (S, C) as if its person moved more or less: the part around the mean of each channel
+    is scaled by one random factor, up to `factor` or its inverse, log-uniformly."""
+    mean = window.mean(0, dtype=np.float64)
+    scale = factor ** rng.uniform(-1, 1)
+    return mean + scale * (window - mean)
 
 
 def placeholders(channel, n_samples):

@@ -31,7 +31,7 @@ from .own import own_dataset, report_left_out
 from .prepared import VERSION
 from .recordings import READERS
 from .sensors import DATASETS, DatasetInfo, at_rate
-from .texts import align_pair, pair_rng, trend_line
+from .texts import describe_series, pair_rng
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,8 @@ def describe_channels(job, where, window):
     dataset = job.dataset
     for channel, series in zip(dataset.channels, window.T):
         record = where | {"channel": channel.token}
-        rng = pair_rng(job.seed, job.name, dataset.paraphrase, *record.values())
-        line = trend_line(series, dataset)
-        question, answer = align_pair(line, channel, dataset.rate, dataset.answer, rng)
+        rng = pair_rng(job.seed, job.name, *record.values())
+        question, answer = describe_series(series, channel, dataset, rng)
         yield record | {"question": question, "answer": answer}
 
 

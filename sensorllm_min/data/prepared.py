@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from ..files import InputError, as_input_error, read_json
+from ..files import InputError, as_input_error, as_tuples, read_json
+from ..statistics import Statistics
 from .sensors import DatasetInfo
 from .tables import check_samples
 
@@ -44,15 +46,27 @@ class Records:
             return json.loads(line)
 
 
+def mean_and_deviation(values):
+    """Values (N, ...) -> (..., 2): their mean and standard deviation, 1 where they never change.
+    The thousandth of the values at each end counts as its limit: one may be absurd."""
+    least = np.quantile(values, 0.001, axis=0, method="higher")
+    most = np.quantile(values, 0.999, axis=0, method="lower")
+    values = values.clip(least, most)
+    deviation = values.std(0)
+    deviation[deviation == 0] = 1.0
+    return np.stack([values.mean(0), deviation], -1)
+
+
 class PreparedData:
     """A directory that `prepare` wrote. InputError if it is missing or cannot be read.
 
-    fold (k, K): part k of a cross-validation. It validates on every K-th subject that is not for
-    the test, starting at the k-th, and trains on the rest."""
-    fold = None
+    fold (k, N): part k of a cross-validation over all people, instead of the dataset's own split.
+    Every N-th person, starting at the k-th (from 0), is for the test, those of the next part for
+    validation, the others for training."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, fold=None):
         self.directory = Path(directory)
+        self.fold = fold
         path = self.directory / "meta.json"
         if not path.exists():
             name, hertz = re.match(r"(?s)(.*?)(?:-([\d.]+)hz)?$", self.directory.name).groups()
@@ -70,25 +84,29 @@ class PreparedData:
                         "align": self.dataset.align_lengths[1]}
         self.tokens = [channel.token for channel in self.dataset.channels]
         self.samples = {}                                         # subject -> memory-mapped (N, C)
+        if fold:
+            check_fold(self)
 
     def subjects_of(self, split):
-        split_of = {subject: counts["split"] for subject, counts in self.meta["subjects"].items()}
-        if self.fold and split != "test":
-            k, n_folds = self.fold
-            not_test = [subject for subject in split_of if split_of[subject] != "test"]
-            validated = not_test[k::n_folds]
-            if split == "val":
-                return validated
-            return [subject for subject in not_test if subject not in validated]
-        return [subject for subject in split_of if split_of[subject] == split]
+        """The people of a split, or of all splits together (None)."""
+        people = self.meta["subjects"]
+        found = []
+        for i, name in enumerate(people):
+            part = people[name]["split"]
+            if self.fold:
+                k, n_folds = self.fold
+                part = {k: "test", (k + 1) % n_folds: "val"}.get(i % n_folds, "train")
+            if split in (None, part):
+                found.append(name)
+        return found
 
     def records(self, kind, split):
         """The records of har_SPLIT.jsonl or align_SPLIT.jsonl. InputError unless all are there."""
         counts = self.meta[{"har": "har_windows", "align": "align_pairs"}[kind]]
         splits = (split,)
         subjects = None
-        if self.fold and split != "test":
-            splits = ("train", "val")
+        if self.fold:
+            splits = self.dataset.splits
             subjects = self.subjects_of(split)
         records = Records([self.directory / f"{kind}_{one}.jsonl" for one in splits], subjects)
         expected = sum(counts[one] for one in splits)
@@ -97,15 +115,22 @@ class PreparedData:
                              f"{expected}{AGAIN}")
         return records
 
-    def levels(self):
-        """The usual (mean, standard deviation) of each channel among the training subjects."""
+    def usual(self, n_windows=1000):
+        """What is usual in training, for statistics.Statistics: (C, 1 + n, 2)."""
         stored = [self.samples_of(subject) for subject in self.subjects_of("train")]
         some = [samples[::len(samples) // 10_000 + 1] for samples in stored]      # enough for both
         samples = np.concatenate(some).astype(float)
         samples = samples[np.isfinite(samples).all(1)]            # the others are in no window
-        deviations = samples.std(0)
-        deviations[deviations == 0] = 1.0
-        return tuple(zip(samples.mean(0).tolist(), deviations.tolist()))
+        units = mean_and_deviation(samples)[:, None]              # (C, 1, 2)
+        records = self.records("har", "train")
+        every = len(records) // n_windows + 1
+        chosen = range(0, len(records), every)
+        windows = np.stack([self.window(records[i]).T for i in chosen])
+        windows = torch.from_numpy(windows.astype(float))         # (W, C, S)
+        statistics = Statistics(units, self.dataset.n_window)
+        found = statistics.raw(windows, torch.arange(len(units)))
+        usual = mean_and_deviation(found.numpy())                 # (C, n, 2)
+        return as_tuples(np.concatenate([units, usual], 1).tolist())
 
     def samples_of(self, subject):
         """A subject's samples (N, C), memory-mapped. InputError if they cannot be read."""
@@ -126,3 +151,16 @@ class PreparedData:
             raise InputError(f"{self.directory}/samples/{subject}.npy: samples {start} to "
                              f"{start + length} are missing or not finite{AGAIN}")
         return window
+
+
+def check_fold(data):
+    """Raises an InputError unless a dataset has people enough for its fold."""
+    k, n_folds = data.fold
+    people = data.subjects_of(None)
+    if data.dataset.split:
+        raise InputError(f"folds leave people out; {data.directory} is split by "
+                         f"{data.dataset.split}, within each person")
+    if not 3 <= n_folds <= len(people) or not 0 <= k < n_folds:
+        n_people = len(people)
+        raise InputError(f"fold {k + 1}/{n_folds}: {data.directory} has {n_people} people; give "
+                         f"K/N with N from 3 to {n_people} and K from 1 to N")

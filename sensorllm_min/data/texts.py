@@ -11,9 +11,9 @@ from itertools import combinations
 
 import numpy as np
 
-from .wording import (ACTIVITY, CHANGES, COUNT_FORMATS, COVERS, DIRECTIONS, FALLING, LINE_FORMATS,
-                      OVERALL, QUESTIONS, RISING, SENTENCES, SINGLE, STEADY, STEADY_WORDS, TOTAL,
-                      TOTALS, WORD_PAIRS)
+from .wording import (ACTIVITY, CHANGES, COUNT_FORMATS, COVERS, DIRECTIONS, FACT_FORMATS,
+                      FACT_QUESTIONS, FACTS, FALLING, LINE_FORMATS, OVERALL, QUESTIONS, RISING,
+                      SENTENCES, SINGLE, STEADY, STEADY_WORDS, TOTAL, TOTALS, WORD_PAIRS)
 
 
 def trend_segments(series):
@@ -198,11 +198,47 @@ def summary(segments, words, rate, rng, sensor, overall):
     return f"{covers} {changes} {totals} {direction}"
 
 
-ANSWER_KINDS = ("simple_trend", "trend", "summary")
+TREND_KINDS = ("simple_trend", "trend", "summary")
+ANSWER_KINDS = (*FACTS, *TREND_KINDS)
+ALONE = 0.25                            # of the pairs with facts: the fraction that asks for one
+
+
+def facts_of(series, rate):
+    """{fact: number} about a series (T,): mean, range, standard deviation, rhythm in Hz."""
+    series = np.asarray(series, np.float64)
+    spread = float(np.ptp(series))
+    rhythm = strongest_rhythm(series, rate) if spread else 0.0
+    return {"level": series.mean(), "range": spread, "deviation": series.std(), "rhythm": rhythm}
+
+
+def describe_series(series, channel, dataset, rng):
+    """(question, answer) of stage 1 about a channel's series (T,), as dataset.answer says: facts,
+    then trends; sometimes the question asks for a single fact."""
+    wording = rng if dataset.paraphrase else FirstWording
+    asked = [kind for kind in dataset.answer if kind in FACTS]
+    trends = [kind for kind in dataset.answer if kind in TREND_KINDS]
+    alone = bool(asked) and rng.random() < ALONE
+    if alone:
+        asked = [rng.choice(asked)]
+    numbers = facts_of(series, dataset.rate) if asked else {}
+    lines = []
+    for fact in asked:
+        unit = "Hz" if fact == "rhythm" else channel.unit
+        value = number(f"{numbers[fact]:.2g}", 4)                 # to two digits
+        value = f"{value} {unit}".strip()
+        text = wording.choice(FACT_FORMATS)
+        lines.append(text.format(fact=fact, value=value))
+    if alone:
+        question = wording.choice(FACT_QUESTIONS)
+        question = question.format(fact=asked[0], sensor=channel.spoken)
+        return question, lines[0]
+    line = trend_line(series, dataset)
+    question, answer = align_pair(line, channel, dataset.rate, trends, wording)
+    return question, "\n".join([*lines, answer])
 
 
 def align_pair(series, channel, rate, kinds, rng):
-    """(question, answer) about a channel's series (T,): the texts of `kinds`, of ANSWER_KINDS."""
+    """(question, answer) about the trends of a series (T,): texts of `kinds`, of TREND_KINDS."""
     sensor = f"normalized {channel.spoken}"
     (up, down), steady = rng.choice(WORD_PAIRS), rng.choice(STEADY_WORDS)
     words = {RISING: up, FALLING: down, STEADY: steady}
@@ -215,10 +251,8 @@ def align_pair(series, channel, rate, kinds, rng):
     return question, "\n\n".join(texts)
 
 
-def pair_rng(seed, dataset_name, paraphrase, *key):
+def pair_rng(seed, dataset_name, *key):
     """The random generator of one pair; its key is (subject, start, length, channel)."""
-    if not paraphrase:
-        return FirstWording
     return random.Random(f"{seed} {dataset_name} {key}")
 
 
@@ -270,7 +304,8 @@ def correlations_text(window, dataset):
     names = [channel.spoken for channel in dataset.channels]
     lines = []
     for i, j in combinations(range(len(names)), 2):
-        lines.append(f"{names[i]} and {names[j]} are {correlation_in_words(r[i, j])}.")
+        relation = correlation_in_words(r[i, j])
+        lines.append(f"{names[i]} and {names[j]} are {relation}.")
     return "\n".join(lines)
 
 

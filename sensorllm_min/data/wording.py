@@ -106,4 +106,11 @@ OVERALL = combine(
 )
 SINGLE = "It is a single sample, which has no trend."             # the whole text about one sample
 
+# ---- facts: a number about the whole series, in the sensor's unit or in Hz ----
+FACTS = ("level", "range", "deviation", "rhythm")
+FACT_QUESTIONS = combine(
+    ("What is", "Tell me", "Please give", "Can you estimate"),
+    ("the {fact} of the {sensor} readings above?", "the {fact} of this {sensor} segment?"))
+FACT_FORMATS = ("{fact}: {value}", "{fact} {value}", "{fact} of {value}", "the {fact} is {value}")
+
 ACTIVITY = "Activity: "                 # begins the line that names the class

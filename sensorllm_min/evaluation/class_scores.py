@@ -63,30 +63,37 @@ def confusion_of(records, n_classes):
     return counts
 
 
-def score_people(records, classes):
-    """Records of stage 2 -> the content of evaluation_SPLIT.json.
+def count_people(records, people, n_classes):
+    """The counts of `confusion_of` for each of these people, (people, n, n + 1)."""
+    counts = []
+    for person in people:
+        own = [record for record in records if str(record["subject"]) == person]
+        counts.append(confusion_of(own, n_classes))
+    return np.array(counts)
 
-    "people" holds each one's windows, accuracy, and F1 averaged over the classes that this person
+
+def score_people(counts, people, classes):
+    """Counts of `count_people` -> the content of evaluation_SPLIT.json.
+
+    "people" holds the windows of each, accuracy, and F1 averaged over the classes that this person
     has."""
-    by_person = {}
-    for record in records:
-        by_person.setdefault(str(record["subject"]), []).append(record)
-    people = {}
-    for name, own in sorted(by_person.items()):
-        scores = class_scores(confusion_of(own, len(classes)))
+    each = {}
+    for person, own in zip(people, counts):
+        scores = class_scores(own)
         f1 = np.array(scores["per_class"]["f1"])
         windows = np.array(scores["per_class"]["windows"])
-        people[name] = {"windows": len(own), "accuracy": scores["accuracy"],
-                        "f1": float(f1[windows > 0].mean())}
-    confusion = confusion_of(records, len(classes))
+        if windows.any():
+            each[person] = {"windows": int(windows.sum()), "accuracy": scores["accuracy"],
+                            "f1": float(f1[windows > 0].mean())}
+    confusion = counts.sum(0)
     unparsable = int(confusion[:, -1].sum())
-    if "probabilities" in records[0]:
-        confusion = confusion[:, :-1]                             # a class head names a class
+    if not unparsable:
+        confusion = confusion[:, :-1]
     return {
-        "windows": len(records),
+        "windows": int(confusion.sum()),
         **class_scores(confusion),
         "unparsable": unparsable,
-        "people": people,
+        "people": each,
         "classes": classes,
         "confusion": confusion.tolist(),
     }
@@ -100,7 +107,10 @@ def class_report(confusion, classes):
     per_class = pd.DataFrame(scores.pop("per_class"), index=names)
     columns = [*range(len(classes)), "none"][:np.shape(confusion)[1]]     # none: names no class
     counts = pd.DataFrame(confusion, index=names, columns=columns)
-    lines = [f"{name.replace('_', ' '):18} {score:.4f}" for name, score in scores.items()]
+    lines = []
+    for name, score in scores.items():
+        title = name.replace("_", " ")
+        lines.append(f"{title:18} {score:.4f}")
     lines += ["", per_class.to_string(float_format="{:.4f}".format)]
     lines += ["", "true, and as predicted:", counts.to_string()]
     return "\n".join(lines)

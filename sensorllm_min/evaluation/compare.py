@@ -1,11 +1,14 @@
 """Does the language model help? The same training with one thing changed at a time, in a table."""
 import json
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
+
+import numpy as np
 
 from ..ablations import ABLATIONS
 from ..files import InputError, read_json, write_json
+from .class_scores import class_scores
 
 # The rows of the table: which settings of the full model each of them changes.
 ROWS = {
@@ -14,47 +17,30 @@ ROWS = {
     **{name: {"ablate": name} for name in ABLATIONS},
     "sensors-only": {"text": ()},
 }
-# The columns of the table, and what it shows of each.
-SCORES = ("macro_f1", "less", "accuracy", "balanced_accuracy")
-COLUMNS = dict.fromkeys(SCORES, ["mean", "std"])
-COLUMNS |= {"chance_f1": ["mean"], "trained_parameters": ["max"], "seconds": ["median"]}
 # Settings that may change when a comparison is continued, by more rows or seeds for example.
 NOT_COMPARED = ("out", "resume", "compare", "seeds")
 
 
-def plan_runs(settings, data):
+def plan_runs(settings):
     """Yields (row, settings) of each run; one that left a checkpoint is resumed."""
     if settings.answer != "class":
         raise InputError("--compare compares class heads; leave --answer out")
-    folds = [None] if settings.folds is None else plan_folds(settings, data)
-    n_seeds = settings.seeds or (3 if settings.folds is None else 1)
+    parts = [settings]
+    if settings.folds:
+        parts = [settings.in_fold(k) for k in range(settings.folds)]
+    n_seeds = settings.seeds or (1 if settings.folds else 3)
     seeds = range(settings.seed, settings.seed + n_seeds)
     rows = settings.compare or ("full",)
-    for seed, fold, row in product(seeds, folds, rows):
-        changed = replace(settings, **ROWS[row])
-        if changed == settings and row != "full" and "full" in rows:
+    for seed, part, row in product(seeds, parts, rows):
+        changed = replace(part, **ROWS[row])
+        if changed == part and row != "full" and "full" in rows:
             continue                                              # the full model is this already
         if row == "text-only" and not settings.text:
             continue
-        part = f"-fold{fold[0] + 1}" if fold else ""
-        out = Path(settings.out, f"{row}{part}-{seed}")
+        fold = f"-fold{part.fold[0] + 1}" if settings.folds else ""
+        out = Path(settings.out, f"{row}{fold}-{seed}")
         resume = Path(out, "last.safetensors").exists()
-        yield row, replace(changed, seed=seed, fold=fold, out=str(out), resume=resume)
-
-
-def plan_folds(settings, data):
-    """The (k, K) of each part of a cross-validation over the people that are not for the test."""
-    if settings.align != "none":
-        raise InputError("--folds: stage 1 has seen all the subjects that folds leave out; give "
-                         "--align none")
-    if data.dataset.split:
-        raise InputError(f"--folds leaves people out; {settings.data} is split by "
-                         f"{data.dataset.split}, within each person")
-    n_subjects = len(data.subjects_of("train")) + len(data.subjects_of("val"))
-    if not 2 <= settings.folds <= n_subjects:
-        raise InputError(f"--folds {settings.folds}: give 2 to {n_subjects}, the number of "
-                         "subjects that are not for the test")
-    return [(k, settings.folds) for k in range(settings.folds)]
+        yield row, replace(changed, seed=seed, out=str(out), resume=resume)
 
 
 def claim_comparison(settings):
@@ -70,12 +56,38 @@ def claim_comparison(settings):
 
 
 def comparison_table(results):
-    """{row: [scores of each run]} -> a table; "less": by how much the first row's run is better."""
-    import pandas                                                 # takes a second
-    records = []
+    """{row: [results of each run]} -> a table.
+
+    macro_f1 and accuracy are those of the folds of a seed together, mean and standard deviation
+    over seeds; person_f1 is the mean over people; less says how much better the first row is,
+    person by person."""
+    import pandas as pd                                           # takes a second
+    table = {}
+    first = None
     for row, runs in results.items():
-        for first, run in zip(next(iter(results.values())), runs):
-            less = first["macro_f1"] - run["macro_f1"]
-            records.append({"row": row, "less": less, **run})
-    table = pandas.DataFrame(records).groupby("row", sort=False).agg(COLUMNS)
+        pooled = []
+        people = []
+        for _, folds in groupby(runs, key=lambda run: run["seed"]):
+            confusion = np.sum([run["confusion"] for run in folds], 0)
+            pooled.append(class_scores(confusion))
+        for run in runs:
+            people.append({name: person["f1"] for name, person in run["people"].items()})
+        pooled = pd.DataFrame(pooled)
+        f1 = pd.DataFrame(people).mean()                          # of each person
+        if first is None:
+            first = f1
+        less = first - f1
+        table[row] = {
+            ("macro_f1", "mean"): pooled["macro_f1"].mean(),
+            ("macro_f1", "std"): pooled["macro_f1"].std(),
+            ("person_f1", "mean"): f1.mean(),
+            ("person_f1", "std"): f1.std(),
+            ("less", "mean"): less.mean(),
+            ("less", "std"): less.std(),
+            ("people", ""): len(f1),
+            ("accuracy", "mean"): pooled["accuracy"].mean(),
+            ("chance_f1", "mean"): pooled["chance_f1"].mean(),
+            ("parameters", "max"): max(run["trained_parameters"] for run in runs),
+            ("seconds", "median"): np.median([run["seconds"] for run in runs])}
+    table = pd.DataFrame(table).T
     return table.to_string(float_format="{:.3f}".format, na_rep="")

@@ -75,7 +75,7 @@ class Model:
     def features(self, samples, after="encoder"):
         """The features of a window (T, C), for a network of your own -> float32 array.
 
-        after="encoder": the encoder's features (C, T+1, D_enc), with levels if the model has them;
+        after="encoder": the encoder's features (C, T+1, D_enc), with statistics if it gets them;
         "projector": the sensor embeddings (C, T+1, D). The last step is the end of the series."""
         if after not in ("encoder", "projector"):
             raise InputError(f"after={after!r}: give encoder or projector")

@@ -19,7 +19,7 @@ from ..batch import collate
 from ..data.claims import parse_activity
 from ..files import as_input_error, write_text
 from ..generate import GREEDY, stream
-from .class_scores import confusion_of
+from .class_scores import count_people, score_people
 
 LONGEST = 400                           # default limit of an answer, in tokens
 SILENCE = 10                            # seconds between lines about progress
@@ -61,6 +61,7 @@ def answer_batches(
     """Yields the record of each example in `batches`, lists of Example (see the top of the file).
     listen(ids) is called at each new token of an answer in words."""
     in_words = model.head is None
+    model.eval()
     for examples in batches:
         batch = collate(examples, model.tokenizer.pad_id, for_generation=in_words)
         batch = batch.to(processes.device)
@@ -109,6 +110,7 @@ def read_activities(records, classes):
 @torch.no_grad()
 def mean_loss(model, examples, processes, batch_size, say=None):
     """The loss per answer token (stage 1) or per weighted window (stage 2) over all examples."""
+    model.eval()
     loss_sum = weight_sum = 0
     for batch in batches_of(examples, processes, batch_size, say):
         batch = collate(batch, model.tokenizer.pad_id).to(processes.device)
@@ -121,22 +123,24 @@ def mean_loss(model, examples, processes, batch_size, say=None):
 
 
 def score_classes(model, examples, processes, batch_size, say=None):
-    """All examples -> (confusion matrix of `confusion_of`, mean loss)."""
+    """All examples -> (scores of `score_people`, mean loss)."""
     classes = examples.data.dataset.classes
+    people = examples.data.subjects_of(examples.split)
     in_words = model.head is None
     batches = batches_of(examples, processes, batch_size, say)
     longest = longest_answer(examples) if in_words else None
     records = answer_batches(model, batches, processes, longest)
     records = list(read_activities(records, classes))
-    counts = confusion_of(records, len(classes))
+    counts = count_people(records, people, len(classes))
     counts = np.reshape(processes.sum(*counts.ravel()), counts.shape).astype(int)
+    scores = score_people(counts, people, classes)
     if in_words:
-        return counts, mean_loss(model, examples, processes, batch_size, say)
+        return scores, mean_loss(model, examples, processes, batch_size, say)
     weights = model.class_weights.tolist()
     loss = sum(record["loss"] for record in records)
     weight = sum(weights[record["label"]] for record in records)
     loss, weight = processes.sum(loss, weight)
-    return counts[:, :-1], loss / weight                          # a class head names a class
+    return scores, loss / weight
 
 
 def keep_records(path, settings, answer, batch_size):

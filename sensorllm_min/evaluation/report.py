@@ -49,7 +49,9 @@ def write_report(path, records, scores, model, data):
     people = pd.DataFrame.from_dict(scores["people"], orient="index")
     classes = data.dataset.classes
     per_class = scores["per_class"]
-    options = "display.max_colwidth", None, "display.precision", 4, "display.html.border", 0
+    four = "{:.4f}".format
+    options = ("display.max_colwidth", None, "display.float_format", four,
+               "display.html.border", 0)
     with pd.option_context(*options):                             # to_html escapes what it writes
         body = [table.to_html(na_rep=""), f"<p>{escape(note)}</p>",
                 picture(draw_confusion(scores["confusion"], classes), "Confusion matrix"),

@@ -2,23 +2,26 @@
 
 A text can share most of its words with the true one and yet be wrong in every number. So each score
 stands beside that of a fixed guess, which has not seen the window: its words are those of a
-training window of similar length, and it claims a single trend in the most common direction.
+training window of similar length, and it claims a single trend in the most common direction and
+the median of each fact of this channel.
 
     direction      fraction of the time whose direction is right; silence is wrong
     segment_f1     F1 of the segments: they agree in direction, and in both ends to a quarter
+    facts          fraction of the facts that are right to a tenth of themselves (a level, of the
+                   standard deviation if that is more)
     well_formed    fraction of the answers that ended, hold nothing but claims, and whose
                    segments follow one another from 0 s
 """
 import numpy as np
 
 from ..data.claims import Claims, in_samples, parse_claims, parse_segments
-from ..data.texts import trend_line, trend_segments
-from ..data.wording import DIRECTIONS
+from ..data.texts import facts_of, trend_line, trend_segments
+from ..data.wording import DIRECTIONS, FACTS
 from ..plots.figures import draw_descriptions
 
 TOLERANCE = 0.25                        # fraction of a segment's length, at each of its ends
 WORDS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_l")        # from 0 to 100
-TRUTH = ("direction", "segment_f1", "well_formed")                # from 0 to 1; None: not asked for
+TRUTH = ("direction", "segment_f1", "facts", "well_formed")       # from 0 to 1; None: not asked for
 
 
 def word_scores(texts, true_texts):
@@ -54,8 +57,21 @@ def count_matches(claimed, true):
     return len(true) - len(left)
 
 
-def truth_sums(claims, asked, series, rate, ended=True):
-    """{name of TRUTH: (part, whole)} of Claims about a series (S,), of what the true text lists."""
+def count_right(claimed, asked, true):
+    """How many of the facts `asked` for are right. claimed, true: {fact: number}."""
+    n_right = 0
+    for fact in asked:
+        size = abs(true[fact])
+        if fact == "level":
+            size = max(size, true["deviation"])
+        n_right += abs(claimed.get(fact, np.inf) - true[fact]) <= 0.1 * size
+    return n_right
+
+
+def truth_sums(claims, asked, window, dataset, ended=True):
+    """{name of TRUTH: (part, whole)} of Claims about a window (S,), of what the true text lists."""
+    rate = dataset.rate
+    series = trend_line(window, dataset)
     n = len(series) - 1
     claimed = in_samples(claims.segments, n, rate)
     pairs = {}
@@ -66,7 +82,10 @@ def truth_sums(claims, asked, series, rate, ended=True):
             directions[start:end] = direction
         pairs["direction"] = (directions == np.sign(np.diff(series))).sum(), n
         pairs["segment_f1"] = 2 * count_matches(claimed, true), len(claimed) + len(true)
-    well_formed = ended and not claims.unread
+    if asked.facts:
+        n_right = count_right(claims.facts, asked.facts, facts_of(window, rate))
+        pairs["facts"] = n_right, len(asked.facts)
+    well_formed = ended and not claims.unread and claims.facts.keys() == asked.facts.keys()
     if asked.segments and not claimed:
         well_formed = False
     before = 0
@@ -86,6 +105,7 @@ class Guess:
         self.rate = dataset.rate
         self.seconds = dict.fromkeys(DIRECTIONS, 0.0)             # time spent in each direction
         self.texts = {}                                           # channel -> [(samples, text)]
+        facts = {}                                                # channel -> [facts]
         sample = np.random.default_rng(0).permutation(len(train))[:n_windows]
         for i in sample:
             example = train[i]
@@ -95,12 +115,20 @@ class Guess:
                 self.seconds[direction] += (end - start) / self.rate
             text = record["length"], record["answer"]
             self.texts.setdefault(record["channel"], []).append(text)
+            numbers = facts_of(example.series[0], self.rate)
+            facts.setdefault(record["channel"], []).append(numbers)
+        self.facts = {}                                           # channel -> medians
+        for channel, some in facts.items():
+            self.facts[channel] = {fact: np.median([one[fact] for one in some]) for fact in FACTS}
         self.usual = max(self.seconds, key=self.seconds.get)
         for texts in self.texts.values():
             texts.sort()
 
-    def claims(self, n_samples):
-        return Claims([(0.0, (n_samples - 1) / self.rate, self.usual)])
+    def claims(self, channel, n_samples, asked):
+        """What it claims about a channel, of the kinds that `asked`, the true Claims, holds."""
+        facts = self.facts.get(channel) or next(iter(self.facts.values()))
+        segments = [(0.0, (n_samples - 1) / self.rate, self.usual)] if asked.segments else []
+        return Claims(segments, facts={fact: facts[fact] for fact in asked.facts})
 
     def text(self, channel, n_samples):
         """The text of a training window of similar length, of this channel if any was drawn."""
@@ -117,13 +145,14 @@ def score_trends(records, data, guess, processes):
     sums = np.zeros((len(groups), 2, len(TRUTH), 2))
     for record in records:
         column = data.tokens.index(record["channel"])
-        line = trend_line(data.window(record)[:, column], data.dataset)
+        series = data.window(record)[:, column]
         asked = parse_claims(record["answer"])
         answer = parse_claims(record["generated"]), record["ended"]
-        guessed = guess.claims(len(line)), True
+        guessed = guess.claims(record["channel"], len(series), asked), True
         for who, (claims, ended) in enumerate((answer, guessed)):
-            pairs = truth_sums(claims, asked, line, guess.rate, ended)
-            sums[[0, 1 + column], who] += [pairs.get(name, (0, 0)) for name in TRUTH]
+            pairs = truth_sums(claims, asked, series, data.dataset, ended)
+            both = [pairs.get(name, (0, 0)) for name in TRUTH]
+            sums[[0, 1 + column], who] += both                    # in its channel and in all
     sums = np.reshape(processes.sum(*sums.ravel()), sums.shape)
     scores = {}
     for title, group in zip(groups, sums.tolist()):
@@ -160,7 +189,9 @@ def scores_table(scores):
     import pandas as pd                                           # takes a second to import
     lines = {}
     for title, group in scores.items():
-        lines[title] = {name: " / ".join(shown(group, name)) for name in (*WORDS, *TRUTH)}
+        lines[title] = {}
+        for name in (*WORDS, *TRUTH):
+            lines[title][name] = " / ".join(shown(group, name))
     table = pd.DataFrame(lines).T
     return f"{table[[*WORDS]].to_string()}\n\n{table[[*TRUTH]].to_string()}"
 

@@ -20,7 +20,7 @@ from ..text_tokenizer import new_tokens, read_chat_template, train_backend
 from .checkpoint import read_checkpoint
 
 # Defaults of options: with public weights the paper's, with the built-in LLM for minutes on a CPU.
-SHARED = {"data": "data/demo", "scaling": "StanNormalizeUniformBins"}
+SHARED = {"data": "data/demo", "scaling": "StanNormalizeUniformBins", "weight_decay": 0.0}
 PUBLIC = SHARED | {"projector": (2048,), "epochs": 8, "batch_size": 4, "accumulate": 8, "lr": 2e-3,
                    "betas": (0.9, 0.999)}
 BUILT_IN = SHARED | {"projector": (256,), "accumulate": 1, "lr": 1e-3, "betas": (0.9, 0.95)}
@@ -28,6 +28,12 @@ BUILT_IN = SHARED | {"projector": (256,), "accumulate": 1, "lr": 1e-3, "betas": 
 
 def widths(text):
     return tuple(count(width) for width in text.split(","))
+
+
+def fold(text):
+    """"2/7" -> (1, 7)"""
+    part, n_folds = text.split("/")
+    return count(part) - 1, count(n_folds)
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,18 @@ class RunSettings(SharedSettings):
         None, "where checkpoints and logs go (default out/align; in stage 2 out/har, of a "
         "comparison out/comparison)")
     resume: bool = option(False, "continue from last.safetensors in --out")
+    fold: tuple | None = option(
+        None, "part K of a cross-validation over all people: every N-th person, from the K-th on, "
+        "is for the test, the next part for validation (default: the dataset's own split)",
+        type=fold, metavar="K/N")
     projector: tuple | None = option(
         None, "hidden widths of the projector, such as 2048,3072 (default 2048; built-in 256)",
         type=widths)
     scaling: str | None = option(
         None, "how a series is scaled before it is cut into bins (default "
         "StanNormalizeUniformBins)", choices=SCALINGS)
-    levels: bool | None = option(
-        None, "give the model each series' mean and scale as numbers (default: with the built-in "
+    statistics: bool | None = option(
+        None, "give the model statistics of each series as numbers (default: with the built-in "
         "encoder)", action=argparse.BooleanOptionalAction)
     train: tuple | None = option(
         None, f"parts to train, joined by ',': {', '.join(PARTS)} (default: projector, in stage 1 "
@@ -84,10 +94,13 @@ class RunSettings(SharedSettings):
         None, "forward passes of each process in an optimizer step, which has batch size x "
         "accumulate x processes examples (default 8; built-in 1)", type=count)
     lr: float | None = option(
-        None, "peak learning rate of AdamW (default 0.002; built-in 0.001)", type=amount)
+        None, "peak learning rate of AdamW; under a class head, that of encoder and LLM is a "
+        "20th of it (default 0.002; built-in in stage 1 0.001)", type=amount)
     warmup: float = option(
         0.03, "fraction of the steps in which the learning rate rises", type=amount)
-    weight_decay: float = option(0.0, "weight decay of AdamW, for matrices", type=amount)
+    weight_decay: float | None = option(
+        None, "weight decay of AdamW, for matrices (default 0; built-in in stage 2 0.1)",
+        type=amount)
     betas: tuple | None = None          # of AdamW, see PUBLIC and BUILT_IN
     gradient_checkpointing: bool = option(
         False, "recompute each LLM block in the backward pass: less memory, a third more time")
@@ -135,22 +148,22 @@ def claim_out(settings, stage, processes):
                              "continue it with --resume, choose another --out, or remove it")
 
 
-def open_or_make_data(directory, processes):
-    missing = not Path(directory, "meta.json").exists()
-    if Path(directory) == Path("data/demo") and missing and processes.first:
+def open_or_make_data(settings, processes):
+    missing = not Path(settings.data, "meta.json").exists()
+    if Path(settings.data) == Path("data/demo") and missing and processes.first:
         print("making the demo dataset in data/demo: simulated people, no download", flush=True)
-        prepare("demo", None, directory, say=lambda text: None)
+        prepare("demo", None, settings.data, say=lambda text: None)
     processes.wait()
-    return PreparedData(directory)
+    return PreparedData(settings.data, settings.fold)
 
 
 def new_recipe(settings, data):
     """Describes a new model: the given networks, or tiny ones with a tokenizer of their own."""
     recipe = Recipe(
-        dataset=data.name, dataset_info=data.meta["row"],
+        dataset=data.name, dataset_info=data.meta["row"], fold=data.fold,
         added_tokens=tuple(new_tokens(data.dataset.channels)),
         scaling=settings.scaling, projector=settings.projector, trained=settings.train,
-        levels=data.levels() if settings.levels else None)
+        usual=data.usual() if settings.statistics else None)
     if settings.llm is None:
         tokenizer = train_backend(sample_texts(data), TINY_LLAMA.vocab_size)
         recipe = replace(recipe, tokenizer_json=tokenizer.to_str())

@@ -22,7 +22,7 @@ from .step import stop_at
 FILES = ("best.safetensors", "last.safetensors", "results.json", "metrics.jsonl", "log.txt")
 # A resumed run must share these settings, and the model, with the run it continues.
 SAME_ON_RESUME = ("data", "train", "epochs", "lr", "betas", "warmup", "weight_decay", "seed",
-                  "train_limit", "eval_limit", "dtype", "rotate", "fold")
+                  "train_limit", "eval_limit", "dtype", "rotate", "resize")
 
 
 class Run:
@@ -93,19 +93,18 @@ class Run:
             self.log(step_line(done, self.n_steps, lr, self.recent, memory))
             self.recent = []
 
-    def log_validation(self, step, scores, key, higher_is_better):
-        """Records validation scores and saves the checkpoints; scores[key] decides on the best."""
+    def log_validation(self, step, scores):
+        """Records validation scores and saves the checkpoints; the least "val_loss" is the best."""
         if not math.isfinite(sum(scores.values())):
             stop_at(f"validation after step {step + 1}", sum(scores.values()))
         self.metrics.write(json.dumps({"step": step + 1, **scores}) + "\n")
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         seconds = time.monotonic() - self.clock
         self.log(f"step {step + 1:5}  validation: {shown}  ({seconds:.0f} s)")
-        score = scores[key]
-        best = self.progress["best"]
-        improved = best is None or (score > best if higher_is_better else score < best)
+        loss = scores["val_loss"]
+        improved = self.progress["best"] is None or loss < self.progress["best"]
         if improved:
-            self.progress |= {"best": score, "best_step": step + 1}
+            self.progress |= {"best": loss, "best_step": step + 1}
         self.save(step, improved)
         self.clock = time.monotonic()
 

@@ -17,6 +17,9 @@ from ..batch import collate
 from ..files import InputError, brief
 
 
+SLOW = 0.05                             # of the learning rate: networks under a class head
+
+
 def learning_rate(step, n_steps, peak, warmup):
     """The rate of a step (from 0): a linear rise over this fraction of the steps, then a cosine."""
     n_warmup = math.ceil(warmup * n_steps)
@@ -27,15 +30,20 @@ def learning_rate(step, n_steps, peak, warmup):
 
 
 def new_optimizer(model, settings):
-    """AdamW over the trained parameters (an InputError if there are none); only matrices decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    """AdamW over the trained parameters (an InputError if there are none); only matrices decay.
+    Under a class head, encoder and LLM learn slowly: a few windows would soon be known by heart."""
+    has_head = getattr(model, "head", None) is not None
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            slow = has_head and name.startswith(("encoder.", "llm."))
+            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((decay, SLOW if slow else 1.0), []).append(parameter)
+    if not groups:
         parts = ",".join(settings.train)
         raise InputError(f"--train {parts} leaves nothing to learn in this stage")
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": parameters, "weight_decay": decay, "scale": scale}
+              for (decay, scale), parameters in groups.items()]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
 
 
@@ -104,6 +112,7 @@ def train_step(model, optimizer, batches, lr, processes):
     Sums of losses are differentiated, and the gradients divided once by what counted on all
     processes: a mean of means would favour short answers. Gradients are clipped to a norm of 1.
     Raises an InputError before the update if the loss or the norm is not finite."""
+    model.train()
     loss_sum = weight_sum = n_tokens = 0
     for index, batch in enumerate(batches):
         n_tokens += batch.counts * batch.mask.sum().item()
@@ -128,7 +137,7 @@ def train_step(model, optimizer, batches, lr, processes):
         stop_at("gradient's norm", norm, batches)
 
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
     optimizer.step()
     optimizer.zero_grad()
     return loss, norm, n_tokens

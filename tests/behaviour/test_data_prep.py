@@ -94,7 +94,7 @@ def test_every_pair_can_be_made_again_alone_from_its_line(small):
             column, channel = channels[line["channel"]]
             place = (line["subject"], line["start"], line["length"], line["channel"])
             series = data.window(line)[:, column]
-            made = align_pair(series, channel, data.dataset.rate, KINDS, pair_rng(3, "gloves", True, *place))
+            made = align_pair(series, channel, data.dataset.rate, KINDS, pair_rng(3, "gloves", *place))
             assert made == (line["question"], line["answer"]), line
 
 
@@ -108,7 +108,7 @@ def test_the_demo_words_every_pair_alike_and_tells_the_truth(demo):
     for line in lines[::50]:                                                  # every stored answer is true of its series
         series = data.window(line)[:, tokens.index(line["channel"])]
         claims = parse_claims(line["answer"])
-        sums = truth_sums(claims, claims, series, data.dataset.rate)
+        sums = truth_sums(claims, claims, series, data.dataset)
         assert all(sums[name][0] == sums[name][1] for name in ("direction", "segment_f1", "well_formed")), line
     assert len({line["question"] for line in lines}) == len(tokens)           # one wording
 

@@ -387,7 +387,8 @@ def test_words_are_scored_as_they_read(data, models, monkeypatch):
 
     monkeypatch.setattr(predict, "answer_batches", said)
     monkeypatch.setattr(predict, "mean_loss", lambda *_: 0.5)
-    confusion, loss = score_classes(model.model, HarExamples(data, "test", model.prompts, 30), ALONE, 4, quiet)
+    scores, loss = score_classes(model.model, HarExamples(data, "test", model.prompts, 30), ALONE, 4, quiet)
+    confusion = np.array(scores["confusion"])
     wrong = confusion[:, :5][range(5), [1, 2, 3, 4, 0]].sum()
     assert loss == 0.5 and np.diag(confusion).sum() == wrong == confusion[:, 5].sum() == 10
 

@@ -1,6 +1,8 @@
 """Class scores against scikit-learn; the parser of trends against texts of every wording."""
 import random
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +10,10 @@ import pytest
 from sensorllm_min.data import wording
 from sensorllm_min.data.claims import in_samples, parse_activity, parse_claims
 from sensorllm_min.data.sensors import DATASETS
-from sensorllm_min.data.texts import align_pair
+from sensorllm_min.data.texts import align_pair, describe_series, facts_of
 from sensorllm_min.evaluation.class_scores import (
-    class_report, class_scores, confusion_of, most_wrong, score_people)
-from sensorllm_min.evaluation.trend_scores import TRUTH, truth_sums
+    class_report, class_scores, confusion_of, count_people, most_wrong, score_people)
+from sensorllm_min.evaluation.trend_scores import truth_sums
 
 CHANNEL = DATASETS["demo"].channels[0]
 TRIALS = pytest.mark.parametrize("trials", [105, pytest.param(700, marks=pytest.mark.slow)])
@@ -61,7 +63,7 @@ def test_each_person_is_scored_on_the_classes_that_this_person_has():
     """Ann has classes 0 and 1: F1 of 2/3 and 0. Bob has class 2 only, all right: 1, where a mean over all has 1/3."""
     records = [{"subject": subject, "label": label, "predicted": predicted} for subject, label, predicted in (
         ("bob", 2, 2), ("ann", 0, 0), ("ann", 1, 0), ("bob", 2, 2), ("bob", 2, 2))]
-    scores = score_people(records, ("a", "b", "c"))
+    scores = score_people(count_people(records, ["ann", "carl", "bob"], 3), ["ann", "carl", "bob"], ("a", "b", "c"))
     assert list(scores["people"]) == ["ann", "bob"] and scores["windows"] == 5
     assert scores["people"]["ann"] == {"windows": 2, "accuracy": 0.5, "f1": pytest.approx(1 / 3)}
     assert scores["people"]["bob"] == {"windows": 3, "accuracy": 1, "f1": 1}
@@ -149,7 +151,7 @@ def read_summary(text):
 def test_every_claim_of_every_wording_is_read_back_and_true(kinds, trials):
     """Segments, counts, totals, kinds, changes, span, overall direction, over random series, lengths and rates.
 
-    The truth gets full marks; segments are not scored where the true text lists none.
+    The truth gets full marks; what the true text does not list is not scored.
     """
     rng = np.random.default_rng(0)
     for trial in range(2 * trials):
@@ -167,9 +169,35 @@ def test_every_claim_of_every_wording_is_read_back_and_true(kinds, trials):
         assert read_counts(text) == (counts if kinds[0] == "simple_trend" and len(counts) > 1 else {}), text
         if "summary" in kinds:
             assert read_summary(text) == {name: truth[name] for name in ("span", "kinds", "changes", "totals", "overall")}, text
-        sums = truth_sums(claimed, claimed, series, rate)                     # the truth gets full marks
-        assert list(sums) == list(TRUTH if has_segments else TRUTH[-1:]), text
+        sums = truth_sums(claimed, claimed, series, SimpleNamespace(rate=rate, smooth=0, band=0))
+        assert list(sums) == (["direction", "segment_f1"] if has_segments else []) + ["well_formed"], text
         assert all(part == whole for part, whole in sums.values()), text
+
+
+@pytest.mark.parametrize("paraphrase", [True, False])
+def test_facts_are_told_to_two_digits_and_read_back(paraphrase):
+    """Of all answers a quarter is about one fact alone, which the question names; the others begin with all four."""
+    rng, alone = np.random.default_rng(0), []
+    answer = (*wording.FACTS, "simple_trend")
+    dataset = replace(DATASETS["usc-had"], rate=20, answer=answer, paraphrase=paraphrase)
+    for trial in range(200):
+        series = rng.normal(size=40) * 10.0 ** rng.integers(-2, 3) + rng.normal()
+        spectrum = np.abs(np.fft.rfft(series - series.mean()))
+        true = {"level": series.mean(), "range": np.ptp(series), "deviation": series.std(),
+                "rhythm": spectrum[1:].argmax() / 2 + 0.5}        # 40 samples at 20 Hz: steps of 0.5 Hz
+        question, text = describe_series(series, dataset.channels[trial % 6], dataset, random.Random(trial))
+        claims = parse_claims(text)
+        assert not claims.unread and claims.facts.keys() <= true.keys()
+        for fact, value in claims.facts.items():
+            assert value == pytest.approx(float(f"{true[fact]:.2g}"), abs=5e-5), text
+        assert truth_sums(claims, claims, series, dataset)["facts"] == (len(claims.facts), len(claims.facts))
+        if "\n" not in text:
+            alone.append(*claims.facts)
+            assert alone[-1] in question and not claims.segments
+        else:
+            assert claims.facts.keys() == true.keys() and claims.segments
+    assert set(alone) == set(wording.FACTS) and 30 < len(alone) < 70
+    assert facts_of(np.ones(5), 20) == {"level": 1, "range": 0, "deviation": 0, "rhythm": 0}
 
 
 def test_half_sentences_and_huge_numbers_raise_nothing():

@@ -2,7 +2,6 @@
 import json
 import unicodedata
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ from sensorllm_min.data.logs import put_on_grid
 from sensorllm_min.data.own import own_dataset, read_clock, read_log
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
-from sensorllm_min.evaluation.compare import plan_runs
 from sensorllm_min.files import InputError
 
 CHANNELS = [{"token": "ramp", "spoken": "ramp sensor"}, {"token": "wave", "spoken": "bend sensor", "unit": "deg"}]
@@ -201,8 +199,8 @@ def test_one_person_is_split_by_time_with_a_window_left_out(tmp_path):
         np.testing.assert_allclose(samples, np.tile(np.arange(first, last), 2), atol=1e-2)
         assert data.records("har", split)[0]["subject"] == f"anna-{split}" and data.subjects_of(split) == [f"anna-{split}"]
     assert "says nothing about other people" in meta["held_out"] == data.dataset.held_out
-    with pytest.raises(InputError, match="--folds leaves people out"):
-        next(plan_runs(SimpleNamespace(answer="class", folds=2, data="d", align="none"), data))
+    with pytest.raises(InputError, match="folds leave people out"):
+        PreparedData(tmp_path / "out", (0, 3))
 
 
 def test_one_person_is_split_by_recordings(tmp_path):

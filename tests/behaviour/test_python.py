@@ -1,5 +1,6 @@
 """The model in Python: what a person types who has samples in an array, and the examples of the READMEs as they stand."""
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,14 +127,15 @@ def test_a_description_is_what_evaluating_generates(demo, stage_1):
 
 
 def test_features_are_those_of_encoder_and_projector(demo, stage_1):
-    """Channel by channel, with the levels of this model, through the parts themselves."""
+    """Channel by channel, with the statistics of this model, through the parts themselves."""
     samples = recording_of(demo, 2)[1][:37]
     model = stage_1.model
     series = torch.tensor(samples.T.copy(), dtype=torch.float64)
-    ids, observed, mean, scale = model.chronos.encode(series)
-    levels = model.chronos.level_features(mean, scale, torch.arange(6))
-    features = torch.cat([model.encoder(ids, observed), levels[:, None].expand(-1, 38, -1).float()], -1)
-    assert isinstance(model.chronos, ChronosTokenizer) and levels.shape[1] > 0
+    ids, observed, _, _ = model.chronos.encode(series)
+    numbers = model.chronos.statistics(SimpleNamespace(
+        series=series, series_lengths=torch.full((6,), 37), channels=torch.arange(6), examples=[0]))
+    features = torch.cat([model.encoder(ids, observed), numbers[:, None].expand(-1, 38, -1).float()], -1)
+    assert isinstance(model.chronos, ChronosTokenizer) and numbers.shape[1] > 0
     torch.testing.assert_close(torch.tensor(stage_1.features(samples)), features)
     torch.testing.assert_close(torch.tensor(stage_1.features(samples, after="projector")), model.projector(features))
 

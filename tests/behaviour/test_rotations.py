@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from untrained import small_dataset
 
 from sensorllm_min.data.examples import (
-    AlignExamples, HarExamples, PromptFormat, sample_texts, rotate_sensors)
+    AlignExamples, HarExamples, PromptFormat, sample_texts, resize_movement, rotate_sensors)
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.data.own import own_dataset
@@ -119,6 +119,20 @@ def test_angles_are_uniform_up_to_the_given_one_and_axes_point_everywhere(window
     np.testing.assert_allclose((axes ** 2).mean(0), 1 / 3, atol=0.06)
 
 
+def test_a_movement_is_resized_around_the_mean_by_a_factor_of_its_own():
+    """Of 400: log-uniform between the inverse and the factor, so half of them are below 1; all channels alike."""
+    window = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32) + 7
+    factors = []
+    for seed in range(400):
+        made = resize_movement(window, 1.4, np.random.default_rng(seed))
+        np.testing.assert_allclose(made.mean(0), window.mean(0, dtype=float), rtol=1e-12)
+        ratio = (made - made.mean(0)) / (window - window.mean(0, dtype=float))
+        np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-9)
+        factors.append(ratio[0, 0])
+    assert 1 / 1.4 <= min(factors) < 0.75 and 1.35 < max(factors) <= 1.4
+    assert abs(np.mean(np.array(factors) < 1) - 0.5) < 4 * 0.5 / np.sqrt(400)
+
+
 # ---- in training ----
 
 @pytest.fixture(scope="module")
@@ -157,6 +171,14 @@ def test_each_window_turns_anew_in_each_epoch_and_by_the_seed(data, prompts):
         assert all(abs(one - other).max() > 1e-3 for other in seen[:i])
 
 
+def test_each_window_is_resized_anew_in_each_epoch(data, prompts):
+    examples = HarExamples(data, "train", prompts)
+    still = window_of(examples, 3)
+    examples.factor = 1.4
+    spread = [window_of(examples, 3, epoch).std() for epoch in (0, 1, 0)]
+    assert spread[0] == spread[2] != spread[1] and still.std() not in spread
+
+
 def test_a_limited_sample_turns_each_window_as_the_whole_does(data, prompts):
     """The record's place in the file counts, not that in the sample."""
     whole, part = (HarExamples(data, "train", prompts, limit) for limit in (None, 5))
@@ -181,7 +203,7 @@ def test_nothing_turns_that_is_not_told_to(data, prompts):
         examples = HarExamples(data, split, prompts)
         np.testing.assert_array_equal(window_of(examples, 0, epoch=1), data.window(examples[0].record))
     assert "rotate" not in {field.name for field in fields(RunSettings)}
-    assert AlignExamples.degrees == 0
+    assert AlignExamples.degrees == 0 and AlignExamples.factor == 1
 
 
 @pytest.mark.parametrize("n_channels,said", [(3, True), (2, False)])

@@ -27,7 +27,7 @@ from train_har import HarSettings
 ALONE = Processes(0, 1, torch.device("cpu"))
 SETTINGS = HarSettings(
     data="data/demo", batch_size=4, accumulate=2, epochs=3.0, lr=1e-3, betas=(0.9, 0.95), train_limit=100, eval_limit=50,
-    scaling="StanNormalizeUniformBins", levels=False, projector=(8,), train=("projector", "head"))
+    scaling="StanNormalizeUniformBins", statistics=False, weight_decay=0.0, projector=(8,), train=("projector", "head"))
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +72,12 @@ def mark(run, value):
     run.optimizer.step()
 
 
-def validate(run, scores, first=0, higher_is_better=True):
+def validate(run, losses, first=0):
     """Steps that end in a validation each; the weights hold the number of the step."""
-    for step, score in enumerate(scores, start=first):
+    for step, loss in enumerate(losses, start=first):
         mark(run, step + 1.0)
         run.log_step(step, 1.5, 0.5, 1e-3, 10)
-        run.log_validation(step, {"other": 9.0, "score": score}, "score", higher_is_better)
+        run.log_validation(step, {"val_loss": loss, "macro_f1": 9.0 - step})
 
 
 def marked(path):
@@ -86,12 +86,11 @@ def marked(path):
 
 # ---- the best checkpoint ----
 
-@pytest.mark.parametrize("higher_is_better,scores,best_step", [
-    (True, [0.25, 0.75, 0.5, 0.75], 2), (False, [0.5, 0.25, 0.75, 0.25], 2),      # of equal ones the first
-    (True, [0.5, 0.25], 1), (False, [0.5, 0.25], 2)])
-def test_the_best_validation_is_what_is_kept_and_loaded(recipe, tmp_path, higher_is_better, scores, best_step):
+@pytest.mark.parametrize("scores,best_step", [([0.5, 0.25, 0.75, 0.25], 2), ([0.5, 0.25], 2), ([0.25, 0.5], 1)])
+def test_the_best_validation_is_what_is_kept_and_loaded(recipe, tmp_path, scores, best_step):
+    """The least loss; of equal ones the first."""
     run = begin(recipe, tmp_path)
-    validate(run, scores, higher_is_better=higher_is_better)
+    validate(run, scores)
     best, last = tmp_path / "best.safetensors", tmp_path / "last.safetensors"
     assert marked(best) == [best_step] and marked(last) == [len(scores)]
     for path, step in ((best, best_step), (last, len(scores))):
@@ -104,7 +103,7 @@ def test_the_best_validation_is_what_is_kept_and_loaded(recipe, tmp_path, higher
 
 
 def test_a_resumed_run_keeps_the_best_of_before(recipe, tmp_path):
-    validate(begin(recipe, tmp_path), [0.75, 0.5])
+    validate(begin(recipe, tmp_path), [0.5, 0.75])
     run = begin(recipe, tmp_path, resume=True)
     assert run.progress["step"] == 2 and run.model.head.weight.unique().tolist() == [2.0]
     validate(run, [0.625], first=2)
@@ -191,11 +190,11 @@ def rewrite(path, change):
 
 @pytest.mark.parametrize("setting,other", [
     ("data", "data/else"), ("batch_size", 8), ("accumulate", 1), ("epochs", 4.0), ("lr", 2e-3), ("seed", 1), ("train_limit", None),
-    ("eval_limit", 49), ("dtype", "bfloat16"), ("rotate", 20.0), ("fold", (0, 3)), ("train", ("head",)),
+    ("eval_limit", 49), ("dtype", "bfloat16"), ("rotate", 20.0), ("resize", 1.2), ("fold", (0, 3)), ("train", ("head",)),
     ("train", ("projector", "head", "tokens")), ("ablation", "shuffled"), ("channel_names", True), ("llm_fingerprint", "x")])
 def test_resuming_needs_the_same_settings_and_the_same_model(recipe, folder, setting, other):
     before, changes = digest(folder), {setting: other}
-    if setting in ("ablation", "channel_names", "llm_fingerprint"):
+    if setting in ("ablation", "channel_names", "llm_fingerprint", "fold"):
         recipe, changes = dataclasses.replace(recipe, **changes), {}
     named = "batch" if setting in ("batch_size", "accumulate") else setting
     with pytest.raises(InputError, match=f"was trained with {named} .*; --resume needs the same settings"):

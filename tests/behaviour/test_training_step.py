@@ -63,6 +63,20 @@ def one_step(model, optimizer, processes=ALONE, batches=1, lr=1.0, counts=1.0):
     return train_step(model, optimizer, [OneBatch(counts)] * batches, lr, processes)
 
 
+@pytest.mark.parametrize("has_head,slow_rate", [(True, 0.05), (False, 1.0)])
+def test_networks_under_a_class_head_learn_slowly(has_head, slow_rate):
+    """At a twentieth of the rate of all else; in stage 1, without a head, all learn alike."""
+    model = Told(lambda weight: weight.sum())
+    model.encoder, model.llm, model.projector = (torch.nn.Linear(2, 2) for _ in range(3))
+    model.head = torch.nn.Linear(2, 2) if has_head else None
+    optimizer = new_optimizer(model, SimpleNamespace(lr=0.01, betas=(0.9, 0.95), weight_decay=0.1))
+    one_step(model, optimizer, lr=2e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        factor = slow_rate if name.startswith(("encoder", "llm")) else 1
+        assert rates[id(parameter)] == pytest.approx(2e-3 * factor), name
+
+
 @pytest.mark.parametrize("scale,beta", [(0.01, 0.95), (100, 0.999)])
 def test_an_optimizer_step_equals_the_formulas(scale, beta):
     """Clipping to norm 1 and AdamW (arXiv 1711.05101, algorithm 2), in numpy; norms and biases do not decay."""

@@ -20,9 +20,12 @@ LINES = "0.0s to 0.3s: rising\n0.3s to 0.5s: steady\n0.5s to 0.8s: falling\n0.8s
 TRUE = align_pair(SERIES, CHANNEL, 10, ("simple_trend", "summary"), FirstWording)[1]
 
 
-def scored(text, true=LINES, series=SERIES, rate=10, ended=True):
+DATASET = SimpleNamespace(rate=10, smooth=0, band=0)
+
+
+def scored(text, true=LINES, series=SERIES, ended=True):
     """{name: score} of one answer, for what the true text lists."""
-    sums = truth_sums(parse_claims(text), parse_claims(true), series, rate, ended)
+    sums = truth_sums(parse_claims(text), parse_claims(true), series, DATASET, ended)
     return {name: part / whole for name, (part, whole) in sums.items()}
 
 
@@ -48,6 +51,15 @@ def test_mistakes_cost_what_they_should(text, direction, segment_f1):
     ("0.0s to 0.3s: rising\n\nThe overall trend is rising.", True, 1)])
 def test_an_answer_is_well_formed_if_it_ended_holds_only_claims_and_leaves_no_time_out(text, ended, formed):
     assert scored(text, ended=ended)["well_formed"] == formed
+
+
+@pytest.mark.parametrize("text,right,formed", [
+    ("level: 1.49 g\nrange: 3.0 g\nrhythm: 0.9 Hz", 3, 1), ("the level is 1.2 g\nrange 3.29\nrhythm 1.01 Hz", 1, 1),
+    ("level: -1.49 g\nrange: 3.0 g\nrhythm: 0.9 Hz", 2, 1), ("level: 1.49 g\nrange: 3.0 g", 2, 0), ("", 0, 0)])
+def test_facts_are_right_to_a_tenth(text, right, formed):
+    """Of SERIES: level 15/11, range 3, a rhythm of 10/11 Hz."""
+    scores = scored(text, "level: 1.4 g\nrange: 3.0 g\nrhythm: 0.91 Hz")
+    assert scores == {"facts": right / 3, "well_formed": formed}
 
 
 def test_segments_agree_within_the_tolerance_and_once():
@@ -87,7 +99,11 @@ def test_the_guess_claims_what_is_usual_in_its_training_windows(examples):
     signs = np.concatenate([np.sign(np.diff(train[i].series[0])) for i in range(len(train))])
     seconds = {d: (signs == d).sum() / 20 for d in (-1, 0, 1)}    # at 20 Hz
     assert guess.seconds == pytest.approx(seconds) and guess.usual == max(seconds, key=seconds.get)
-    assert guess.claims(201).segments == [(0.0, 10.0, guess.usual)]
+    lines = guess.claims("x_acc", 201, parse_claims(LINES))
+    assert lines.segments == [(0.0, 10.0, guess.usual)] and lines.facts == {}
+    asked = guess.claims("y_acc", 201, parse_claims("level: 0.5 g"))
+    means = [train[i].series[0].mean() for i in range(len(train)) if train[i].record["channel"] == "y_acc"]
+    assert asked.segments == [] and asked.facts == {"level": pytest.approx(np.median(means), rel=1e-6)}
     assert set(guess.texts) == set(data.tokens)
 
 
@@ -159,10 +175,10 @@ def test_groups_and_processes_add_up(examples):
 
 
 def test_tables_and_sentences_put_the_answers_before_the_guess():
-    answers = dict.fromkeys((*WORDS, *TRUTH), 1.0) | {"direction": 0.75, "segment_f1": None}
+    answers = dict.fromkeys((*WORDS, *TRUTH), 1.0) | {"direction": 0.75, "segment_f1": None, "facts": 0.25}
     guess = dict.fromkeys((*WORDS, *TRUTH), 0.0) | {"direction": 0.5, "segment_f1": None}
     scores = {"all": {"windows": 4, "answers": answers, "guess": guess}}
     table = scores_table(scores)
     assert all(text in table for text in ("75.0% / 50.0%", "1.0 / 0.0", "n/a / n/a", "bleu_4", "segment_f1"))
     assert in_one_line(scores) == ("direction right for 75.0% of the time, guessing gets 50.0%; "
-                                   "well formed 100.0% (guess 0.0%)")
+                                   "facts 25.0% (guess 0.0%); well formed 100.0% (guess 0.0%)")

@@ -44,7 +44,7 @@ def save_untrained(out, data_folder, stage, seed=0, **changes):
     data = PreparedData(data_folder)
     settings = Namespace(
         llm=None, encoder=None, projector=(32,), scaling="StanNormalizeUniformBins",
-        levels=True, train=("projector", "tokens", "llm", "encoder"))
+        statistics=True, train=("projector", "tokens", "llm", "encoder"))
     recipe = new_recipe(settings, data)
     if stage == "har":
         recipe = replace(recipe, classes=data.dataset.classes, text=("smry", "Q"))
