@@ -92,7 +92,6 @@ def main():
     add("--show", type=seed, metavar="N",
         help="only draw window N of the dataset in --out, and print its prompts")
     args = parser.parse_args()
-
     name = args.dataset
     raw = args.raw
     if args.download and not raw:
@@ -110,7 +109,6 @@ def main():
     out = args.out or f"data/{name}"
     if args.show is not None:
         return show(PreparedData(out), args.show)
-
     if args.download:
         download(args.dataset, DATASETS[args.dataset], Path(raw))
     meta = prepare(args.dataset, raw, out, args.workers, **settings)

@@ -142,7 +142,8 @@ def score_activities(settings, model, checkpoint, data, out):
 
 def open_data(settings, recipe):
     """The dataset of --data, in the checkpoint's fold. InputError unless it was trained on it."""
-    data = PreparedData(settings.data or f"data/{recipe.dataset}", recipe.fold)
+    data = PreparedData(
+        settings.data or f"data/{recipe.dataset}", recipe.fold)
     if data.name != recipe.dataset:
         raise InputError(f"the checkpoint was trained on {recipe.dataset}, {settings.data} holds "
                          f"{data.name}; give the --data it was trained on")

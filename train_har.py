@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sensorllm_min.ablations import ABLATIONS
@@ -179,6 +180,8 @@ def train_once(settings, processes):
     train = HarExamples(data, "train", prompts, settings.train_limit, settings.seed)
     val = HarExamples(data, "val", prompts, settings.eval_limit, settings.seed)
     test = HarExamples(data, "test", prompts, settings.test_limit, settings.seed)
+    counts = np.bincount(train.labels(), minlength=len(recipe.classes))
+    absent = [name for name, count in zip(recipe.classes, counts) if not count]
     train.degrees = settings.rotate
     train.factor = settings.resize
     if model.head is not None:
@@ -197,6 +200,8 @@ def train_once(settings, processes):
         run.progress["provenance"]["stage_1"] = {
             "checkpoint": str(checkpoint_file(settings.align)),
             "scores": {"val_loss": align_progress["best"]}}
+    if absent:
+        run.log(f"no training window of {', '.join(absent)}: the model cannot learn what it is")
     may_turn = data.dataset.rotation_groups is None and len(data.dataset.channels) >= 3
     if settings.rotate and may_turn and not rotations(data.dataset):
         run.log("no sensor turns in training, since no three channels differ only by x, y and z; "

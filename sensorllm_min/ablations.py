@@ -2,33 +2,9 @@
 
 They show what the part is worth: `train_har.py --compare NAME`, or `--compare` for all of them.
 """
-from dataclasses import replace
-
-import numpy as np
-import torch
 from torch import nn
 
 from .sensorllm import Projector, SensorLLM, channel_means
-
-
-class TextOnly(SensorLLM):
-    """Every sample is 0: windows differ only by their text."""
-
-    def encode(self, batch):
-        return super().encode(replace(batch, series=batch.series * 0))    # NaN, padding, stays
-
-
-class Shuffled(SensorLLM):
-    """The sensor embeddings of a window are in a random order, the same in every epoch."""
-
-    def splice(self, batch, sensors):
-        is_sensor = batch.ids == self.sensor_id                   # (B, T)
-        rows = sensors.split(is_sensor.sum(1).tolist())
-        shuffled = []
-        for index, row in zip(batch.examples, rows):
-            order = np.random.default_rng(index).permutation(len(row))
-            shuffled.append(row[order])
-        return super().splice(batch, torch.cat(shuffled))
 
 
 class NoLLM(SensorLLM):
@@ -71,6 +47,4 @@ ABLATIONS = {
     "no-llm": (NoLLM, {"llm", "tokens"}),
     "encoder-mlp": (EncoderMLP, {"llm", "tokens", "projector"}),
     "statistics": (StatisticsMLP, {"llm", "tokens", "projector", "encoder"}),
-    "shuffled": (Shuffled, set()),
-    "text-only": (TextOnly, set()),
 }

@@ -58,7 +58,8 @@ class T5Config:
 
 
 # The built-in sizes, trained from scratch without --encoder or --llm, on two cores.
-TINY_ENCODER = T5Config(vocab_size=4096, d_model=64, d_ff=256, n_layers=2, n_heads=4, head_dim=16)
+TINY_ENCODER = T5Config(
+    vocab_size=4096, d_model=64, d_ff=256, n_layers=2, n_heads=4, head_dim=16)
 TINY_CHRONOS = ChronosConfig()
 TINY_LLAMA = LlamaConfig(vocab_size=1024, d_model=128, d_ff=384, n_layers=2, n_heads=4,
                          n_kv_heads=2, head_dim=32, tie_embeddings=True)

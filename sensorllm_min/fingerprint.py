@@ -21,7 +21,8 @@ def fingerprint(directory):
     _, raw = read_model_config(directory)
     read_config = read_chronos_configs if raw.get("model_type") == "t5" else read_llama_config
     config = repr(read_config(directory))                         # 9.9999997e-06 is 1e-05
-    config = NUMBER.sub(lambda number: f"{float(number[0]):.5g}", config)
+    config = NUMBER.sub(
+        lambda number: f"{float(number[0]):.5g}", config)
     digest = hashlib.sha256(config.encode())
     needed = [name for name, ours in (LLAMA_NAMES | T5_NAMES).items() if ours]
     samples = set()                     # of each tensor that our modules hold: shape, some numbers
@@ -30,7 +31,8 @@ def fingerprint(directory):
             for name in file.keys():
                 if any(re.fullmatch(pattern, name) for pattern in needed):
                     tensor = file.get_tensor(name)
-                    index = torch.linspace(0, tensor.numel() - 1, SAMPLES, dtype=torch.float64)
+                    index = torch.linspace(
+                        0, tensor.numel() - 1, SAMPLES, dtype=torch.float64)
                     numbers = tensor.flatten()[index.long()].double().numpy()
                     samples.add(repr(tuple(tensor.shape)).encode() + numbers.tobytes())
     digest.update(b"".join(sorted(samples)))

@@ -19,54 +19,35 @@ def count_statistics(n_channels):
     return N_OWN + n_channels * len(LAGS)
 
 
-def band_energies(series, edges):
-    """Energy of series (N, S) between neighbours of `edges`, in cycles per sample -> (N, bands).
-    A frequency of the spectrum stands for all up to half-way to its neighbours."""
-    n_samples = series.shape[1]
-    energy = torch.fft.rfft(series).abs().square() / n_samples    # (N, S//2+1)
-    energy[:, 0] = 0                                              # the mean
-    below = F.pad(energy.cumsum(1), (1, 0))                       # (N, S//2+2)
-    edges = torch.from_numpy(edges) * n_samples + 0.5
-    whole = edges.floor().clamp(max=energy.shape[1] - 1).long()
-    part = (edges - whole).clamp(max=1)
-    return (below[:, whole] + part * energy[:, whole]).diff(dim=1)
-
-
 def own_statistics(series, edges):
     """Float64 series (N, S) -> (N, N_OWN): mean and quantiles as asinh(x); deviation, mean change
-    between neighbours, and energies of bands as log10(x + 1e-4)."""
+    between neighbours, and energies between `edges` (cycles per sample) as log10(x + 1e-4).
+    A frequency of the spectrum stands for all up to half-way to its neighbours."""
+    n_samples = series.shape[1]
+    spectrum = torch.fft.rfft(series).abs().square() / n_samples  # (N, S//2+1)
+    spectrum[:, 0] = 0                                            # the mean
+    below = F.pad(spectrum.cumsum(1), (1, 0))                     # (N, S//2+2)
+    limits = torch.from_numpy(edges) * n_samples + 0.5
+    whole = limits.floor().clamp(max=spectrum.shape[1] - 1).long()
+    part = (limits - whole).clamp(max=1)
+    energies = (below[:, whole] + part * spectrum[:, whole]).diff(dim=1)          # (N, N_BANDS)
+
     quantiles = series.quantile(series.new_tensor(QUANTILES), dim=1).T            # (N, 7)
     deviation = series.std(1, correction=0)
-    n_changes = max(series.shape[1] - 1, 1)
-    change = series.diff(dim=1).abs().sum(1) / n_changes
-    energies = band_energies(series, edges)                       # (N, N_BANDS)
+    change = series.diff(dim=1).abs().sum(1) / max(n_samples - 1, 1)
     mean = series.mean(1, keepdim=True)
     locations = torch.cat([mean, quantiles], -1)                  # (N, 8)
     spreads = torch.stack([deviation, change], -1)                # (N, 2)
     sizes = torch.cat([spreads, energies], -1)
-    return torch.cat([locations.asinh(), torch.log10(sizes + 1e-4)], -1)
-
-
-def lagged_correlations(series, lags):
-    """Series (B, n, S) -> (B, n, n, lags): of each with each other that many samples later.
-    Deviations get 0.001 added, so that rest correlates with nothing."""
-    centered = series - series.mean(-1, keepdim=True)
-    scaled = centered / (series.std(-1, correction=0, keepdim=True) + 1e-3)
-    n_samples = series.shape[-1]
-    found = []
-    for lag in lags:
-        earlier = scaled[..., :max(n_samples - lag, 0)]
-        later = scaled[..., lag:]
-        found.append(earlier @ later.transpose(1, 2) / n_samples)
-    return torch.stack(found, -1)
+    return torch.cat(
+        [locations.asinh(), torch.log10(sizes + 1e-4)], -1)
 
 
 class Statistics:
     """Statistics in usual units, at most LIMIT from what is usual.
 
     usual (C, 1 + n, 2): the (mean, standard deviation) of each channel's samples, then of each of
-    its n statistics, among the training subjects. n_window: samples of a stage-2 window, by which
-    frequencies and lags are measured."""
+    its n statistics, in training. n_window: samples of a stage-2 window, for lags and bands."""
 
     def __init__(self, usual, n_window):
         usual = torch.tensor(usual, dtype=torch.float64)
@@ -78,15 +59,21 @@ class Statistics:
 
     def raw(self, windows, channels):
         """Windows (B, n_given, S), of these channels (n_given,) -> (B, n_given, n), in the units of
-        the samples' channels; NaN for correlations with channels that are not given."""
+        the samples' channels. Correlations are with each channel that many samples later, NaN if
+        it is not given; 0.001 is added to deviations, so that rest correlates with nothing."""
         mean, deviation = self.units[channels].T[:, :, None]      # (n_given, 1) each
         series = (windows - mean) / deviation
-        n_rows, n_given, _ = series.shape
+        n_rows, n_given, n_samples = series.shape
         own = own_statistics(series.flatten(0, 1), self.edges)
         own = own.unflatten(0, (n_rows, n_given))
         shape = n_rows, n_given, len(self.units), len(self.lags)
         correlations = series.new_full(shape, torch.nan)
-        correlations[:, :, channels] = lagged_correlations(series, self.lags)
+        scaled = series - series.mean(-1, keepdim=True)
+        scaled = scaled / (series.std(-1, correction=0, keepdim=True) + 1e-3)
+        for i, lag in enumerate(self.lags):
+            earlier = scaled[..., :max(n_samples - lag, 0)]
+            later = scaled[..., lag:]
+            correlations[:, :, channels, i] = earlier @ later.transpose(1, 2) / n_samples
         return torch.cat([own, correlations.flatten(2)], -1)
 
     def __call__(self, batch):

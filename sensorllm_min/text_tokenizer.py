@@ -95,7 +95,6 @@ class TextTokenizer:
         new_ids = {token: vocab_size + index for index, token in enumerate(self.added)}
         self.pad_id, self.sensor_id, *markers = new_ids.values()
         self.markers = dict(zip(markers[::2], markers[1::2]))     # {start id: end id} of channels
-
         self.bos = backend.piece(self.bos_id)
         self.eos = backend.piece(eos_ids[0])
         self.whole = new_ids | backend.extra                      # texts that are one token
@@ -104,7 +103,6 @@ class TextTokenizer:
                 self.whole[text] = index
         alternatives = "|".join(map(re.escape, self.whole))
         self.cut = re.compile(f"({alternatives})")
-
         if template is None:
             has_headers = all(backend.piece_id(header) is not None for header in HEADERS)
             template = LLAMA3 if has_headers else PLAIN

@@ -40,9 +40,8 @@ class PromptFormat:
 class Examples:
     """The examples of one split, made when they are indexed.
 
-    limit: a seeded sample of this many, in their order; None: all. degrees, factor: the most that a
-    window's sensors are turned and its movement is resized, redrawn every epoch. The longest are
-    made at once: they must fit."""
+    limit: a seeded sample of this many, in their order; None: all. degrees, factor: the most that
+    windows are turned and resized, anew in every epoch. The longest must fit: they are made now."""
     degrees = 0.0
     factor = 1.0
     epoch = 0
@@ -161,7 +160,8 @@ class AlignExamples(Examples):
         rate = self.data.dataset.rate
         prompt = align_prompt(self.prompts, channel, len(window), rate, record["question"])
         answer = self.prompts.tokenizer.answer(record["answer"])
-        return Example(prompt, answer, [window[:, column]], IGNORED, record, channels=(column,))
+        return Example(
+            prompt, answer, [window[:, column]], IGNORED, record, channels=(column,))
 
 
 class HarExamples(Examples):

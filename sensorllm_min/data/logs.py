@@ -77,17 +77,17 @@ def interpolate(log, rows, counts):
     nearest = start + np.rint((seconds - start) * rate) / rate    # time on the grid
     is_near = abs(seconds - nearest) < 1e-3 / rate
     seconds = np.where(is_near, nearest, seconds)
-    rises = np.diff(np.maximum.accumulate(seconds), prepend=-np.inf) > 0  # of equal times the first
     n_rows = int((seconds[-1] - start) * rate + 1e-3) + 1
     grid = start + np.arange(n_rows) / rate
     samples = np.full_like(raw, np.nan, shape=(n_rows, raw.shape[1]))
     filled = np.zeros(n_rows, bool)
     for column, channel in enumerate(raw.T):
-        good = rises & np.isfinite(channel)
+        good = np.isfinite(channel)
         times = seconds[good]
         if not len(times):
             continue
-        samples[:, column] = np.interp(grid, times, channel[good], left=np.nan, right=np.nan)
+        samples[:, column] = np.interp(
+            grid, times, channel[good], left=np.nan, right=np.nan)
         before = np.searchsorted(times, grid, "right").clip(1) - 1
         after = np.searchsorted(times, grid).clip(max=len(times) - 1)
         steps = np.rint((times[after] - times[before]) * rate)    # 0 at a sample

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import InputError, as_input_error, brief, read_json
+from ..files import InputError, as_input_error, as_tuples, brief, read_json
+from .clocks import UNITS, choose_rate, find_clock, order_rows, read_clock, spread_packets
 from .logs import Log, cut_log
 from .sensors import DATASETS, SPLITS, DatasetInfo
 from .tables import pick_columns, read_frame, to_numbers
 from .wording import DIRECTION_OF_WORD
 
-UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}            # of a time column, in seconds
 BORDERS = {"train": (0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1)}      # of a split by time
 
 
@@ -41,7 +41,7 @@ def own_dataset(raw):
             given[key] = tuple(map(normalised, given.get(key, [])))
         for key in ("time", "label"):                             # {"column": ..., ...}
             for inner, value in given.pop(key, {}).items():
-                given[f"{key}_{inner}"] = value
+                given[f"{key}_{inner}"] = as_tuples(value)
         given["rotation_groups"] = given.pop("places", None)
         dataset = DatasetInfo.from_json(given)
         check_dataset(name, dataset, path)
@@ -105,7 +105,8 @@ def own_files(raw):
     parts = {}
     for path in visible_files(raw):
         folders = path.relative_to(raw).parts
-        if len(folders) in depths and path.name.lower().endswith(endings):
+        ours = path.name.endswith(".predictions.csv")             # written by evaluate.py
+        if len(folders) in depths and path.name.lower().endswith(endings) and not ours:
             parts.setdefault(normalised(folders[0]), []).append(path)
     if not parts:
         raise InputError(f"{raw} holds no recording; they lie in SUBJECT/ACTIVITY/NAME.csv, "
@@ -128,88 +129,70 @@ def report_left_out(raw, parts, say):
 def read_log(path, dataset, counts, activity=-1):
     """A person's file -> Log, whose labels are those of the label column, or else `activity`."""
     headings = [channel.heading for channel in dataset.channels]
-    frame = read_frame(path, headings, as_text=dataset.label_column)
-    clock = dataset.time_column
-    label = dataset.label_column
-    if clock is None:
-        clock = next((name for name in frame.columns if name.lower() == "time"), None)
-    others = [name for name in (clock, label) if name]
-    frame = pick_columns(frame, [*headings, *others], path)
+    label = [dataset.label_column] if dataset.label_column else []
+    frame = read_frame(path, headings, dataset)
+    clock = find_clock(frame, [*headings, *label], dataset)
+    for name in frame.columns:
+        if name not in (*headings, *label, *clock):
+            counts[f"files whose column {brief(str(name))} is not used"] += 1
+    frame = pick_columns(frame, [*headings, *clock, *label], path)
+    if clock and len(frame):
+        frame = drop_twins(frame, clock, counts)
     samples = to_numbers(frame[headings], path)
+    if len(samples):
+        count_absurd(samples, headings, path, counts)
     rate = dataset.file_rate
     labels = np.full(len(frame), activity)
     seconds = np.arange(len(frame)) / rate
     if label:
-        labels = read_labels(frame[label], dataset, path)
+        labels = read_labels(frame[label[0]], dataset, path, counts)
         counts["samples without an activity"] += int((labels < 0).sum())
     if clock and len(frame):
+        if "".join(clock).lower() != "time":
+            counts[f"files whose clock is {' and '.join(clock)}"] += 1
         seconds = read_clock(frame[clock], dataset, path)
+        order = order_rows(seconds, counts)
+        samples = samples[order]
+        labels = labels[order]
+        seconds = spread_packets(seconds[order], rate, counts)
         rate = choose_rate(samples, seconds, rate, path, counts)
     return Log(samples, labels, seconds, rate)
 
 
-def read_labels(texts, dataset, path):
+def drop_twins(frame, clock, counts):
+    """The rows without those that are written twice, if most rows that share a time are alike."""
+    shares = (frame[clock] == frame[clock].shift()).all(axis=1)
+    alike = shares & frame.duplicated()
+    if alike.sum() <= shares.sum() / 2 or shares.sum() == len(frame) - 1:
+        return frame
+    counts["rows written twice"] += int(alike.sum())
+    return frame[~alike].reset_index(drop=True)
+
+
+def count_absurd(samples, headings, path, counts):
+    """Counts samples (N, C) a thousand times beyond nearly all others of their channel."""
+    sizes = np.nan_to_num(abs(samples))
+    usual = np.quantile(sizes, 0.95, axis=0)
+    absurd = np.argwhere(sizes > 1000 * usual.clip(min=1e-9))
+    where = "/".join(Path(path).parts[-3:])
+    for row, column in absurd[:3].tolist():
+        value = samples[row, column]
+        counts[f"absurd samples: {value:g} in {headings[column]}, row {row + 1} of {where}"] += 1
+
+
+def read_labels(texts, dataset, path, counts):
     """A label column -> labels (N,), -1 for an empty one, or what dataset.json gives no class."""
     names = dataset.label_values or {name: name for name in dataset.classes}
-    index = {text: dataset.classes.index(name) for text, name in names.items()}
-    texts = texts.str.strip()
-    unknown = sorted(set(texts) - {*names, ""})
-    if unknown and not dataset.label_values:
-        raise InputError(f"{path}: the label {brief(repr(unknown[0]))} is none of the classes "
+    index = {text.strip(): dataset.classes.index(name) for text, name in names.items()}
+    texts = texts.fillna("").str.strip().str.replace(r"^(\d+)\.0+$", r"\1", regex=True)      # 2.0
+    unknown = texts[~texts.isin([*index, ""])].value_counts()
+    if len(unknown) and not dataset.label_values:
+        first = brief(repr(sorted(unknown.index)[0]))
+        raise InputError(f"{path}: the label {first} is none of the classes "
                          f"{', '.join(dataset.classes)}; dataset.json may map it (values)")
-    return np.array([index.get(text, -1) for text in texts], int)
-
-
-def read_clock(column, dataset, path):
-    """A time column -> seconds (N,) from the first: numbers, ISO 8601 dates or times of day.
-    Without a unit it is the one in which samples come at the rate, or up to ten times as fast."""
-    import pandas as pd
-    if column.isna().any():
-        raise InputError(f"{path}, row {column.isna().argmax() + 1}: the time is missing")
-    if not pd.api.types.is_numeric_dtype(column):
-        with as_input_error(path, "has a time column that is neither numbers nor dates"):
-            try:
-                times = pd.to_datetime(column, format="ISO8601", utc=True)
-            except ValueError:
-                times = pd.to_timedelta(column)
-            return (times - times.iloc[0]).dt.total_seconds().to_numpy()
-    times = (column - column.iloc[0]).to_numpy(float)
-    steps = np.diff(times)
-    rate = dataset.file_rate
-    unit = dataset.time_unit
-    if unit is None:
-        unit, step = "s", 1.0
-        if (steps > 0).any():
-            step = np.median(steps[steps > 0])
-        for name, seconds in UNITS.items():
-            if 0.9 * rate <= 1 / (step * seconds) <= 10 * rate:
-                unit = name
-                break
-        if unit != "s" and (steps == 1).all():
-            raise InputError(f"{path}: its time column only counts the rows; rename it, or give "
-                             "the unit of time in dataset.json")
-    return times * UNITS[unit]
-
-
-def choose_rate(samples, seconds, rate, path, counts):
-    """The rate that a file is read at: `rate`, or that of its slowest channel if it is higher."""
-    steps = [np.diff(seconds[np.isfinite(channel)]) for channel in samples.T]
-    medians = [float(np.median(some)) for some in steps if len(some)]
-    if not medians:
-        return rate
-    step = max(medians)
-    if step <= 0:
-        raise InputError(f"{path}: the time column stands still in most rows; give finer times, or "
-                         "remove it if the rate is steady")
-    if not 0.9 * rate <= 1 / step <= 100 * rate:
-        raise InputError(f"{path}: by its time column the samples come at {1 / step:.4g} Hz, "
-                         f"dataset.json says {rate:g} Hz; correct the rate there, or the unit of "
-                         "time")
-    counts["files read by their time column"] += 1
-    if step * rate < 0.9:
-        rate = float(f"{1 / step:.2g}")
-        counts[f"files resampled from {rate:g} Hz"] += 1
-    return rate
+    for text, count in unknown.items():
+        counts[f"samples labelled {brief(repr(text))}, which is no class"] += int(count)
+    return texts.map(lambda text: index.get(text, -1)).to_numpy(int)
 
 
 def read_own(subject, files, dataset, seed, counts):

@@ -84,7 +84,8 @@ def random_windows(n_samples, shortest, longest, rng):
     windows = []
     start = 0
     while n_samples - start >= shortest:
-        length = min(int(rng.integers(shortest, longest + 1)), n_samples - start)
+        length = min(
+            int(rng.integers(shortest, longest + 1)), n_samples - start)
         windows.append((start, length))
         start += length
     return windows
@@ -163,7 +164,8 @@ def prepare_subject(job, subject, recordings):
 def prepare_part(job, part, raw_files):
     """Prepares one part of the raw files -> ([PreparedSubject], Counter of lost samples)."""
     lost = Counter()
-    recordings = READERS[job.reader].read(part, raw_files, job.dataset, job.seed, lost)
+    recordings = READERS[job.reader].read(
+        part, raw_files, job.dataset, job.seed, lost)
     by_subject = groupby(recordings, key=lambda recording: recording.subject)
     return [prepare_subject(job, subject, list(group)) for subject, group in by_subject], lost
 
@@ -191,6 +193,28 @@ def prepare_parts(job, parts, workers):
                              "again with fewer --workers")
 
 
+def report_units(folder, dataset, say):
+    """Names recordings that are, in most channels, 9.81 or 57.3 times as large or small as usual
+    for their activity: m/s^2 for g, degrees for rad."""
+    sizes = {}                                                    # activity -> [(file, sizes (C,))]
+    for line in open(folder / "recordings.jsonl", encoding="utf-8"):
+        one = json.loads(line)
+        end = one["start"] + one["length"]
+        samples = np.load(
+            folder / "samples" / f"{one['subject']}.npy", mmap_mode="r")
+        size = np.nanmedian(abs(samples[one["start"]:end]), 0) + 1e-9
+        sizes.setdefault(one["activity"], []).append((one["source"], size))
+    for files in sizes.values():
+        usual = np.median([size for _, size in files], 0)
+        for source, size in files:
+            ratio = abs(np.log(size / usual))
+            for factor in (9.81, 57.3):
+                is_off = abs(ratio - np.log(factor)) < 0.2
+                if is_off.mean() >= 0.5:
+                    say(f"{source}: its samples differ from those of others by a factor of about "
+                        f"{factor}; are they in another unit?")
+
+
 def write_dataset(job, parts, folder, workers, say):
     """Prepares the parts and writes all files to `folder`; reports after each part -> meta."""
     shutil.rmtree(folder / "samples", ignore_errors=True)         # left by an interrupted run
@@ -199,7 +223,6 @@ def write_dataset(job, parts, folder, workers, say):
     for split in job.dataset.splits:
         (folder / f"har_{split}.jsonl").write_bytes(b"")
         (folder / f"align_{split}.jsonl").write_bytes(b"")
-
     subjects = {}
     tally = Counter()
     lost = Counter()
@@ -207,7 +230,8 @@ def write_dataset(job, parts, folder, workers, say):
     results = prepare_parts(job, parts, workers)
     for n_done, (part, (prepared_subjects, lost_samples)) in enumerate(zip(parts, results), 1):
         for prepared in prepared_subjects:
-            np.save(folder / "samples" / f"{prepared.subject}.npy", prepared.samples)
+            np.save(
+                folder / "samples" / f"{prepared.subject}.npy", prepared.samples)
             for name, records in prepared.records.items():
                 with open(folder / f"{name}.jsonl", "ab") as file:
                     for record in records:
@@ -298,6 +322,12 @@ def prepare(name, raw, out, workers=1, say=print, **settings):
                 raise InputError(f"{raw} gives no har_windows for {' and '.join(empty)}; its "
                                  "recordings may be shorter than a window, or its subjects too "
                                  f"few (lost: {lost})")
+            if name == "own":
+                report_units(unfinished, job.dataset, say)
+            for split, counts in meta["class_balance"].items():
+                absent = [activity for activity, count in counts.items() if not count]
+                if absent:
+                    say(f"no {split} window of {', '.join(absent)}")
             old = check_replaceable(out, job.name)
             if old:
                 say(f"replacing {out}, which held {job.name} of seed {old.get('seed')}")

@@ -61,8 +61,7 @@ class PreparedData:
     """A directory that `prepare` wrote. InputError if it is missing or cannot be read.
 
     fold (k, N): part k of a cross-validation over all people, instead of the dataset's own split.
-    Every N-th person, starting at the k-th (from 0), is for the test, those of the next part for
-    validation, the others for training."""
+    Every N-th person, from the k-th on (from 0), is for the test, the next part for validation."""
 
     def __init__(self, directory, fold=None):
         self.directory = Path(directory)
@@ -108,7 +107,8 @@ class PreparedData:
         if self.fold:
             splits = self.dataset.splits
             subjects = self.subjects_of(split)
-        records = Records([self.directory / f"{kind}_{one}.jsonl" for one in splits], subjects)
+        records = Records(
+            [self.directory / f"{kind}_{one}.jsonl" for one in splits], subjects)
         expected = sum(counts[one] for one in splits)
         if records.n_lines != expected:
             raise InputError(f"{records.paths[0]} holds {records.n_lines} lines, meta.json says "

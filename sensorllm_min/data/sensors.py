@@ -79,7 +79,9 @@ class DatasetInfo:
     band: float = 0.0                   # a change below this fraction of the range is no trend
     # of your own recordings, as dataset.json says (see own.py):
     rotation_groups: tuple | None = None    # tokens of channels that turn together, for `rotations`
-    time_column: str | None = None      # None: "time", if there is one
+    time_column: str | tuple | None = None      # None: found, see clocks.find_clock
+    time_format: str | None = None      # of dates, as for strptime; None: found
+    header: tuple | None = None         # names of the columns of files that do not name them
     time_unit: str | None = None        # of own.UNITS; None: found by the rate
     label_column: str | None = None     # None: the folder names the activity
     label_values: dict | None = None    # {value in that column: class}; None: the class itself

@@ -143,7 +143,8 @@ def fill_word(template, word):
     """A template with its direction word filled in, and %s for start, end or count."""
     article = "an" if word[0] in "aeiou" else "a"
     a_word = f"{article} {word}"
-    text = template.format(start="%s", end="%s", count="%s", word=word, a_word=a_word)
+    text = template.format(
+        start="%s", end="%s", count="%s", word=word, a_word=a_word)
     return text[:1].upper() + text[1:]
 
 
@@ -179,7 +180,8 @@ def detailed_trend(segments, words, rate, rng):
 def summary(segments, words, rate, rng, sensor, overall):
     starts, ends, directions = segments
     last = time_text(ends[-1] if ends else 0, rate)
-    covers = rng.choice(COVERS).format(sensor=sensor, first=time_text(0, rate), last=last)
+    covers = rng.choice(COVERS).format(
+        sensor=sensor, first=time_text(0, rate), last=last)
     if not directions:
         return f"{covers} {SINGLE}"
     steps = dict.fromkeys(DIRECTIONS, 0)                          # intervals in each direction
@@ -354,7 +356,8 @@ def reasoning_text(window, dataset):
     sentences = []
     for unit in dict.fromkeys(channel.unit for channel in dataset.channels):
         columns = [i for i, channel in enumerate(dataset.channels) if channel.unit == unit]
-        column = max(columns, key=lambda i: window[:, i].std(dtype=float))
+        column = max(
+            columns, key=lambda i: window[:, i].std(dtype=float))
         series = window[:, column].astype(float)
         spoken = dataset.channels[column].spoken
         start = f"In {unit}, the" if unit else "The"

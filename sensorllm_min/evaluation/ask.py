@@ -52,13 +52,14 @@ def prepared_window(data, stage, split, index, token=None):
     chosen = one_channel(dataset, token)
     column = data.tokens.index(token)
     truth = record["answer"] if token == record["channel"] else None
-    return Window(samples[:, [column]], chosen, f"{name}_{token}", title, truth)
+    return Window(
+        samples[:, [column]], chosen, f"{name}_{token}", title, truth)
 
 
 def csv_window(path, dataset, token=None):
     """A CSV as one window of one channel, for stage 1: that of `token`, or the only one."""
     if token is None:
-        columns = csv_header(path)
+        columns, _, _ = csv_header(path, [channel.heading for channel in dataset.channels])
         known = [channel.token for channel in dataset.channels if channel.heading in columns]
         if len(known) != 1:
             found = brief(", ".join(known or columns))
@@ -113,7 +114,8 @@ def converse(model, window, question, max_new_tokens, sampling, folder):
     texts = window_trends_text(window.samples, dataset).split("\n")
     path = folder / f"asked_{window.name}.png"
     draw_window(path, window.samples, dataset, window.title, texts)
-    print(f"{window.title}: {channels}, {len(window.samples)} samples, drawn in {path}", flush=True)
+    print(
+        f"{window.title}: {channels}, {len(window.samples)} samples, drawn in {path}", flush=True)
     say = partial(print, end="", flush=True)
     text = answer(model, window, question, max_new_tokens, sampling, say)
     print()
@@ -121,7 +123,8 @@ def converse(model, window, question, max_new_tokens, sampling, folder):
     if claimed:
         path = folder / f"answered_{window.name}.png"
         title = f"{window.title}: {channels}"
-        draw_descriptions(path, [(title, window.samples[:, 0], claimed)], dataset)
+        draw_descriptions(
+            path, [(title, window.samples[:, 0], claimed)], dataset)
         print(f"(drawn with the true trends in {path})")
     if window.truth:
         print(f"\n(the dataset says:\n{window.truth})", flush=True)

@@ -75,8 +75,7 @@ def count_people(records, people, n_classes):
 def score_people(counts, people, classes):
     """Counts of `count_people` -> the content of evaluation_SPLIT.json.
 
-    "people" holds the windows of each, accuracy, and F1 averaged over the classes that this person
-    has."""
+    "people" holds the windows of each, accuracy, and F1 averaged over the person's own classes."""
     each = {}
     for person, own in zip(people, counts):
         scores = class_scores(own)

@@ -15,7 +15,6 @@ ROWS = {
     "full": {},
     "no-stage-1": {"align": "none"},
     **{name: {"ablate": name} for name in ABLATIONS},
-    "sensors-only": {"text": ()},
 }
 # Settings that may change when a comparison is continued, by more rows or seeds for example.
 NOT_COMPARED = ("out", "resume", "compare", "seeds")
@@ -35,8 +34,6 @@ def plan_runs(settings):
         changed = replace(part, **ROWS[row])
         if changed == part and row != "full" and "full" in rows:
             continue                                              # the full model is this already
-        if row == "text-only" and not settings.text:
-            continue
         fold = f"-fold{part.fold[0] + 1}" if settings.folds else ""
         out = Path(settings.out, f"{row}{fold}-{seed}")
         resume = Path(out, "last.safetensors").exists()
@@ -58,9 +55,8 @@ def claim_comparison(settings):
 def comparison_table(results):
     """{row: [results of each run]} -> a table.
 
-    macro_f1 and accuracy are those of the folds of a seed together, mean and standard deviation
-    over seeds; person_f1 is the mean over people; less says how much better the first row is,
-    person by person."""
+    macro_f1 and accuracy are those of the folds of a seed together, mean and deviation over seeds;
+    person_f1 is the mean over people; less: the first row's lead, person by person."""
     import pandas as pd                                           # takes a second
     table = {}
     first = None

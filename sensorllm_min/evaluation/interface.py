@@ -8,6 +8,7 @@ from ..batch import IGNORED, Example, collate
 from ..data.examples import PromptFormat, align_prompt, har_prompt
 from ..data.logs import put_on_grid, steady_log
 from ..data.sensors import dataset_of
+from ..data.tables import pick_columns
 from ..data.wording import QUESTIONS
 from ..files import InputError
 from ..generate import GREEDY
@@ -65,6 +66,8 @@ class Model:
         """The answer to a question about one channel of a window (T, C).
         sampling: a generate.Sampling; by default always the likeliest token."""
         self.require("align", "describe and ask")
+        if not isinstance(question, str):
+            raise InputError(f"question is {question!r}, expected a text")
         dataset = one_channel(self.dataset, channel)
         column = self.dataset.channels.index(dataset.channels[0])
         series = self.checked(samples)[:, [column]]
@@ -117,6 +120,13 @@ class Model:
 
     def checked(self, samples, may_miss=False):
         """Samples as an array (T, C): float32, like prepared windows; float64 if some may miss."""
+        if hasattr(samples, "columns"):                           # a DataFrame goes by name
+            tokens = [channel.token for channel in self.dataset.channels]
+            headings = [channel.heading for channel in self.dataset.channels]
+            names = tokens if set(tokens) <= set(samples.columns) else headings
+            samples = pick_columns(samples, names, "the DataFrame")
+        if isinstance(samples, torch.Tensor):
+            samples = samples.detach().cpu().double()
         samples = np.asarray(samples)
         n_channels = len(self.dataset.channels)
         is_real = samples.dtype.kind in "biuf"

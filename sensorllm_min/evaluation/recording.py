@@ -92,20 +92,29 @@ def predict_csv(path, model, batch_size, say):
     counts = Counter()
     column = dataset.label_column or "label"
     values = dataset.label_values or {name: name for name in dataset.classes}
-    present = column in csv_header(path)
+    header, _, _ = csv_header(path, [channel.heading for channel in dataset.channels])
+    present = column in header
     labelled = replace(dataset, label_column=column if present else None, label_values=values)
     log = put_on_grid(read_log(path, labelled, counts), counts)
     predictions = classify_recording(model, log, counts, batch_size)
     table = []
     for start, end, activity, probabilities in predictions:
-        probability = f"{probabilities[activity]:.4f}" if probabilities else ""
-        table.append((f"{start:.3f}", f"{end:.3f}", activity or NO_CLASS, probability))
+        probability = ""
+        if probabilities:
+            probability = f"{probabilities[activity]:.4f}"
+        row = f"{start:.3f}", f"{end:.3f}", activity or NO_CLASS, probability
+        table.append(row)
     table = pd.DataFrame(table, columns=["start", "end", "activity", "probability"])
     write_text(f"{path}.predictions.csv", table.to_csv(index=False, lineterminator="\n"))
-
-    lost = "".join(f"; {what} {count}" for what, count in sorted(counts.items()) if count)
+    lost = ""
+    if not counts["files read by their time column"]:
+        lost = "; no clock was found, this is the model's rate"
+    for what, count in sorted(counts.items()):
+        if count:
+            lost += f"; {what} {count}"
+    seconds = dataset.n_window / dataset.rate
     say(f"{path}: {len(log.samples)} samples at {log.rate:g} Hz, {len(predictions)} windows of "
-        f"{dataset.n_window / dataset.rate:g} s{lost}")
+        f"{seconds:g} s{lost}")
     predicted = activities_at(log.seconds, predictions)
     bars = {"predicted": bar_of(predicted, log)}
     for start, end, activity in bars["predicted"][:40]:

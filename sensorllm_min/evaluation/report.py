@@ -45,7 +45,8 @@ def write_report(path, records, scores, model, data):
     title = f"{data.name}: macro F1 {scores['macro_f1']:.3f} on {len(records)} windows"
     note = (f"Scored on {data.dataset.held_out}. Answers that name no class, which are wrong: "
             f"{scores['unparsable']}.")
-    table = pd.DataFrame({"score": scores, "": MEANING}, index=list(MEANING))
+    table = pd.DataFrame(
+        {"score": scores, "": MEANING}, index=list(MEANING))
     people = pd.DataFrame.from_dict(scores["people"], orient="index")
     classes = data.dataset.classes
     per_class = scores["per_class"]
@@ -68,4 +69,5 @@ def write_report(path, records, scores, model, data):
         for heading, values in origins.items():
             rows = pd.json_normalize(values, sep=" ").T.dropna()
             body += [f"<h2>{heading}</h2>", rows.to_html(header=False)]
-    write_text(path, PAGE.format(title=escape(title), body="\n".join(body)))
+    write_text(
+        path, PAGE.format(title=escape(title), body="\n".join(body)))

@@ -32,7 +32,8 @@ def plotting():
 
 def panels(rows, size, columns=1, **settings):
     """A figure of (width, height) inches -> (figure, its axes as a list)."""
-    figure, axes = plotting().subplots(rows, columns, figsize=size, squeeze=False, **settings)
+    figure, axes = plotting().subplots(
+        rows, columns, figsize=size, squeeze=False, **settings)
     return figure, list(axes.flat)
 
 
@@ -67,7 +68,8 @@ def draw_window(path, window, dataset, title, texts):
     for i, (axis, channel) in enumerate(zip(axes, dataset.channels)):
         draw_trend_line(axis, window[:, i], dataset)
         axis.set_title(channel.titled)
-        axis.set_xlabel(textwrap.fill(texts[i], 92), fontsize=6.5, loc="left")
+        axis.set_xlabel(
+            textwrap.fill(texts[i], 92), fontsize=6.5, loc="left")
     add_legend(figure, TREND_LEGEND)
     figure.suptitle(f"{title}; time in seconds")
     save(figure, path)
@@ -81,7 +83,8 @@ def draw_trend_line(axis, series, dataset):
         axis.plot(seconds, series, color=PALE_GREY, linewidth=0.9)
     for start, end, direction in zip(*trend_segments(line)):
         piece = slice(start, end + 1)
-        axis.plot(seconds[piece], line[piece], color=COLOURS[direction], linewidth=1.6)
+        axis.plot(
+            seconds[piece], line[piece], color=COLOURS[direction], linewidth=1.6)
 
 
 def draw_descriptions(path, windows, dataset):
@@ -95,12 +98,14 @@ def draw_descriptions(path, windows, dataset):
         height = float(np.ptp(series)) or 1.0
         for name, segments, drop in (("true", true, 0.2), ("model", claimed, 0.36)):
             bottom = float(np.min(series)) - drop * height
-            axis.text(-0.01 * last, bottom + 0.03 * height, name, ha="right")
+            axis.text(
+                -0.01 * last, bottom + 0.03 * height, name, ha="right")
             for start, end, direction in segments:
                 start, end = np.minimum((start, end), last)       # a claim may lie behind the end
                 bar = start, max(end - start, 0)
                 colour = COLOURS[direction]
-                axis.broken_barh([bar], (bottom, 0.12 * height), color=colour, edgecolor="white")
+                axis.broken_barh(
+                    [bar], (bottom, 0.12 * height), color=colour, edgecolor="white")
         axis.set_title(title)
         axis.set_xlim(-0.07 * last, last)
         axis.set_ylim(bottom - 0.05 * height)
@@ -130,9 +135,11 @@ def draw_recording(path, log, dataset, bars):
     """Draws a Log to a PNG, below bars {"predicted": [(start, end, activity), ...], ...}."""
     heights = [0.35 * len(bars)] + [1.9] * len(units_of(dataset))
     size = 11, 0.6 + sum(heights)
-    figure, (top, *axes) = panels(len(heights), size, sharex=True, height_ratios=heights)
+    figure, (top, *axes) = panels(
+        len(heights), size, sharex=True, height_ratios=heights)
     every = len(log.samples) // MOST_POINTS + 1
-    draw_units(axes, log.seconds[::every], log.samples[::every], dataset)
+    draw_units(
+        axes, log.seconds[::every], log.samples[::every], dataset)
     paint = plotting().get_cmap("tab20")
     shown = {}                                                    # activity -> colour
     for row, bar in enumerate(bars.values()):
@@ -141,7 +148,8 @@ def draw_recording(path, log, dataset, bars):
             if activity in dataset.classes:
                 colour = paint(dataset.classes.index(activity) % 20)
             shown[activity] = colour
-            top.broken_barh([(start, end - start)], (-row - 0.4, 0.8), color=colour)
+            top.broken_barh(
+                [(start, end - start)], (-row - 0.4, 0.8), color=colour)
     top.set_yticks(-np.arange(len(bars)), bars)
     top.margins(x=0)
     top.spines[:].set_visible(False)
@@ -156,7 +164,8 @@ def draw_curves(path, metrics):
     from matplotlib.ticker import LogFormatter
     table = pd.DataFrame(metrics).set_index("step")
     others = [name for name in table if "loss" not in name]
-    figure, axes = panels(1 + len(others), (8, 2.3 + 2.3 * len(others)), sharex=True)
+    figure, axes = panels(
+        1 + len(others), (8, 2.3 + 2.3 * len(others)), sharex=True)
     axis_of = dict(zip(others, axes[1:]))
     for name in table:
         axis = axis_of.get(name, axes[0])
@@ -165,7 +174,8 @@ def draw_curves(path, metrics):
             axis.plot(values, color=PALE_GREY, linewidth=0.6)
             values = values.rolling(len(values) // 50, min_periods=1).mean()
         marker = "o" if len(values) < 20 else None
-        axis.plot(values, label=name.replace("_", " "), markersize=3, marker=marker)
+        axis.plot(
+            values, label=name.replace("_", " "), markersize=3, marker=marker)
         if "loss" in name and values.min() > 0:
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter("{x:g}")               # the usual ones need parse_math
@@ -186,9 +196,11 @@ def draw_confusion(confusion, classes):
     for (row, column), count in np.ndenumerate(confusion):
         if count:
             colour = "white" if fractions[row, column] > 0.5 else "black"
-            axis.text(column, row, str(count), ha="center", va="center", color=colour)
+            axis.text(
+                column, row, str(count), ha="center", va="center", color=colour)
     names = [*classes, "no class"][:columns]
-    axis.set_xticks(range(columns), names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_xticks(
+        range(columns), names, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(n), classes)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
@@ -199,5 +211,6 @@ def draw_signals(window, dataset):
     """A window (S, C) -> PNG: a panel for each unit, a line for each of its channels."""
     rows = len(units_of(dataset))
     figure, axes = panels(rows, (6.5, 1.7 * rows), sharex=True)
-    draw_units(axes, np.arange(len(window)) / dataset.rate, window, dataset)
+    draw_units(
+        axes, np.arange(len(window)) / dataset.rate, window, dataset)
     return png_of(figure)

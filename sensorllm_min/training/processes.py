@@ -45,7 +45,8 @@ class Processes:
 
     def check_same(self, *values):
         """Raises an InputError unless the values, as text, are the same in all processes."""
-        digest = int(hashlib.sha256(repr(values).encode()).hexdigest()[:10], 16)
+        digest = int(
+            hashlib.sha256(repr(values).encode()).hexdigest()[:10], 16)
         if self.sum(digest) != [digest * self.world]:             # exact in float64
             raise InputError("the processes have different data, networks or options; give all of "
                              "them the same")

@@ -52,7 +52,8 @@ class TrendProbe(nn.Module):
         self.encoder = model.encoder
         self.chronos = model.chronos
         self.dataset = dataset
-        self.probe = nn.Linear(model.encoder.config.d_model, N_DIRECTIONS + LONGEST + 1)
+        self.probe = nn.Linear(
+            model.encoder.config.d_model, N_DIRECTIONS + LONGEST + 1)
         self.accuracy = 0.0                                       # of directions in the last batch
 
     def forward(self, batch):

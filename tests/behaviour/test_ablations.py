@@ -17,7 +17,6 @@ from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.evaluation.compare import ROWS, claim_comparison, comparison_table, plan_runs
 from sensorllm_min.files import InputError
 from sensorllm_min.recipe import build_model
-from sensorllm_min.sensorllm import SensorLLM
 from sensorllm_min.statistics import count_statistics
 from sensorllm_min.training.checkpoint import load_checkpoint
 from train_har import HarSettings
@@ -72,7 +71,6 @@ def test_one_command_trains_every_row_and_each_trains_what_it_says(folder, compa
         "no-llm": size["projector"] + size["encoder"] + channels * d * classes,
         "encoder-mlp": size["encoder"] + mlp(channels * d_features),
         "statistics": mlp(channels * count_statistics(6)),
-        "shuffled": full, "text-only": full, "sensors-only": full,
     }
 
 
@@ -88,10 +86,10 @@ def test_every_row_is_tested_on_the_same_windows_and_chance_comes_from_their_lab
 def test_an_interrupted_comparison_trains_only_what_is_missing(folder, compared):
     out, _ = compared
     before = (folder / "out/comparison/full-0/results.json").stat().st_mtime_ns
-    (folder / "out/comparison/text-only-0/results.json").unlink()
+    (folder / "out/comparison/no-llm-0/results.json").unlink()
     again = run("train_har.py", "--compare", "--seeds", 1, *SMALL, cwd=folder)
     assert (folder / "out/comparison/full-0/results.json").stat().st_mtime_ns == before
-    lines = [re.search(r"^text-only +.*$", text, re.MULTILINE)[0].rsplit(maxsplit=1)[0] for text in (out, again)]
+    lines = [re.search(r"^no-llm +.*$", text, re.MULTILINE)[0].rsplit(maxsplit=1)[0] for text in (out, again)]
     assert lines[0] == lines[1]                                               # but for the seconds
 
 
@@ -117,10 +115,8 @@ def test_each_ablation_is_blind_to_what_it_says(folder, compared):
         return not torch.allclose(logits(name), logits(name, change), atol=1e-6)      # another summation order in fp32
 
     assert notices("full", other_samples) and notices("full", other_words) and notices("full", backwards)
-    assert not notices("text-only", other_samples) and notices("text-only", other_words)
     for name in ("no-llm", "encoder-mlp", "statistics"):
         assert notices(name, other_samples) and not notices(name, other_words)
-    assert notices("shuffled", other_samples)
 
 
 def test_statistics_are_read_alone(folder, compared):
@@ -133,25 +129,6 @@ def test_statistics_are_read_alone(folder, compared):
             for parameter in part.parameters():
                 parameter.zero_()
         torch.testing.assert_close(model.class_logits(batch), expected, rtol=0, atol=1e-5)
-
-
-def test_a_shuffled_window_keeps_its_embeddings_and_has_an_order_of_its_own_in_any_batch(folder, compared):
-    model, examples = load(folder, "shuffled")
-    two, one = (collate([examples[i] for i in indices], model.tokenizer.pad_id) for indices in ((3, 30), (30,)))
-    with torch.no_grad():
-        shuffled, alone = model.embed(two), model.embed(one)
-        model.__class__ = SensorLLM                               # the same weights, nothing taken away
-        plain = model.embed(two)
-    orders = []
-    for row in range(2):
-        is_sensor = two.ids[row] == model.sensor_id
-        a, b = shuffled[row, is_sensor], plain[row, is_sensor]
-        orders.append((a[:, None] == b).all(-1).int().argmax(1).tolist())
-        assert sorted(orders[row]) == list(range(len(b))) != orders[row]
-        assert torch.equal(shuffled[row, ~is_sensor], plain[row, ~is_sensor])
-    assert orders[0] != orders[1]
-    # another batch size sums in another order: a few roundings of float32
-    torch.testing.assert_close(alone[0, one.mask[0]], shuffled[1, two.mask[1]], rtol=0, atol=1e-6)
 
 
 def test_a_random_llm_is_not_that_of_stage_1_and_differs_from_seed_to_seed(folder, compared):
@@ -180,14 +157,14 @@ def test_the_plan_holds_every_row_and_seed_and_refuses_other_settings(tmp_path):
     assert len({run.out for _, run in runs}) == len(runs)
     changed = {name: (run.align, run.text) for name, run in runs}
     assert changed == {name: ("a", ("smry",)) for name in ROWS} | {
-        "no-stage-1": ("none", ("smry",)), "sensors-only": ("a", ())}
+        "no-stage-1": ("none", ("smry",))}
     claim_comparison(settings)
     claim_comparison(replace(settings, seeds=3))                  # it resumes
     with pytest.raises(InputError, match="holds a comparison with other settings.*choose another --out"):
         claim_comparison(replace(settings, text=()))
     bare = replace(settings, align="none", text=())
     rows = {name for name, _ in plan_runs(bare)}
-    assert rows == {"full", *ABLATIONS} - {"text-only"}           # what the full model lacks is no ablation
+    assert rows == {"full", *ABLATIONS}                           # it is without stage 1 already
     with pytest.raises(InputError, match="class heads"):
         next(plan_runs(replace(settings, answer="text")))
 

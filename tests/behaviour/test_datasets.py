@@ -381,7 +381,8 @@ def test_own_csv_and_npy_recordings_are_prepared(tmp_path):
     meta = prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
     data = PreparedData(tmp_path / "out")
     assert data.name == "gloves" and data.dataset == own_dataset(tmp_path / "raw")[1] and data.dataset.window == 50
-    assert meta["lost_samples"] == {"recordings split at a gap": 8, "samples interpolated": 16,
+    assert meta["lost_samples"] == {
+        "files whose column comment is not used": 8, "recordings split at a gap": 8, "samples interpolated": 16,
                                     "samples lost at ends and in long gaps": 80}
     for kind in ("har", "align"):
         for split, people in (("train", {"carl", "dora"}), ("val", {"ben"}), ("test", {"anna"})):

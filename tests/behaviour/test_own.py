@@ -10,7 +10,8 @@ from helpers import json_lines, quiet
 from raw_files import OWN, write_small_own
 
 from sensorllm_min.data.logs import put_on_grid
-from sensorllm_min.data.own import own_dataset, read_clock, read_log
+from sensorllm_min.data.clocks import read_clock
+from sensorllm_min.data.own import own_dataset, read_log
 from sensorllm_min.data.prepare import prepare
 from sensorllm_min.data.prepared import PreparedData
 from sensorllm_min.files import InputError
@@ -92,7 +93,7 @@ def test_a_faster_recording_is_resampled_and_a_slower_one_refused(tmp_path, data
     middle = PreparedData(tmp_path / "out").samples_of("anna")[30:170, 0]     # the filter reaches over the ends
     np.testing.assert_allclose(np.diff(middle), 1, atol=2e-3)
     write_log(raw / "anna" / "waving" / "a.csv", np.arange(400) / 10)
-    with pytest.raises(InputError, match="waving/a.csv: by its time column the samples come at 10 Hz.*says 25 Hz"):
+    with pytest.raises(InputError, match="waving/a.csv: by its time column the samples come at 10 Hz.*should be 25 Hz"):
         prepare("own", raw, tmp_path / "out", say=quiet)
 
 
@@ -113,7 +114,7 @@ def test_times_are_read_in_their_unit(tmp_path, dataset, form):
 
 def test_the_unit_of_dataset_json_comes_first(tmp_path):
     dataset = describe(tmp_path / "raw", time={"column": "at", "unit": "s"})
-    assert read_clock(pd.Series([0, 40, 80]), dataset, "a.csv").tolist() == [0, 40, 80]
+    assert read_clock(pd.DataFrame([0, 40, 80]), dataset, "a.csv").tolist() == [0, 40, 80]
     write_log(tmp_path / "a.csv", STEADY, time="at")
     assert len(read(tmp_path / "a.csv", dataset).samples) == 100
     write_log(tmp_path / "a.csv", STEADY, time="when")
@@ -135,7 +136,7 @@ def test_numbers_of_lines_are_no_times(tmp_path):
     """At 100 Hz they would pass for milliseconds of a file at 1,000 Hz."""
     dataset = describe(tmp_path / "raw", rate=100)
     with pytest.raises(InputError, match="only counts the rows"):
-        read_clock(pd.Series(range(50)), dataset, "a.csv")
+        read_clock(pd.DataFrame(range(50)), dataset, "a.csv")
 
 
 def test_a_channel_that_comes_less_often_is_interpolated_and_missing_in_its_long_gaps(tmp_path, dataset):
@@ -165,7 +166,9 @@ def test_one_file_with_many_activities_and_columns_of_other_names(tmp_path):
         write_log(tmp_path / "raw" / person / "day.csv", np.arange(500) / 25, labels, ("Accelerometer X (g)", "wave"), "at")
     write_log(tmp_path / "raw/carl/monday/day.csv", np.arange(500) / 25, labels, ("Accelerometer X (g)", "wave"), "at")
     meta = prepare("own", tmp_path / "raw", tmp_path / "out", say=quiet)
-    assert meta["lost_samples"] == {"files read by their time column": 3, "samples without an activity": 150}
+    assert meta["lost_samples"] == {
+        "files read by their time column": 3, "files whose clock is at": 3, "samples without an activity": 150,
+        "samples labelled '0', which is no class": 150}
     found = [(one["activity"], one["length"]) for one in json_lines(tmp_path / "out/recordings.jsonl")]
     assert found == [("waving", 150), ("typing", 200), ("waving", 100)] * 3
     data = PreparedData(tmp_path / "out")
