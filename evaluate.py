@@ -53,15 +53,13 @@ class EvaluateSettings(SharedSettings):
     show: int = option(3, "descriptions to print", type=seed)
     temperature: float = option(
         0.0, "sampling temperature; 0 takes the likeliest token", type=amount)
-    top_k: int = option(
-        0, "sample from this many of the likeliest tokens; 0: all", type=seed)
+    top_k: int = option(0, "sample from this many of the likeliest tokens; 0: all", type=seed)
     top_p: float = option(
         1.0, "sample from the fewest tokens that reach this probability together",
         type=probability)
     ask: str = option(
         None, "answer a question about one window, instead of scoring", metavar="QUESTION")
-    window: int = option(
-        None, "the window of the split to ask about (default 0)", type=seed)
+    window: int = option(None, "the window of the split to ask about (default 0)", type=seed)
     csv: str = option(
         None, "a file with a column for each channel, named by its token: in stage 1 a window to "
         "ask about, in stage 2 a recording of any length, whose activities are written to "
@@ -88,8 +86,7 @@ def answer_split(settings, model, checkpoint, examples, path):
         if n_done:
             say(f"{path} holds {n_done} of {len(examples)} answers; remove it to make them again")
         batches = batches_of(examples, model.processes, settings.batch_size, say, n_done)
-        records = answer_batches(
-            model.model, batches, model.processes, longest, settings.sampling)
+        records = answer_batches(model.model, batches, model.processes, longest, settings.sampling)
         classes = model.recipe.classes
         return read_activities(records, classes) if classes else records
 
@@ -142,8 +139,7 @@ def score_activities(settings, model, checkpoint, data, out):
 
 def open_data(settings, recipe):
     """The dataset of --data, in the checkpoint's fold. InputError unless it was trained on it."""
-    data = PreparedData(
-        settings.data or f"data/{recipe.dataset}", recipe.fold)
+    data = PreparedData(settings.data or f"data/{recipe.dataset}", recipe.fold)
     if data.name != recipe.dataset:
         raise InputError(f"the checkpoint was trained on {recipe.dataset}, {settings.data} holds "
                          f"{data.name}; give the --data it was trained on")

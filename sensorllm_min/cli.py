@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from dataclasses import field, fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def run_script(main):
     Of several processes the first prints it. Another one that torchrun has not ended after a few
     seconds prints it too, since the error is its own."""
     sys.stdout.reconfigure(errors="backslashreplace")             # a console may lack a letter
+    warnings.formatwarning = lambda message, *where: f"{message}\n"
     first = int(os.environ.get("RANK", 0)) == 0
     code, message = 0, None
     try:
@@ -40,8 +42,7 @@ def run_script(main):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
         line = " ".join(str(message).split())                     # a file's name may hold a newline
-        print(
-            f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
     if dist.is_initialized():
         os._exit(code)                   # without waiting for the collectives of other processes
     sys.exit(code)

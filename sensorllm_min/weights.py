@@ -4,6 +4,8 @@ A tensor that keeps its dtype is a view of the memory-mapped file: a model is ne
 and processes share its pages. Nothing here can run code (no pickle).
 """
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,8 +41,8 @@ T5_NAMES = {
     rf"{BLOCK}\.{MLP}\.wo\.weight": r"layers.\1.mlp.down_proj.weight",
     rf"{BLOCK}\.layer\.1\.layer_norm\.weight": r"layers.\1.mlp_norm.weight",
     r"encoder\.final_layer_norm\.weight": "norm.weight",
-    # a copy of `shared`, and the decoder
-    r"encoder\.embed_tokens\.weight|decoder\..*|lm_head\.weight": None,
+    r"encoder\.embed_tokens\.weight": "own_embed_tokens.weight",       # most often equal to `shared`
+    r"decoder\..*|lm_head\.weight": None,
 }
 
 
@@ -124,12 +126,25 @@ def load_strictly(module, tensors, unknown, where):
     return module
 
 
+def pop_untied(tensors, name, where):
+    """Removes the table `name` -> itself if it differs from the embeddings that it should equal."""
+    table = tensors.pop(name, None)
+    if table is None or torch.equal(table, tensors.get("embed_tokens.weight", table[:0])):
+        return None
+    warnings.warn(f"{where}: the model is declared as tied, but its weights hold two different "
+                  "tables; the file's own are used")
+    return table
+
+
 def load_llama(directory, dtype=None):
     """The model of a LLaMA-family directory; dtype None keeps the stored one."""
     config = read_llama_config(directory)
     tensors, unknown = rename_tensors(directory, LLAMA_NAMES, dtype)
     if config.tie_embeddings:
-        tensors.pop("lm_head.weight", None)                     # some files also store the copy
+        head = pop_untied(tensors, "lm_head.weight", directory)
+        if head is not None:
+            tensors["lm_head.weight"] = head
+            config = replace(config, tie_embeddings=False)
     with torch.device("meta"), Unfilled():
         model = Llama(config)
     return load_strictly(model, tensors, unknown, directory)
@@ -139,6 +154,9 @@ def load_t5_encoder(directory, dtype=None):
     """The encoder of a Chronos T5 directory -> (T5Encoder, ChronosConfig)."""
     config, chronos = read_chronos_configs(directory)
     tensors, unknown = rename_tensors(directory, T5_NAMES, dtype)
+    table = pop_untied(tensors, "own_embed_tokens.weight", directory)
+    if table is not None:
+        tensors["embed_tokens.weight"] = table
     with torch.device("meta"), Unfilled():
         model = T5Encoder(config)
     return load_strictly(model, tensors, unknown, directory), chronos

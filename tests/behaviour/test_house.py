@@ -23,7 +23,7 @@ READMES = [ROOT / "README.md", ROOT / "tests/README.md", *PACKAGE.rglob("README.
 
 # What the project may grow to before something else has to go.
 MOST = {"lines": 8000, "nodes": 45000, "nodes a code line": 7.2, "options": 55, "columns": 100,
-        "lines of tests": 9850, "words in READMEs": 7000}
+        "lines of tests": 9870, "words in READMEs": 7000}
 
 
 def count_nodes(text):

@@ -94,15 +94,28 @@ def test_tensors_of_another_shape_and_quantised_ones_are_refused(folder):
     refused(folder, "model.norm.weight", "quantised")
 
 
-def test_a_tied_head_may_be_stored_as_well_and_is_not_read(tmp_path):
-    """As transformers: with tied embeddings the head is the embedding matrix, whatever the file holds."""
-    from transformers import LlamaForCausalLM
-    make_llama(tmp_path, tie_word_embeddings=True)
-    edit_weights(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(300, 48)}))
-    ours = load_llama(tmp_path)
-    assert ours.head_weight is ours.embed_tokens.weight and not hasattr(ours, "lm_head")
-    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(ours.head_weight, theirs.model.embed_tokens.weight)
+def test_an_equal_copy_is_dropped_and_a_table_of_its_own_is_used(tmp_path):
+    """As transformers, whatever config.json says of tied embeddings; Chronos' T5 likewise."""
+    from transformers import LlamaForCausalLM, T5ForConditionalGeneration
+    make_llama(tmp_path / "llama", tie_word_embeddings=True)
+    make_chronos(tmp_path / "t5")
+    ids = torch.tensor([[1, 5, 20, 33, 40]])
+    for folder, name, like in (("llama", "lm_head.weight", "model.embed_tokens.weight"),
+                               ("t5", "encoder.embed_tokens.weight", "shared.weight")):
+        folder = tmp_path / folder
+        edit_weights(folder, lambda tensors: tensors.update({name: tensors[like].clone()}))
+        if folder.name == "llama":
+            assert not hasattr(load_llama(folder), "lm_head")
+        edit_weights(folder, lambda tensors: tensors.update({name: torch.randn_like(tensors[like])}))
+    with pytest.warns(UserWarning, match="llama: the model is declared as tied"):
+        llama = load_llama(tmp_path / "llama")
+    with pytest.warns(UserWarning, match="t5: the model is declared as tied"):
+        encoder, _ = load_t5_encoder(tmp_path / "t5")
+    with torch.no_grad():
+        logits = LlamaForCausalLM.from_pretrained(tmp_path / "llama")(ids).logits
+        features = T5ForConditionalGeneration.from_pretrained(tmp_path / "t5").encoder(ids)[0]
+        torch.testing.assert_close(llama.logits(llama(llama.embed_tokens(ids))), logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(encoder(ids, torch.ones_like(ids, dtype=bool)), features, atol=1e-4, rtol=1e-4)
 
 
 def test_broken_files_are_named_with_what_to_do(folder):
