@@ -76,8 +76,8 @@ def main():
         help="draws the random windows and the wording (default 0)")
     add("--rate", type=amount, metavar="HZ",
         help="resample to this rate; stage-1 windows then last 1 to 4 s, with --smooth 0.25, "
-             "--band 0.25 and answers of one wording with facts (default: the dataset's own rate, "
-             "and the paper's texts)")
+             "--band 0.25 and answers of one wording (default: the dataset's own rate, and the "
+             "paper's texts)")
     add("--smooth", type=amount, metavar="SECONDS",
         help="stage 1 describes the trends of a moving average this long (default 0)")
     add("--band", type=amount, metavar="FRACTION",

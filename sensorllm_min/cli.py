@@ -42,7 +42,8 @@ def run_script(main):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
         line = " ".join(str(message).split())                     # a file's name may hold a newline
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
+        print(
+            f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
     if dist.is_initialized():
         os._exit(code)                   # without waiting for the collectives of other processes
     sys.exit(code)

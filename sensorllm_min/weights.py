@@ -41,7 +41,7 @@ T5_NAMES = {
     rf"{BLOCK}\.{MLP}\.wo\.weight": r"layers.\1.mlp.down_proj.weight",
     rf"{BLOCK}\.layer\.1\.layer_norm\.weight": r"layers.\1.mlp_norm.weight",
     r"encoder\.final_layer_norm\.weight": "norm.weight",
-    r"encoder\.embed_tokens\.weight": "own_embed_tokens.weight",       # most often equal to `shared`
+    r"encoder\.embed_tokens\.weight": "own_embed_tokens.weight",     # most often equal to `shared`
     r"decoder\..*|lm_head\.weight": None,
 }
 

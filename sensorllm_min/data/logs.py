@@ -86,7 +86,8 @@ def interpolate(log, rows, counts):
         times = seconds[good]
         if not len(times):
             continue
-        samples[:, column] = np.interp(grid, times, channel[good], left=np.nan, right=np.nan)
+        samples[:, column] = np.interp(
+            grid, times, channel[good], left=np.nan, right=np.nan)
         before = np.searchsorted(times, grid, "right").clip(1) - 1
         after = np.searchsorted(times, grid).clip(max=len(times) - 1)
         steps = np.rint((times[after] - times[before]) * rate)    # 0 at a sample

@@ -74,7 +74,8 @@ def read_usc_had(subject, files, dataset, seed, counts):
             samples = loadmat(path, variable_names=["sensor_readings"])["sensor_readings"]
         check_samples(samples, 6, f"{path}: sensor_readings")
         number = int(re.match(r"a(\d+)", path.name)[1])
-        [activity] = label_indices(np.array([number]), range(1, 13), path, others=())
+        [activity] = label_indices(
+            np.array([number]), range(1, 13), path, others=())
         samples = resample(samples, dataset.file_rate, dataset.rate)
         yield Recording(subject, int(activity), samples, f"Subject{subject}/{path.name}")
 
