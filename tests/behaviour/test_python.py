@@ -3,6 +3,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import ROOT, json_lines, launch, make_chronos, make_llama
@@ -138,6 +139,13 @@ def test_features_are_those_of_encoder_and_projector(demo, stage_1):
     assert isinstance(model.chronos, ChronosTokenizer) and numbers.shape[1] > 0
     torch.testing.assert_close(torch.tensor(stage_1.features(samples)), features)
     torch.testing.assert_close(torch.tensor(stage_1.features(samples, after="projector")), model.projector(features))
+
+
+def test_a_table_goes_by_name_and_a_tensor_by_value(demo, stage_1):
+    samples = recording_of(demo, 2)[1][:37]
+    frame = pd.DataFrame(samples, columns=[channel.token for channel in stage_1.dataset.channels])
+    for given in (frame[frame.columns[::-1]], torch.tensor(samples, requires_grad=True)):
+        np.testing.assert_array_equal(stage_1.features(given), stage_1.features(samples))
 
 
 # ---- mistakes ----
